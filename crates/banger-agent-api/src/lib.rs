@@ -1,0 +1,1 @@
+//! The guest protocol: schema, client and the hybrid-vsock dialer.

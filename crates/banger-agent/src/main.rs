@@ -1,0 +1,3 @@
+//! The guest agent: init of the initramfs, then a gRPC server on vsock.
+
+fn main() {}

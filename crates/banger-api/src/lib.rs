@@ -1,0 +1,1 @@
+//! The daemon's contract: methods, wire types, errors and the Unix-socket transport.

@@ -1,0 +1,1 @@
+//! What Banger does: machines, images, guests, and the state of the host they need.

@@ -1,0 +1,1 @@
+//! Banger's state in one SQLite file.

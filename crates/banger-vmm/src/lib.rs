@@ -1,0 +1,1 @@
+//! From a machine specification to a running microVM: Firecracker and QEMU behind one trait.

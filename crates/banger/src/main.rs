@@ -1,0 +1,3 @@
+//! Disposable Linux machines on your own host.
+
+fn main() {}

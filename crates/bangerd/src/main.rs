@@ -1,0 +1,3 @@
+//! Banger's daemon: wiring, RPC entry points, signals.
+
+fn main() {}

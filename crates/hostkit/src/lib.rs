@@ -1,0 +1,1 @@
+//! Typed access to Linux host facilities, one file per facility.

@@ -1,0 +1,3 @@
+//! Developer chores: test-bed set-up, benchmarks, generated files.
+
+fn main() {}
