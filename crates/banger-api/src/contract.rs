@@ -1,0 +1,173 @@
+//! The methods, each stated once. From this list come [`Service`] (what the daemon implements), the dispatcher, the
+//! client's typed functions and the OpenRPC document that `rpc.discover` prints.
+//!
+//! Why not a general JSON-RPC framework: its traits give neither strict by-name parameters nor a document of the
+//! contract nor a connection that turns into a byte stream, and these are most of what a contract crate is for.
+//!
+//! Three shapes of method:
+//! - `call`: one answer.
+//! - `subscribe`: the answer is `{"subscription": ID}`, then notifications carry events until an end or an error.
+//! - `stream`: the answer is `{"stream": true}`, then the connection carries frames (see [`crate::frame`]) and no JSON.
+
+use std::future::Future;
+use std::pin::Pin;
+
+use crate::error::RpcError;
+use crate::frame::FrameStream;
+use crate::types::*;
+
+/// Who is asking: the credentials of the socket's peer (`SO_PEERCRED`, unix(7)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Caller {
+    /// User id.
+    pub uid: u32,
+    /// Group id.
+    pub gid: u32,
+    /// Process id, 0 where the kernel does not say.
+    pub pid: u32,
+}
+
+/// Events of a subscription; `None` ends it. Dropped when the client goes away.
+pub type Events<T> = tokio::sync::mpsc::Receiver<Result<T, RpcError>>;
+
+/// What serves a stream once the connection has been handed over. Opening errors are answered before, as JSON.
+pub type StreamHandler = Box<dyn FnOnce(FrameStream) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send>;
+
+/// Shape of a method on the wire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shape {
+    /// One request, one answer.
+    Call,
+    /// One request, many notifications.
+    Subscription,
+    /// The connection becomes a byte stream.
+    Stream,
+}
+
+macro_rules! contract {
+    (
+        calls { $( $(#[doc = $cdoc:literal])+ $cname:literal $cfn:ident ($cparams:ty) -> $creply:ty; )* }
+        subscriptions { $( $(#[doc = $sdoc:literal])+ $sname:literal $sfn:ident ($sparams:ty) -> $sevent:ty; )* }
+        streams { $( $(#[doc = $tdoc:literal])+ $tname:literal $tfn:ident ($tparams:ty); )* }
+    ) => {
+        /// What the daemon implements: one function a method.
+        pub trait Service: Send + Sync + 'static {
+            $( $(#[doc = $cdoc])+ fn $cfn(&self, caller: Caller, params: $cparams)
+                -> impl Future<Output = Result<$creply, RpcError>> + Send; )*
+            $( $(#[doc = $sdoc])+ fn $sfn(&self, caller: Caller, params: $sparams)
+                -> impl Future<Output = Result<Events<$sevent>, RpcError>> + Send; )*
+            $( $(#[doc = $tdoc])+ fn $tfn(&self, caller: Caller, params: $tparams)
+                -> impl Future<Output = Result<StreamHandler, RpcError>> + Send; )*
+        }
+
+        /// Runs one request against a service. Parameters are parsed strictly.
+        pub(crate) async fn dispatch<S: Service>(
+            service: &S,
+            caller: Caller,
+            method: &str,
+            params: Option<&serde_json::value::RawValue>,
+        ) -> Result<crate::server::Outcome, RpcError> {
+            use crate::server::{Outcome, answer, parse_params, subscription};
+            match method {
+                $( $cname => answer(service.$cfn(caller, parse_params(method, params)?).await?), )*
+                $( $sname => Ok(subscription($sname, service.$sfn(caller, parse_params(method, params)?).await?)), )*
+                $( $tname => Ok(Outcome::Stream(service.$tfn(caller, parse_params(method, params)?).await?)), )*
+                _ => Err(crate::server::unknown_method(method)),
+            }
+        }
+
+        impl crate::client::Client {
+            $( $(#[doc = $cdoc])+
+            pub async fn $cfn(&self, params: $cparams) -> Result<$creply, crate::client::ClientError> {
+                self.call($cname, &params).await
+            } )*
+            $( $(#[doc = $sdoc])+
+            pub async fn $sfn(&self, params: $sparams)
+                -> Result<crate::client::Subscription<$sevent>, crate::client::ClientError> {
+                self.subscribe($sname, &params).await
+            } )*
+            $( $(#[doc = $tdoc])+
+            pub async fn $tfn(&self, params: $tparams) -> Result<FrameStream, crate::client::ClientError> {
+                self.open_stream($tname, &params).await
+            } )*
+        }
+
+        /// Every method's name, in the contract's order.
+        pub const METHODS: &[&str] = &[$($cname,)* $($sname,)* $($tname,)*];
+
+        /// The contract as an OpenRPC 1.3 document (<https://spec.open-rpc.org>).
+        #[must_use]
+        pub fn openrpc() -> serde_json::Value {
+            let mut doc = crate::server::OpenRpc::new();
+            $( doc.method::<$cparams, $creply>($cname, concat!($($cdoc, "\n"),+), Shape::Call); )*
+            $( doc.method::<$sparams, $sevent>($sname, concat!($($sdoc, "\n"),+), Shape::Subscription); )*
+            $( doc.method::<$tparams, ()>($tname, concat!($($tdoc, "\n"),+), Shape::Stream); )*
+            doc.finish()
+        }
+    };
+}
+
+contract! {
+    calls {
+        /// The daemon's version, directories, VMMs and counts.
+        "daemon.status" daemon_status(Empty) -> DaemonStatus;
+        /// Stops the daemon in order. Machines go on running.
+        "daemon.shutdown" daemon_shutdown(Empty) -> Empty;
+        /// Checks the host and says how to mend what is wrong.
+        "doctor.run" doctor_run(Empty) -> DoctorReport;
+        /// All images.
+        "image.list" image_list(Empty) -> Vec<Image>;
+        /// One image, by name or id.
+        "image.show" image_show(ImageRef) -> Image;
+        /// Removes an image that no machine uses.
+        "image.remove" image_remove(ImageRef) -> Image;
+        /// Begins to register a root file system (ext4 image or tar, plain or compressed) as an image.
+        "image.register" image_register(ImageRegister) -> Operation;
+        /// Begins to make a bootstrap image from packages.
+        "image.bootstrap" image_bootstrap(ImageBootstrap) -> Operation;
+        /// All kernels.
+        "kernel.list" kernel_list(Empty) -> Vec<Kernel>;
+        /// Begins to add a kernel from a file or a Debian package.
+        "kernel.add" kernel_add(KernelAdd) -> Operation;
+        /// Removes a kernel that neither image nor machine uses.
+        "kernel.remove" kernel_remove(KernelRef) -> Kernel;
+        /// Begins to create a machine, and to start it where asked.
+        "vm.create" vm_create(VmCreate) -> Operation;
+        /// All machines.
+        "vm.list" vm_list(VmList) -> Vec<Vm>;
+        /// One machine, by name or id.
+        "vm.show" vm_show(VmRef) -> Vm;
+        /// Begins to start a machine. Already running is a success.
+        "vm.start" vm_start(VmStart) -> Operation;
+        /// Begins to stop a machine: asks the guest, then forces after the timeout. Already stopped is a success.
+        "vm.stop" vm_stop(VmStop) -> Operation;
+        /// Ends a machine at once, as by pulling the plug.
+        "vm.kill" vm_kill(VmRef) -> Operation;
+        /// Begins to remove a machine and its disks. A running one needs `force`.
+        "vm.remove" vm_remove(VmRemove) -> Operation;
+        /// Asks the guest's agent for an answer and measures the round trip.
+        "vm.ping" vm_ping(VmRef) -> VmPing;
+        /// Operations, newest first.
+        "op.list" op_list(Empty) -> Vec<Operation>;
+        /// One operation.
+        "op.show" op_show(OperationRef) -> Operation;
+        /// Cancels an operation and waits until it has cleaned up. A finished one is left as it is.
+        "op.cancel" op_cancel(OperationRef) -> Operation;
+        /// This contract, as OpenRPC.
+        "rpc.discover" rpc_discover(Empty) -> serde_json::Value;
+    }
+    subscriptions {
+        /// The operation as it stands, then each change, until it has ended.
+        "op.watch" op_watch(OperationRef) -> Operation;
+    }
+    streams {
+        /// Runs a command in the guest. Frames as in the module `frame`.
+        "guest.exec" guest_exec(ExecOpen);
+        /// Sends a tar stream to be unpacked in the guest.
+        "guest.upload" guest_upload(UploadOpen);
+        /// Receives a file or tree of the guest as a tar stream.
+        "guest.download" guest_download(DownloadOpen);
+        /// The machine's serial console, as bytes.
+        "vm.logs" vm_logs(LogsOpen);
+    }
+}
