@@ -1,1 +1,9 @@
 //! Typed access to Linux host facilities, one file per facility.
+
+pub mod cpio;
+pub mod decompress;
+pub mod digest;
+pub mod elf;
+pub mod modules;
+pub mod process;
+pub mod vmlinuz;
