@@ -1,0 +1,160 @@
+//! The store through its public face: what callers rely on.
+
+#![expect(clippy::unwrap_used, reason = "a test says by panicking what went wrong")]
+
+use banger_store::{Store, StoreError, images, kernels, ledger, vms};
+use jiff::Timestamp;
+
+fn kernel(name: &str) -> kernels::KernelRow {
+    kernels::KernelRow {
+        name: name.into(),
+        version: "6.1".into(),
+        format: "elf".into(),
+        sha256: "00".into(),
+        size: 1 << 40,
+        modules: 7,
+        source: "file:vmlinux".into(),
+        created: Timestamp::UNIX_EPOCH,
+    }
+}
+
+fn image(id: &str, name: &str) -> images::ImageRow {
+    images::ImageRow {
+        id: id.into(),
+        name: name.into(),
+        kernel: "k".into(),
+        sha256: "00".into(),
+        size: 1,
+        used: 1,
+        source: "test".into(),
+        created: Timestamp::UNIX_EPOCH,
+    }
+}
+
+fn vm(id: &str, name: &str) -> vms::VmRow {
+    vms::VmRow {
+        id: id.into(),
+        name: name.into(),
+        image: "i1".into(),
+        kernel: "k".into(),
+        vcpus: 2,
+        memory_mib: 512,
+        disk: 1 << 33,
+        vmm: None,
+        labels: [("team".to_owned(), "a b\"c".to_owned())].into(),
+        ephemeral: true,
+        phase: "\"stopped\"".into(),
+        created: Timestamp::UNIX_EPOCH,
+    }
+}
+
+async fn filled(path: &std::path::Path) -> Store {
+    let store = Store::open(path).unwrap();
+    store
+        .write(|tx| {
+            kernels::insert(tx, &kernel("k"))?;
+            images::insert(tx, &image("i1", "debian"))?;
+            vms::insert(tx, &vm("v1", "dev"))
+        })
+        .await
+        .unwrap();
+    store
+}
+
+#[tokio::test]
+async fn rows_come_back_as_they_went_in_also_after_reopening() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("banger.db");
+    drop(filled(&path).await);
+    let store = Store::open(&path).unwrap();
+    assert_eq!(store.read(vms::list).await.unwrap(), [vm("v1", "dev")]);
+    assert_eq!(store.read(kernels::list).await.unwrap(), [kernel("k")]);
+    assert_eq!(store.read(images::list).await.unwrap(), [image("i1", "debian")]);
+}
+
+#[tokio::test]
+async fn names_are_unique_and_the_refused_job_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = filled(&dir.path().join("banger.db")).await;
+    let refused = store
+        .write(|tx| {
+            ledger::insert(tx, "v2", "{}", Timestamp::UNIX_EPOCH)?;
+            vms::insert(tx, &vm("v2", "dev"))
+        })
+        .await;
+    assert!(
+        matches!(refused, Err(StoreError::Exists { what: "machine", .. })),
+        "{refused:?}"
+    );
+    assert!(store.read(ledger::list).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn what_is_in_use_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = filled(&dir.path().join("banger.db")).await;
+    match store.write(|tx| images::remove(tx, "debian")).await {
+        Err(StoreError::InUse { by, .. }) => assert_eq!(by, ["dev"]),
+        other => panic!("{other:?}"),
+    }
+    match store.write(|tx| kernels::remove(tx, "k")).await {
+        Err(StoreError::InUse { by, .. }) => assert_eq!(by, ["image debian", "machine dev"]),
+        other => panic!("{other:?}"),
+    }
+    store.write(|tx| vms::remove(tx, "v1")).await.unwrap();
+    store.write(|tx| images::remove(tx, "i1")).await.unwrap();
+    store.write(|tx| kernels::remove(tx, "k")).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_machine_needs_its_image() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = filled(&dir.path().join("banger.db")).await;
+    let mut row = vm("v2", "other");
+    row.image = "nothing".into();
+    let refused = store.write(move |tx| vms::insert(tx, &row)).await;
+    assert!(
+        matches!(refused, Err(StoreError::Missing { what: "image", .. })),
+        "{refused:?}"
+    );
+}
+
+#[tokio::test]
+async fn the_ledger_keeps_the_order_of_making() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = filled(&dir.path().join("banger.db")).await;
+    for object in ["a", "b", "c"] {
+        store
+            .note(move |tx| ledger::insert(tx, "v1", object, Timestamp::UNIX_EPOCH))
+            .await
+            .unwrap();
+    }
+    let objects: Vec<String> = store
+        .read(|tx| ledger::of_owner(tx, "v1"))
+        .await
+        .unwrap()
+        .into_iter()
+        .map(|r| r.object)
+        .collect();
+    assert_eq!(objects, ["c", "b", "a"]);
+}
+
+#[tokio::test]
+async fn many_writers_at_once_are_all_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = filled(&dir.path().join("banger.db")).await;
+    let tasks: Vec<_> = (0..500)
+        .map(|n| {
+            let store = store.clone();
+            tokio::spawn(async move {
+                store
+                    .note(move |tx| ledger::insert(tx, "v1", &n.to_string(), Timestamp::UNIX_EPOCH))
+                    .await
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await.unwrap().unwrap();
+    }
+    assert_eq!(store.read(ledger::list).await.unwrap().len(), 500);
+}
