@@ -1,0 +1,171 @@
+//! `cargo xtask demo` and its undoing: links in `PATH`, the two bootstrap images, one command in a microVM.
+//!
+//! Everything goes through the `banger` command, as a user would type it, with the user's own state directory: what the
+//! demo made is there to be used afterwards.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::layout;
+use crate::sh::{self, Result};
+
+const IMAGES: [&str; 2] = ["debian", "busybox"];
+const PROGRAMS: [&str; 2] = ["banger", "bangerd"];
+const HELLO: &str =
+    r#". /etc/os-release; echo "Hello from $PRETTY_NAME, Linux $(uname -r), $(nproc) processors.""#;
+
+/// From a built stage to a command that ran in a microVM.
+pub(crate) fn demo() -> Result {
+    let directory = link()?;
+    leave_old_daemon()?;
+    let begin = Instant::now();
+    for image in IMAGES {
+        // An image that is there already is a success, at once.
+        show(&["image", "bootstrap", image])?;
+    }
+    show(&["run", "debian", "--rm", "--", "sh", "-c", HELLO])?;
+    println!(
+        "
+That command ran in a microVM of its own, which is gone again. It took {} seconds. Next:
+
+  banger run debian --name dev         a machine that stays, with a shell in it
+  banger exec dev -- systemctl status  a command in it
+  banger cp README.md dev:/root/       a file into it
+  banger stop dev; banger rm dev       and away
+  banger doctor                        what this host could do better
+  banger --help                        everything else",
+        begin.elapsed().as_secs()
+    );
+    if !on_path(&directory) {
+        println!(
+            "\n{0} is not in your PATH yet: export PATH=\"{0}:$PATH\"",
+            directory.display()
+        );
+    }
+    Ok(())
+}
+
+/// Undoes [`demo`]. Machines are never removed here: they are somebody's work.
+pub(crate) fn clean() -> Result {
+    let banger = layout::staged("banger");
+    if banger.exists() {
+        let machines = sh::read(Command::new(&banger).args(["ls", "-q"]))?;
+        if !machines.is_empty() {
+            let machines = machines.split_whitespace().collect::<Vec<_>>().join(" ");
+            return Err(
+                format!("there are machines; remove them first: banger rm --force {machines}").into(),
+            );
+        }
+        let there = sh::read(Command::new(&banger).args(["image", "ls", "-q"]))?;
+        for image in IMAGES
+            .iter()
+            .filter(|image| there.lines().any(|line| line == **image))
+        {
+            show(&["image", "rm", image])?;
+        }
+        stop_daemon()?;
+    }
+    let directory = link_directory()?;
+    for program in PROGRAMS {
+        let link = directory.join(program);
+        if fs::read_link(&link).is_ok_and(|to| to == layout::staged(program)) {
+            println!("removing {}", link.display());
+            fs::remove_file(&link)?;
+        }
+    }
+    Ok(())
+}
+
+/// Says a command and runs it on our terminal.
+fn show(arguments: &[&str]) -> Result {
+    let quoted: Vec<_> = arguments
+        .iter()
+        .map(|a| {
+            if a.contains([' ', '"', '$', ';']) {
+                format!("'{a}'")
+            } else {
+                (*a).to_owned()
+            }
+        })
+        .collect();
+    println!("$ banger {}", quoted.join(" "));
+    sh::run(Command::new(layout::staged("banger")).args(arguments))
+}
+
+/// A directory of programs that the user may write to: the README's commands then work as they stand.
+fn link_directory() -> Result<PathBuf> {
+    // Root is who may write to /usr/local/bin; asked by the user id of our own process (proc(5)).
+    if fs::metadata("/proc/self").is_ok_and(|m| std::os::unix::fs::MetadataExt::uid(&m) == 0) {
+        return Ok(PathBuf::from("/usr/local/bin"));
+    }
+    let home = std::env::var_os("HOME").ok_or("HOME is not set")?;
+    Ok(Path::new(&home).join(".local/bin"))
+}
+
+fn on_path(directory: &Path) -> bool {
+    std::env::var_os("PATH").is_some_and(|path| std::env::split_paths(&path).any(|entry| entry == directory))
+}
+
+/// Links the stage's programs, and leaves alone what is there and not ours.
+fn link() -> Result<PathBuf> {
+    let directory = link_directory()?;
+    fs::create_dir_all(&directory).map_err(|e| format!("failed to make {}: {e}", directory.display()))?;
+    for program in PROGRAMS {
+        let (link, to) = (directory.join(program), layout::staged(program));
+        match fs::read_link(&link) {
+            Ok(there) if there == to => continue,
+            // A link of another checkout's demo.
+            Ok(there) if there.ends_with(Path::new("stage/bin").join(program)) => fs::remove_file(&link)?,
+            Ok(_) | Err(_) if link.symlink_metadata().is_ok() => {
+                println!("{} is there and not from here; left alone", link.display());
+                continue;
+            }
+            Ok(_) | Err(_) => {}
+        }
+        symlink(&to, &link).map_err(|e| format!("failed to link {}: {e}", link.display()))?;
+        println!("linked {} -> {}", link.display(), to.display());
+    }
+    Ok(directory)
+}
+
+/// The pid of the daemon that serves the user's default socket.
+fn daemon() -> Option<u32> {
+    let mut status = Command::new(layout::staged("banger"));
+    status
+        .args(["daemon", "status", "--output", "json"])
+        .env("BANGER_NO_AUTOSTART", "1");
+    let status: serde_json::Value = serde_json::from_str(&sh::read(&mut status).ok()?).ok()?;
+    status.get("pid")?.as_u64()?.try_into().ok()
+}
+
+/// A daemon from before the last build goes; the next command starts the new one, which adopts its machines.
+fn leave_old_daemon() -> Result {
+    let Some(pid) = daemon() else { return Ok(()) };
+    let executable = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+    if executable == layout::staged("bangerd") {
+        return Ok(());
+    }
+    println!("restarting the daemon: it is {}", executable.display());
+    stop_daemon()
+}
+
+fn stop_daemon() -> Result {
+    let Some(pid) = daemon() else { return Ok(()) };
+    // Its ordered way out, the same as `systemctl stop` takes.
+    sh::run(
+        Command::new("kill")
+            .args(["-TERM", &pid.to_string()])
+            .stdout(Stdio::null()),
+    )?;
+    let patience = Instant::now() + Duration::from_secs(30);
+    while Path::new(&format!("/proc/{pid}")).exists() {
+        if Instant::now() > patience {
+            return Err(format!("the daemon (process {pid}) did not end within 30 seconds").into());
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}

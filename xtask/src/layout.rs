@@ -1,0 +1,32 @@
+//! Where things are in the checkout: the stage, the test bed, the tools.
+
+use std::path::{Path, PathBuf};
+
+/// The checkout.
+pub(crate) fn root() -> PathBuf {
+    // xtask/ is one below it; a path fixed when this was compiled, which is right for a tool that runs from the checkout.
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .unwrap_or(Path::new("/"))
+        .to_path_buf()
+}
+
+/// Build output.
+pub(crate) fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
+}
+
+/// The release as a user gets it: `bin/`, `libexec/banger/`.
+pub(crate) fn stage() -> PathBuf {
+    target().join("stage")
+}
+
+/// What only the tests need.
+pub(crate) fn testbed() -> PathBuf {
+    target().join("testbed")
+}
+
+/// A binary of the stage.
+pub(crate) fn staged(name: &str) -> PathBuf {
+    stage().join("bin").join(name)
+}

