@@ -4,6 +4,7 @@ pub mod cpio;
 pub mod decompress;
 pub mod digest;
 pub mod elf;
+pub mod exec;
 pub mod modules;
 pub mod process;
 pub mod vmlinuz;
