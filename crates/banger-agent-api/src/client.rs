@@ -1,0 +1,261 @@
+//! [`AgentClient`]: calls to one guest's agent.
+//!
+//! Connects at the first call and again by itself whenever the connection has broken. Unary calls have deadlines;
+//! streams have none, but HTTP/2 pings find a dead guest while (and only while) a stream is open, so an idle daemon is
+//! never woken.
+
+use crate::dial::dial;
+use crate::error::AgentError;
+use crate::exec::{ExecInput, ExecOutput, start_exec};
+use crate::proto;
+use crate::proto::agent_client::AgentClient as Rpc;
+use crate::transfer::{Download, Upload, start_download, start_upload};
+use crate::version::{MIN_PROTOCOL_VERSION, PROTOCOL_VERSION, negotiate};
+use crate::{AGENT_PORT, CONNECTION_WINDOW, MAX_REPLY_MESSAGE, MAX_REQUEST_MESSAGE, STREAM_WINDOW};
+use hyper_util::rt::TokioIo;
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Response, Status};
+
+/// One attempt to connect. A guest without KVM can take seconds to answer.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Between attempts of [`AgentClient::hello`].
+const HELLO_RETRY: Duration = Duration::from_millis(20);
+
+/// A ping this often while a stream is open, and the connection counts as dead when no answer comes this long.
+const KEEPALIVE: Duration = Duration::from_secs(30);
+
+/// Most a guest may send as headers or trailers, in bytes: statuses with texts of up to 1 KiB, twice encoded.
+const MAX_HEADERS: u32 = 16 * 1024;
+
+/// Who is process 1 in a guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum InitMode {
+    /// The agent.
+    Agent,
+    /// The image's systemd.
+    Systemd,
+    /// Another init of the image, or one this release does not know.
+    Other,
+    /// Not a guest: the agent serves for debugging.
+    None,
+}
+
+/// What an agent says about itself, checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AgentInfo {
+    /// The protocol version to use with it.
+    pub protocol_version: u32,
+    /// Its release; the guest's word, at most 64 printable characters.
+    pub agent_version: String,
+    /// The guest's kernel, as `uname -r`; the guest's word, at most 64 printable characters.
+    pub kernel_release: String,
+    /// Changes with every boot of the guest; the guest's word, at most 64 printable characters.
+    pub boot_id: String,
+    /// Who is process 1.
+    pub init_mode: InitMode,
+}
+
+/// Calls to one guest's agent. Clones share one connection.
+#[derive(Debug, Clone)]
+pub struct AgentClient {
+    rpc: Rpc<Channel>,
+}
+
+impl AgentClient {
+    /// A client for the guest behind the hybrid-vsock Unix socket `socket`. Nothing is connected yet.
+    ///
+    /// Must be called within a tokio runtime: the connection gets a task there.
+    #[must_use]
+    pub fn new(socket: &Path) -> Self {
+        let socket: Arc<Path> = Arc::from(socket);
+        Self::with_connector(move || {
+            let socket = Arc::clone(&socket);
+            async move { dial(&socket, AGENT_PORT, DIAL_TIMEOUT).await }
+        })
+    }
+
+    /// A client for an agent which serves on a plain Unix socket (`banger-agent serve --unix PATH`): for debugging and
+    /// tests.
+    #[must_use]
+    pub fn for_plain_socket(socket: &Path) -> Self {
+        let socket: Arc<Path> = Arc::from(socket);
+        Self::with_connector(move || {
+            let socket = Arc::clone(&socket);
+            async move {
+                tokio::net::UnixStream::connect(&socket)
+                    .await
+                    .map_err(|source| crate::DialError::Connect {
+                        path: PathBuf::from(&*socket),
+                        source,
+                    })
+            }
+        })
+    }
+
+    fn with_connector<C, F>(connect: C) -> Self
+    where
+        C: Fn() -> F + Send + Sync + 'static,
+        F: Future<Output = Result<tokio::net::UnixStream, crate::DialError>> + Send + 'static,
+    {
+        // The authority is never resolved; HTTP/2 wants one.
+        let channel = Endpoint::from_static("http://guest.invalid")
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .http2_max_header_list_size(MAX_HEADERS)
+            .http2_keep_alive_interval(KEEPALIVE)
+            .keep_alive_timeout(KEEPALIVE)
+            .keep_alive_while_idle(false)
+            .connect_with_connector_lazy(tower::service_fn(move |_uri| {
+                let connecting = connect();
+                async move { connecting.await.map(TokioIo::new) }
+            }));
+        let rpc = Rpc::new(channel)
+            .max_decoding_message_size(MAX_REPLY_MESSAGE)
+            .max_encoding_message_size(MAX_REQUEST_MESSAGE);
+        Self { rpc }
+    }
+
+    /// The version handshake. Tries again until `deadline` has passed while the guest does not listen yet or resets
+    /// the connection, as it may right after its hello line or a snapshot's restore.
+    ///
+    /// # Errors
+    ///
+    /// [`AgentError::Incompatible`] where there is no common protocol version; otherwise the last attempt's error.
+    pub async fn hello(&self, deadline: Duration) -> Result<AgentInfo, AgentError> {
+        let end = Instant::now() + deadline;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            let error = match self.hello_once(left).await {
+                Ok(info) => return Ok(info),
+                Err(error) => error,
+            };
+            let again = error.is_retriable() || error.is_broken();
+            if !again || Instant::now() + HELLO_RETRY >= end {
+                return Err(error);
+            }
+            tokio::time::sleep(HELLO_RETRY).await;
+        }
+    }
+
+    async fn hello_once(&self, deadline: Duration) -> Result<AgentInfo, AgentError> {
+        let request = proto::HelloRequest {
+            protocol_version: PROTOCOL_VERSION,
+            min_protocol_version: MIN_PROTOCOL_VERSION,
+            client_version: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        let mut rpc = self.rpc.clone();
+        let reply = unary("hello", deadline, rpc.hello(request)).await?;
+        let init_mode = match reply.init_mode() {
+            proto::InitMode::Agent => InitMode::Agent,
+            proto::InitMode::Systemd => InitMode::Systemd,
+            proto::InitMode::Other | proto::InitMode::Unspecified => InitMode::Other,
+            proto::InitMode::None => InitMode::None,
+        };
+        let protocol_version = negotiate(reply.protocol_version, reply.min_protocol_version)
+            .map_err(AgentError::Incompatible)?;
+        Ok(AgentInfo {
+            protocol_version,
+            agent_version: word("agent version", reply.agent_version)?,
+            kernel_release: word("kernel release", reply.kernel_release)?,
+            boot_id: word("boot id", reply.boot_id)?,
+            init_mode,
+        })
+    }
+
+    /// Asks for a sign of life; gives back how long the guest's kernel has been up.
+    ///
+    /// # Errors
+    ///
+    /// No connection, or no answer within `deadline`.
+    pub async fn ping(&self, deadline: Duration) -> Result<Duration, AgentError> {
+        let mut rpc = self.rpc.clone();
+        let reply = unary("ping", deadline, rpc.ping(proto::PingRequest {})).await?;
+        Ok(Duration::from_millis(reply.uptime_ms))
+    }
+
+    /// Starts a command and waits until it runs (or cannot).
+    ///
+    /// Dropping the [`ExecOutput`] ends the command: SIGHUP to its process group, then SIGKILL. Dropping the
+    /// [`ExecInput`] only ends its standard input.
+    ///
+    /// # Errors
+    ///
+    /// [`AgentError::Failed`] with the reason why the command could not be started, or no connection.
+    pub async fn exec(&self, start: proto::ExecStart) -> Result<(ExecInput, ExecOutput), AgentError> {
+        start_exec(self.rpc.clone(), start).await
+    }
+
+    /// Begins to unpack a tar stream in the guest.
+    ///
+    /// Must be called within a tokio runtime. Errors come from [`Upload::send`] and [`Upload::finish`].
+    #[must_use]
+    pub fn upload(&self, start: proto::UploadStart) -> Upload {
+        start_upload(self.rpc.clone(), start)
+    }
+
+    /// Begins to pack a file or tree of the guest into a tar stream, and waits for its description.
+    ///
+    /// # Errors
+    ///
+    /// [`AgentError::Failed`] with the reason why it cannot be read, or no connection.
+    pub async fn download(&self, request: proto::DownloadRequest) -> Result<Download, AgentError> {
+        start_download(self.rpc.clone(), request).await
+    }
+
+    /// Asks the guest to reboot, which ends its VMM; gives it `graceful` to do so in order, or none for at once.
+    /// Returns when the agent has begun; the end is the VMM's exit.
+    ///
+    /// # Errors
+    ///
+    /// No connection, or no answer within `deadline`.
+    pub async fn shutdown(&self, graceful: Option<Duration>, deadline: Duration) -> Result<(), AgentError> {
+        let request = match graceful {
+            Some(limit) => proto::ShutdownRequest {
+                mode: proto::ShutdownMode::Graceful.into(),
+                deadline_ms: u32::try_from(limit.as_millis()).unwrap_or(u32::MAX),
+            },
+            None => proto::ShutdownRequest {
+                mode: proto::ShutdownMode::Immediate.into(),
+                deadline_ms: 0,
+            },
+        };
+        let mut rpc = self.rpc.clone();
+        unary("shutdown", deadline, rpc.shutdown(request))
+            .await
+            .map(|proto::ShutdownReply {}| ())
+    }
+}
+
+/// Awaits a unary call for at most `deadline`.
+async fn unary<T>(
+    method: &'static str,
+    deadline: Duration,
+    call: impl Future<Output = Result<Response<T>, Status>>,
+) -> Result<T, AgentError> {
+    match tokio::time::timeout(deadline, call).await {
+        Ok(Ok(response)) => Ok(response.into_inner()),
+        Ok(Err(status)) => Err(AgentError::from_status(method, status)),
+        Err(_elapsed) => Err(AgentError::DeadlineExceeded {
+            method,
+            after: deadline,
+        }),
+    }
+}
+
+/// Takes a word from the guest's hello if it can be shown on a terminal and stored.
+fn word(what: &'static str, text: String) -> Result<String, AgentError> {
+    if text.len() <= 64 && text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        Ok(text)
+    } else {
+        Err(AgentError::Protocol {
+            method: "hello",
+            what,
+        })
+    }
+}
