@@ -188,7 +188,7 @@ async fn detached_means_detached() {
     spec.args = [
         "-c",
         "echo $$; cut -d' ' -f6 /proc/self/stat; pwd; umask; ls /proc/$$/fd; \
-         grep -E '^Sig(Blk|Ign)' /proc/$$/status; cat /proc/$$/oom_score_adj; env | grep -c INHERITED",
+         grep -E '^Sig(Blk|Ign)' /proc/self/status; cat /proc/$$/oom_score_adj; env | grep -c INHERITED",
     ]
     .map(OsString::from)
     .to_vec();
