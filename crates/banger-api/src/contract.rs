@@ -95,6 +95,16 @@ macro_rules! contract {
         /// Every method's name, in the contract's order.
         pub const METHODS: &[&str] = &[$($cname,)* $($sname,)* $($tname,)*];
 
+        /// The shape of a method, if there is one of that name.
+        pub(crate) fn shape(method: &str) -> Option<Shape> {
+            match method {
+                $( $cname )|* => Some(Shape::Call),
+                $( $sname )|* => Some(Shape::Subscription),
+                $( $tname )|* => Some(Shape::Stream),
+                _ => None,
+            }
+        }
+
         /// The contract as an OpenRPC 1.3 document (<https://spec.open-rpc.org>).
         #[must_use]
         pub fn openrpc() -> serde_json::Value {

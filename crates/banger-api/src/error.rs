@@ -89,7 +89,12 @@ pub struct RpcError {
 impl RpcError {
     /// An error with neither hint nor details.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), hint: None, details: Vec::new() }
+        Self {
+            kind,
+            message: message.into(),
+            hint: None,
+            details: Vec::new(),
+        }
     }
 
     /// Adds what to try.
@@ -130,14 +135,27 @@ impl From<RpcError> for WireError {
         Self {
             code: e.kind.code(),
             message: e.message,
-            data: Some(WireErrorData { kind: e.kind, hint: e.hint, details: e.details }),
+            data: Some(WireErrorData {
+                kind: e.kind,
+                hint: e.hint,
+                details: e.details,
+            }),
         }
     }
 }
 
 impl From<WireError> for RpcError {
     fn from(e: WireError) -> Self {
-        let data = e.data.unwrap_or(WireErrorData { kind: ErrorKind::Internal, hint: None, details: Vec::new() });
-        Self { kind: data.kind, message: e.message, hint: data.hint, details: data.details }
+        let data = e.data.unwrap_or(WireErrorData {
+            kind: ErrorKind::Internal,
+            hint: None,
+            details: Vec::new(),
+        });
+        Self {
+            kind: data.kind,
+            message: e.message,
+            hint: data.hint,
+            details: data.details,
+        }
     }
 }

@@ -13,6 +13,7 @@ pub mod client;
 pub mod contract;
 pub mod error;
 pub mod frame;
+mod line;
 pub mod server;
 pub mod types;
 
