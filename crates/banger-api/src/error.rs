@@ -34,8 +34,12 @@ pub enum ErrorKind {
     StartFailed,
     /// The guest's agent cannot be reached or broke off.
     GuestUnavailable,
-    /// The guest refused: no such command, user or directory there.
+    /// The guest refused: no such user or directory there.
     GuestRefused,
+    /// The guest has no such command (a shell exits with 127).
+    CommandNotFound,
+    /// The guest has the command and cannot run it (a shell exits with 126).
+    NotExecutable,
     /// The time allowed ran out.
     TimedOut,
     /// Somebody cancelled it.
@@ -64,6 +68,8 @@ impl ErrorKind {
             | Self::StartFailed
             | Self::GuestUnavailable
             | Self::GuestRefused
+            | Self::CommandNotFound
+            | Self::NotExecutable
             | Self::TimedOut
             | Self::Cancelled => -32000,
         }
