@@ -1,1 +1,52 @@
-//! End-to-end tests with real guests.
+//! A small framework for end-to-end tests: the real command line, the real daemon, real guests.
+//!
+//! ```text
+//! Testbed   where the staged programs, kernels and tools are; what is absent makes a test skip aloud
+//!   └ Daemon    one `bangerd` with directories of its own; at its end nothing of it may be left on the machine
+//!       ├ Banger     one run of the command line: exit code, stdout, stderr, a deadline
+//!       ├ Guest      a machine, made and started through the command line
+//!       ├ Snapshot   processes, files, sockets and rows before something goes wrong, to compare with after
+//!       └ Wire       a raw connection to the daemon's socket
+//! ```
+//!
+//! Bootstrapping the images takes a minute, so it is done once for a build of the product, by the product itself, into
+//! the test bed ([`state`]); each daemon then starts on a copy whose large files are hard links.
+//!
+//! The suites are modules of one test binary, `tests/guests`, so that they link once. It runs under cargo-nextest and
+//! under `cargo test` alike; `cargo xtask test` sets the variables that [`Testbed`] reads.
+
+pub mod command;
+pub mod daemon;
+pub mod guest;
+pub mod processes;
+pub mod pty;
+pub mod snapshot;
+pub mod state;
+pub mod testbed;
+pub mod wire;
+
+pub use command::{Banger, Finished, Running};
+pub use daemon::{Daemon, Settings};
+pub use guest::Guest;
+pub use pty::Pty;
+pub use snapshot::Snapshot;
+pub use testbed::Testbed;
+pub use wire::Wire;
+
+use std::time::{Duration, Instant};
+
+/// Waits until `done` gives something, asking every 20 milliseconds; `None` after the deadline.
+///
+/// For what the system has no event for: a process of another parent that ends, a file that another process removes.
+pub fn wait_for<T>(deadline: Duration, mut done: impl FnMut() -> Option<T>) -> Option<T> {
+    let end = Instant::now() + deadline;
+    loop {
+        if let Some(value) = done() {
+            return Some(value);
+        }
+        if Instant::now() >= end {
+            return None;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}

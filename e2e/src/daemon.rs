@@ -1,0 +1,389 @@
+//! One `bangerd` with directories of its own, and the promise that nothing of it is left when the test ends.
+
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal};
+
+use crate::command::{Banger, ends_within};
+use crate::processes::{self, Process};
+use crate::snapshot::Snapshot;
+use crate::state;
+use crate::testbed::Testbed;
+use crate::wait_for;
+
+/// A daemon comes up in milliseconds; this is for a machine whose processors all emulate guests.
+const READY: Duration = Duration::from_secs(30);
+
+/// How a daemon is to be started.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    prepared: bool,
+    config: String,
+    tmpfs: Option<String>,
+    environment: Vec<(String, String)>,
+}
+
+impl Settings {
+    /// On a copy of the prepared state: both images, their kernels, the initramfs.
+    #[must_use]
+    pub fn prepared() -> Self {
+        Self {
+            prepared: true,
+            ..Self::empty()
+        }
+    }
+
+    /// With neither images nor kernels.
+    #[must_use]
+    pub fn empty() -> Self {
+        let config = "[vmm]\nchoice = \"qemu\"\n".to_owned();
+        Self {
+            prepared: false,
+            config,
+            tmpfs: None,
+            environment: Vec::new(),
+        }
+    }
+
+    /// Another configuration file than the usual one, which only pins QEMU.
+    #[must_use]
+    pub fn config(mut self, config: impl Into<String>) -> Self {
+        self.config = config.into();
+        self
+    }
+
+    /// The state directory lies in a file system of that size (a `size=` of tmpfs(5)), which only the daemon sees. Needs
+    /// root. The prepared state, where asked for, is copied into it.
+    #[must_use]
+    pub fn small_disk(mut self, size: impl Into<String>) -> Self {
+        self.tmpfs = Some(size.into());
+        self
+    }
+
+    /// Sets a variable of the daemon's environment.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+}
+
+/// A daemon under test.
+#[derive(Debug)]
+pub struct Daemon {
+    bed: Testbed,
+    settings: Settings,
+    /// Short, because socket paths are limited to 107 bytes (unix(7)).
+    home: tempfile::TempDir,
+    /// On the test bed's file system, because hard links stay within one.
+    state: tempfile::TempDir,
+    child: Option<Child>,
+}
+
+impl Daemon {
+    /// Starts a daemon and waits until it says that it serves.
+    #[must_use]
+    pub fn start(bed: &Testbed, settings: Settings) -> Self {
+        let prepared = settings.prepared.then(|| state::prepared(bed));
+        let mut daemon = Self::new(bed, settings);
+        if let Some(prepared) = prepared {
+            state::link(&prepared, daemon.state.path());
+        }
+        daemon.launch();
+        daemon
+    }
+
+    /// Directories and configuration for a daemon that something else starts, or that is started by [`Self::launch`].
+    #[must_use]
+    pub fn new(bed: &Testbed, settings: Settings) -> Self {
+        let home = tempfile::Builder::new()
+            .prefix("bgt-")
+            .tempdir_in("/tmp")
+            .expect("make a directory");
+        let runs = bed.directory.join("runs");
+        std::fs::create_dir_all(&runs).expect("make the directory of the tests' state");
+        let state = tempfile::Builder::new()
+            .prefix("")
+            .tempdir_in(runs)
+            .expect("make a state directory");
+        std::fs::write(home.path().join("config.toml"), &settings.config).expect("write the configuration");
+        Self {
+            bed: bed.clone(),
+            settings,
+            home,
+            state,
+            child: None,
+        }
+    }
+
+    /// The test bed.
+    #[must_use]
+    pub fn bed(&self) -> &Testbed {
+        &self.bed
+    }
+
+    /// Starts the daemon and waits until it says that it serves.
+    pub fn launch(&mut self) {
+        assert!(self.child.is_none(), "one daemon at a time");
+        let notify = self.home.path().join("notify");
+        drop(std::fs::remove_file(&notify));
+        let listener = UnixDatagram::bind(&notify).expect("listen for the daemon's word");
+        let log = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.log_path())
+            .expect("open the log");
+
+        let mut command = match &self.settings.tmpfs {
+            None => Command::new(self.bed.program("bangerd")),
+            Some(size) => {
+                // A mount namespace that ends with the daemon: no mount can stay behind.
+                let script = r#"mount -t tmpfs -o "size=$1" tmpfs "$2" && cp -a "$3/." "$2" &&
+                    mount --bind "$2" "$3" && shift 3 && exec "$@""#;
+                let disk = self.home.path().join("disk");
+                std::fs::create_dir_all(&disk).expect("make a directory");
+                let mut command = Command::new("unshare");
+                command
+                    .args(["--mount", "sh", "-c", script, "sh", size])
+                    .arg(disk)
+                    .arg(self.state.path());
+                command.arg(self.bed.program("bangerd"));
+                command
+            }
+        };
+        command
+            .arg("run")
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("share the log"))
+            .stderr(log);
+        for (name, value) in self.environment() {
+            command.env(name, value);
+        }
+        command
+            .env("NOTIFY_SOCKET", &notify)
+            .envs(self.settings.environment.iter().cloned());
+        let child = command.spawn().expect("run bangerd");
+        self.child = Some(child);
+
+        listener
+            .set_read_timeout(Some(Duration::from_millis(100)))
+            .expect("set a timeout");
+        let end = Instant::now() + READY;
+        let mut message = [0; 512];
+        loop {
+            match listener.recv(&mut message) {
+                // sd_notify(3): assignments, a line each.
+                Ok(length)
+                    if message[..length]
+                        .split(|&b| b == b'\n')
+                        .any(|line| line == b"READY=1") =>
+                {
+                    return;
+                }
+                Ok(_) | Err(_) => {}
+            }
+            let ended = self
+                .child
+                .as_mut()
+                .and_then(|child| child.try_wait().expect("wait for bangerd"));
+            assert!(
+                ended.is_none(),
+                "bangerd ended with {}:\n{}",
+                ended.unwrap_or_default(),
+                self.log()
+            );
+            assert!(
+                Instant::now() < end,
+                "bangerd did not get ready within {READY:?}:\n{}",
+                self.log()
+            );
+        }
+    }
+
+    /// The variables that lead a daemon or a command line to this one's directories.
+    #[must_use]
+    pub fn environment(&self) -> [(&'static str, PathBuf); 3] {
+        [
+            ("BANGER_STATE_DIR", self.state.path().to_owned()),
+            ("BANGER_RUNTIME_DIR", self.runtime()),
+            ("BANGER_CONFIG", self.home.path().join("config.toml")),
+        ]
+    }
+
+    /// Runs the command line against this daemon, which it does not start by itself.
+    pub fn banger<I: IntoIterator<Item = S>, S: AsRef<std::ffi::OsStr>>(&self, arguments: I) -> Banger {
+        let mut banger = Banger::new(self.bed.program("banger")).env("BANGER_NO_AUTOSTART", "1");
+        for (name, value) in self.environment() {
+            banger = banger.env(name, value);
+        }
+        banger.env_remove("BANGER_SOCKET").args(arguments)
+    }
+
+    /// Its sockets' directory.
+    #[must_use]
+    pub fn runtime(&self) -> PathBuf {
+        self.home.path().join("run")
+    }
+
+    /// Its socket.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.runtime().join("bangerd.sock")
+    }
+
+    /// Its state directory as seen from here: with [`Settings::small_disk`], through the daemon's own mounts.
+    #[must_use]
+    pub fn state(&self) -> PathBuf {
+        match (&self.settings.tmpfs, &self.child) {
+            (Some(_), Some(child)) => {
+                let relative = self.state.path().strip_prefix("/").expect("an absolute path");
+                Path::new("/proc")
+                    .join(child.id().to_string())
+                    .join("root")
+                    .join(relative)
+            }
+            (Some(_), None) | (None, _) => self.state.path().to_owned(),
+        }
+    }
+
+    /// A directory for the test's own files, removed with the daemon.
+    #[must_use]
+    pub fn scratch(&self) -> PathBuf {
+        let scratch = self.home.path().join("scratch");
+        std::fs::create_dir_all(&scratch).expect("make a directory");
+        scratch
+    }
+
+    /// The daemon's process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().expect("a daemon that runs").id()
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.home.path().join("bangerd.log")
+    }
+
+    /// What the daemon has logged.
+    #[must_use]
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.log_path()).unwrap_or_default()
+    }
+
+    /// Kills the daemon as the kernel would when memory runs out. Machines go on.
+    pub fn kill(&mut self) {
+        let mut child = self.child.take().expect("a daemon that runs");
+        child.kill().expect("kill bangerd");
+        child.wait().expect("wait for bangerd");
+    }
+
+    /// Asks the daemon to end, as systemd does, and asserts that it ends well. Machines go on.
+    pub fn terminate(&mut self) {
+        let mut child = self.child.take().expect("a daemon that runs");
+        let pid = Pid::from_child(&child);
+        rustix::process::kill_process(pid, Signal::TERM).expect("signal bangerd");
+        let ended = ends_within(pid, READY);
+        if !ended {
+            drop(child.kill());
+        }
+        let status = child.wait().expect("wait for bangerd");
+        assert!(
+            ended,
+            "bangerd did not end within {READY:?} of SIGTERM:\n{}",
+            self.log()
+        );
+        assert!(status.success(), "bangerd ended with {status}:\n{}", self.log());
+    }
+
+    /// Processes that carry this daemon's directories, without the daemon and without command lines.
+    #[must_use]
+    pub fn machine_processes(&self) -> Vec<Process> {
+        let own = self.child.as_ref().map(Child::id);
+        let mut found = self.processes();
+        found.retain(|p| u32::try_from(p.pid).ok() != own);
+        found
+    }
+
+    fn processes(&self) -> Vec<Process> {
+        let markers = [self.home.path(), self.state.path()].map(|path| path.to_str().expect("an ASCII path"));
+        processes::with_markers(&markers)
+    }
+
+    /// What is there now, to be compared with later.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot::take(self)
+    }
+
+    /// Removes every machine, ends the daemon and asserts that nothing is left. Dropping does the same.
+    pub fn finish(self) {
+        drop(self);
+    }
+
+    fn wind_up(&mut self) {
+        if self.child.is_some() {
+            let machines = self.banger(["ls", "-q"]).ok();
+            if !machines.is_empty() {
+                self.banger(["rm", "--force"]).args(machines.lines()).ok();
+            }
+            let runtime = self.runtime();
+            let sockets = names(&runtime);
+            assert!(
+                sockets.iter().all(|name| !name.starts_with("bgr")),
+                "left in the runtime directory: {sockets:?}"
+            );
+            let disks = names(&self.state().join("vms"));
+            assert!(disks.is_empty(), "left in the state directory: {disks:?}");
+            self.terminate();
+        }
+        // The command line's own processes may be at their last instructions.
+        let left = wait_for(Duration::from_secs(5), || {
+            self.processes().is_empty().then_some(())
+        });
+        assert!(left.is_some(), "left running: {:#?}", self.processes());
+        assert!(!self.socket().exists(), "the socket is left");
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            // The test has failed already: say what the daemon saw, and clear up by force.
+            let log = self.log();
+            let tail: Vec<_> = log.lines().rev().take(60).collect();
+            eprintln!("--- the daemon's last lines");
+            for line in tail.iter().rev() {
+                eprintln!("{line}");
+            }
+        } else {
+            // A failed promise is a failed test, but what is left must go all the same.
+            let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.wind_up()));
+            if outcome.is_err() {
+                self.clear();
+                panic!("something is left; see above");
+            }
+        }
+        self.clear();
+    }
+}
+
+impl Daemon {
+    fn clear(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            drop(child.kill());
+            drop(child.wait());
+        }
+        processes::kill(&self.processes());
+    }
+}
+
+/// Names in a directory; empty where there is none.
+fn names(directory: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    entries
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect()
+}

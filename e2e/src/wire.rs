@@ -1,0 +1,87 @@
+//! A raw connection to the daemon's socket: JSON-RPC 2.0, one document a line, without the product's client in between.
+//! For what the command line never sends, and for what it does not show.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::daemon::Daemon;
+
+/// One connection.
+#[derive(Debug)]
+pub struct Wire {
+    stream: BufReader<UnixStream>,
+    next: u64,
+}
+
+impl Wire {
+    /// Connects.
+    #[must_use]
+    pub fn connect(daemon: &Daemon) -> Self {
+        let stream = UnixStream::connect(daemon.socket()).expect("connect to the daemon");
+        stream
+            .set_read_timeout(Some(Duration::from_secs(60)))
+            .expect("set a timeout");
+        stream
+            .set_write_timeout(Some(Duration::from_secs(60)))
+            .expect("set a timeout");
+        Self {
+            stream: BufReader::new(stream),
+            next: 1,
+        }
+    }
+
+    /// Calls a method and waits for its answer; an error answer is the error object.
+    ///
+    /// # Errors
+    /// What the daemon answered instead of a result.
+    pub fn call(&mut self, method: &str, params: &Value) -> Result<Value, Value> {
+        let id = self.next;
+        self.next += 1;
+        self.send(
+            json!({"jsonrpc": "2.0", "id": id, "method": method, "params": params})
+                .to_string()
+                .as_bytes(),
+        );
+        loop {
+            let mut answer = self
+                .receive()
+                .expect("an answer before the end of the connection");
+            // Notifications of a subscription come between.
+            if answer["id"] == json!(id) {
+                return match answer.get("error") {
+                    Some(error) => Err(error.clone()),
+                    None => Ok(answer["result"].take()),
+                };
+            }
+        }
+    }
+
+    /// Sends bytes and a newline.
+    pub fn send(&mut self, line: &[u8]) {
+        self.try_send(line).expect("send to the daemon");
+    }
+
+    /// Sends bytes and a newline to a daemon that may have hung up.
+    ///
+    /// # Errors
+    /// When it has.
+    pub fn try_send(&mut self, line: &[u8]) -> std::io::Result<()> {
+        let stream = self.stream.get_mut();
+        stream.write_all(line)?;
+        stream.write_all(b"\n")
+    }
+
+    /// The next document; `None` when the daemon has closed the connection.
+    pub fn receive(&mut self) -> Option<Value> {
+        let mut line = String::new();
+        match self.stream.read_line(&mut line) {
+            Ok(0) => None,
+            Ok(_) => Some(serde_json::from_str(&line).unwrap_or_else(|e| panic!("no JSON ({e}): {line}"))),
+            Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => None,
+            Err(error) => panic!("failed to read from the daemon: {error}"),
+        }
+    }
+}
