@@ -1,1 +1,3 @@
 //! What Banger does: machines, images, guests, and the state of the host they need.
+
+pub mod image;

@@ -1,4 +1,4 @@
-//! The little of ELF that kernels and their modules need: a bounds-checked look at headers, segments and sections.
+//! The little of ELF that kernels, modules and programs need: a bounds-checked look at headers, segments and sections.
 //!
 //! Source: System V ABI, "Object Files", 64-bit little-endian only. Serves [`crate::vmlinuz`] and [`crate::modules`];
 //! nothing is relocated, linked or executed here. Every offset comes from a file that may be damaged or hostile.
@@ -7,6 +7,7 @@
 pub(crate) const EM_X86_64: u16 = 62;
 pub(crate) const PT_LOAD: u32 = 1;
 pub(crate) const PT_NOTE: u32 = 4;
+const PT_INTERP: u32 = 3;
 
 /// What is wrong with an ELF file.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -33,6 +34,24 @@ pub enum Error {
         /// The field.
         what: &'static str,
     },
+}
+
+/// What matters about a program before it is started somewhere else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Program {
+    /// It is for x86-64.
+    pub x86_64: bool,
+    /// It needs a dynamic loader, and so shared libraries.
+    pub interpreter: bool,
+}
+
+/// Looks at an executable file in memory.
+pub fn program(bytes: &[u8]) -> Result<Program, Error> {
+    let elf = Elf::parse(bytes)?;
+    Ok(Program {
+        x86_64: elf.machine()? == EM_X86_64,
+        interpreter: elf.segments()?.iter().any(|segment| segment.kind == PT_INTERP),
+    })
 }
 
 /// A 64-bit little-endian ELF file in memory.
@@ -203,6 +222,13 @@ pub(crate) mod tests {
         assert_eq!(elf.section(".modinfo").unwrap(), Some(b"a=b\0".as_slice()));
         assert_eq!(elf.section(".none").unwrap(), None);
         assert_eq!(elf.segments().unwrap().len(), 1);
+        assert_eq!(
+            program(&file),
+            Ok(Program {
+                x86_64: true,
+                interpreter: false
+            })
+        );
     }
 
     #[test]

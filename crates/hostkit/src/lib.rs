@@ -1,6 +1,7 @@
 //! Typed access to Linux host facilities, one file per facility.
 
 pub mod cpio;
+pub mod deb;
 pub mod decompress;
 pub mod digest;
 pub mod elf;

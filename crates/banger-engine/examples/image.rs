@@ -1,0 +1,68 @@
+//! Drives the makers of kernels and images by hand, for those who work on them; the product's way is `banger image`.
+//!
+//! `cargo run -p banger-engine --example image -- kernel DIR PACKAGE` and so on; see `main`.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use banger_engine::image::initramfs;
+use banger_engine::image::kernel::{self, KernelFiles};
+use banger_engine::image::work::{Progress, Reporter};
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let dirs: Vec<PathBuf> = [
+        "/usr/local/sbin",
+        "/usr/local/bin",
+        "/usr/sbin",
+        "/usr/bin",
+        "/sbin",
+        "/bin",
+    ]
+    .map(PathBuf::from)
+    .into();
+    let started = Instant::now();
+    let progress = Reporter::new(
+        move |Progress {
+                  stage,
+                  message,
+                  done,
+                  total,
+              }| {
+            let amount = match (done, total) {
+                (Some(done), Some(total)) => format!(" {done}/{total}"),
+                (Some(done), None) => format!(" {done}"),
+                (None, _) => String::new(),
+            };
+            eprintln!(
+                "{:8.3} {stage}: {message}{amount}",
+                started.elapsed().as_secs_f64()
+            );
+        },
+    );
+    match arguments.as_slice() {
+        ["kernel-deb", dir, package] => {
+            println!(
+                "{:#?}",
+                kernel::add_from_deb(Path::new(dir), package, &dirs, &progress).await?
+            );
+        }
+        ["kernel-file", dir, file] => {
+            println!(
+                "{:#?}",
+                kernel::add_from_file(Path::new(dir), Path::new(file), None, &progress).await?
+            );
+        }
+        ["initramfs", dir, agent, kernel] => {
+            println!(
+                "{:#?}",
+                initramfs::build(Path::new(dir), Path::new(agent), &KernelFiles::new(kernel))?
+            );
+        }
+        _ => return Err("usage: see the source".into()),
+    }
+    eprintln!("{:8.3} done", started.elapsed().as_secs_f64());
+    Ok(())
+}

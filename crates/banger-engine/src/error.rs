@@ -1,0 +1,393 @@
+//! What can go wrong, and what to say about it.
+//!
+//! One enum for the engine, because its callers treat failures alike: they pass on the [`Kind`] (which fixes an exit
+//! code), the message with its causes, a hint, and the lines under the message. What is peculiar to a subsystem stays in
+//! that subsystem's own error and is the source here.
+
+use std::path::PathBuf;
+
+use banger_store::StoreError;
+use serde::{Deserialize, Serialize};
+
+use crate::vm::policy::Refusal;
+
+/// What sort of failure it is; stable, kept with finished operations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "each is described at its namesake in the contract")]
+pub enum Kind {
+    InvalidArgument,
+    NotFound,
+    AlreadyExists,
+    WrongState,
+    InUse,
+    Busy,
+    MissingPrerequisite,
+    OutOfResources,
+    StartFailed,
+    GuestUnavailable,
+    TimedOut,
+    Cancelled,
+    Internal,
+}
+
+/// A failed check before a start: nothing was touched.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// What is wrong, one line.
+    pub message: String,
+    /// How to mend it.
+    pub fix: Option<String>,
+}
+
+/// Why the engine did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Nothing of that name.
+    #[error("no {what} {name:?}")]
+    Missing {
+        /// `machine`, `image`, `kernel`, `operation`, `file`.
+        what: &'static str,
+        /// As asked for.
+        name: String,
+        /// A known name like it.
+        near: Option<String>,
+    },
+    /// A name that breaks the rules.
+    #[error("{name:?} cannot name a {what}: {problem}")]
+    BadName {
+        /// `machine`, `image`, `kernel`, `label`.
+        what: &'static str,
+        /// Its beginning.
+        name: String,
+        /// Which rule.
+        problem: &'static str,
+    },
+    /// A value out of range.
+    #[error("{field} of {value} is {problem}")]
+    OutOfRange {
+        /// The field.
+        field: &'static str,
+        /// As given, for people.
+        value: String,
+        /// `below the minimum of 64 MiB`.
+        problem: String,
+    },
+    /// A file that cannot be what it was given for.
+    #[error("{} cannot be used as a {what}: {problem}", path.display())]
+    BadFile {
+        /// `root file system`, `kernel`.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        problem: String,
+    },
+    /// The state machine says no.
+    #[error("machine {vm:?} {refusal}")]
+    Refused {
+        /// Its name.
+        vm: String,
+        /// Why not.
+        refusal: Refusal,
+    },
+    /// Too much waits already.
+    #[error("machine {vm:?} has too many requests waiting")]
+    Busy {
+        /// Its name.
+        vm: String,
+    },
+    /// Checks before the start failed; nothing was touched.
+    #[error("machine {vm:?} cannot be started: {}", problems.iter().map(|p| p.message.as_str()).collect::<Vec<_>>().join("; "))]
+    Preflight {
+        /// Its name.
+        vm: String,
+        /// All of them.
+        problems: Vec<Problem>,
+    },
+    /// The machine is not running, and must be for this.
+    #[error("machine {vm:?} is not running")]
+    NotRunning {
+        /// Its name.
+        vm: String,
+    },
+    /// The VMM did not come up.
+    #[error("machine {vm:?} did not start")]
+    Launch {
+        /// Its name.
+        vm: String,
+        /// The driver's word.
+        source: banger_vmm::LaunchError,
+    },
+    /// The VMM could not be ended.
+    #[error("machine {vm:?} could not be killed")]
+    Kill {
+        /// Its name.
+        vm: String,
+        /// The driver's word.
+        source: banger_vmm::KillError,
+    },
+    /// The VMM ended before the guest answered.
+    #[error("machine {vm:?} stopped while it was starting: {cause}")]
+    DiedStarting {
+        /// Its name.
+        vm: String,
+        /// How: a guest kernel panic, the VMM's exit.
+        cause: String,
+        /// The last lines of its console.
+        console: Vec<String>,
+    },
+    /// The guest's agent did not answer in time.
+    #[error("machine {vm:?} did not answer within {seconds} s of its start")]
+    Silent {
+        /// Its name.
+        vm: String,
+        /// The time allowed.
+        seconds: u64,
+        /// The last lines of its console.
+        console: Vec<String>,
+    },
+    /// The guest's agent answered, but failed or does not fit.
+    #[error("the agent of machine {vm:?} failed")]
+    Agent {
+        /// Its name.
+        vm: String,
+        /// The protocol's word.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A companion binary or artifact is missing.
+    #[error("{what} was not found; looked in {}", looked.join(", "))]
+    Asset {
+        /// `the guest agent (banger-agent)`.
+        what: String,
+        /// Places.
+        looked: Vec<String>,
+        /// How to get it.
+        fix: String,
+    },
+    /// No VMM can be used.
+    #[error("no VMM can be used: {reason}")]
+    NoVmm {
+        /// Why.
+        reason: String,
+    },
+    /// An image or kernel could not be made.
+    #[error("{what} {name:?} could not be made")]
+    Make {
+        /// `image`, `kernel`.
+        what: &'static str,
+        /// Its name.
+        name: String,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The host refused a file operation.
+    #[error("failed to {action} {}", path.display())]
+    Io {
+        /// `create`, `remove`, `read`.
+        action: &'static str,
+        /// Which file.
+        path: PathBuf,
+        /// The kernel's word.
+        source: std::io::Error,
+    },
+    /// A tool of the host failed.
+    #[error("failed to {action}")]
+    Host {
+        /// What was to be done.
+        action: &'static str,
+        /// The tool's word.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The store failed or refused.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Cancelled; what had been made is removed.
+    #[error("cancelled")]
+    Cancelled,
+    /// The daemon is shutting down.
+    #[error("the daemon is shutting down")]
+    ShuttingDown,
+    /// The daemon ended in the middle of it.
+    #[error("the daemon was interrupted while it was {stage}")]
+    Interrupted {
+        /// The stage.
+        stage: String,
+    },
+}
+
+/// An error in the form that is kept and sent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// What sort.
+    pub kind: Kind,
+    /// The message with its causes.
+    pub message: String,
+    /// What to try.
+    pub hint: Option<String>,
+    /// Lines that belong under the message.
+    pub details: Vec<String>,
+}
+
+/// Whether one of an error's causes is a full file system (ENOSPC, EDQUOT) or a tool's word of one.
+fn is_full(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(e) = next {
+        if let Some(io) = e.downcast_ref::<std::io::Error>()
+            && matches!(io.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
+        {
+            return true;
+        }
+        if matches!(e.downcast_ref::<StoreError>(), Some(StoreError::Full)) {
+            return true;
+        }
+        if e.to_string().contains("No space left on device") {
+            return true;
+        }
+        next = e.source();
+    }
+    false
+}
+
+impl Error {
+    /// What sort of failure it is.
+    pub fn kind(&self) -> Kind {
+        if is_full(self) {
+            return Kind::OutOfResources;
+        }
+        match self {
+            Self::Missing { .. } | Self::Store(StoreError::Missing { .. }) => Kind::NotFound,
+            Self::BadName { .. } | Self::OutOfRange { .. } | Self::BadFile { .. } => Kind::InvalidArgument,
+            Self::Refused { .. } | Self::NotRunning { .. } => Kind::WrongState,
+            Self::Busy { .. } => Kind::Busy,
+            Self::Preflight { .. } | Self::Asset { .. } | Self::NoVmm { .. } => Kind::MissingPrerequisite,
+            Self::Launch { .. } | Self::DiedStarting { .. } => Kind::StartFailed,
+            Self::Silent { .. } => Kind::TimedOut,
+            Self::Agent { .. } => Kind::GuestUnavailable,
+            Self::Store(StoreError::Exists { .. }) => Kind::AlreadyExists,
+            Self::Store(StoreError::InUse { .. }) => Kind::InUse,
+            Self::Store(StoreError::Full) => Kind::OutOfResources,
+            Self::Cancelled | Self::ShuttingDown => Kind::Cancelled,
+            Self::Kill { .. }
+            | Self::Make { .. }
+            | Self::Io { .. }
+            | Self::Host { .. }
+            | Self::Interrupted { .. }
+            | Self::Store(
+                StoreError::ReadOnly | StoreError::Corrupt { .. } | StoreError::Sqlite(_) | StoreError::Closed,
+            ) => Kind::Internal,
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        if is_full(self) {
+            return Some("free space on the file system of the state directory, then try again".to_owned());
+        }
+        match self {
+            Self::Missing { near: Some(near), .. } => Some(format!("did you mean {near:?}?")),
+            Self::Missing { what: "image", near: None, .. } => {
+                Some("`banger image ls` lists them; `banger image bootstrap debian` makes one".to_owned())
+            }
+            Self::Missing { what: "machine", near: None, .. } => Some("`banger vm ls` lists them".to_owned()),
+            Self::Missing { what: "kernel", near: None, .. } => {
+                Some("`banger kernel ls` lists them; `banger kernel add` adds one".to_owned())
+            }
+            Self::NotRunning { vm } => Some(format!("start it: banger vm start {vm}")),
+            Self::Refused { vm, refusal } => refusal.hint(vm),
+            Self::Busy { .. } => Some("wait for what it is doing, then try again".to_owned()),
+            Self::Asset { fix, .. } => Some(fix.clone()),
+            Self::Preflight { problems, .. } => match problems.as_slice() {
+                [Problem { fix, .. }] => fix.clone(),
+                _ => Some("`banger doctor` checks the whole host".to_owned()),
+            },
+            Self::NoVmm { .. } => Some("`banger doctor` says what each VMM needs".to_owned()),
+            Self::Silent { .. } => {
+                Some("a slow host may need a longer `start_timeout`; the console's last lines are above".to_owned())
+            }
+            Self::Store(StoreError::InUse { .. }) => Some("remove what uses it first".to_owned()),
+            Self::Store(StoreError::ReadOnly) => {
+                Some("make the state directory writable again; nothing was changed".to_owned())
+            }
+            Self::Interrupted { .. } => Some("what it had begun was cleaned up; try again".to_owned()),
+            Self::Missing { .. }
+            | Self::BadName { .. }
+            | Self::OutOfRange { .. }
+            | Self::BadFile { .. }
+            | Self::Launch { .. }
+            | Self::Kill { .. }
+            | Self::DiedStarting { .. }
+            | Self::Agent { .. }
+            | Self::Make { .. }
+            | Self::Io { .. }
+            | Self::Host { .. }
+            | Self::Store(_)
+            | Self::Cancelled
+            | Self::ShuttingDown => None,
+        }
+    }
+
+    fn details(&self) -> Vec<String> {
+        match self {
+            Self::DiedStarting { console, .. } | Self::Silent { console, .. } => console.clone(),
+            Self::Preflight { problems, .. } if problems.len() > 1 => problems
+                .iter()
+                .map(|p| match &p.fix {
+                    Some(fix) => format!("{} (fix: {fix})", p.message),
+                    None => p.message.clone(),
+                })
+                .collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// The form that is kept and sent: the message has all its causes in it.
+    pub fn report(&self) -> Report {
+        Report { kind: self.kind(), message: chain(self), hint: self.hint(), details: self.details() }
+    }
+}
+
+/// An error and its causes in one line.
+pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let cause_text = cause.to_string();
+        // A transparent wrapper repeats its source; saying it once is enough.
+        if !text.ends_with(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        next = cause.source();
+    }
+    text
+}
+
+/// Shorthand for [`Error::Io`].
+pub(crate) fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Error {
+    let path = path.into();
+    move |source| Error::Io { action, path, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_file_system_is_recognised_through_its_causes() {
+        let source = std::io::Error::from(std::io::ErrorKind::StorageFull);
+        let error = Error::Make { what: "image", name: "x".into(), source: Box::new(source) };
+        assert_eq!(error.kind(), Kind::OutOfResources);
+        assert!(error.report().hint.is_some());
+    }
+
+    #[test]
+    fn the_chain_says_each_cause_once() {
+        let error = Error::Store(StoreError::Sqlite(rusqlite_like()));
+        assert!(chain(&error).starts_with("the state file failed: "));
+        assert_eq!(chain(&Error::Store(StoreError::Full)), "no space left for the state file");
+    }
+
+    fn rusqlite_like() -> banger_store::SqliteError {
+        banger_store::SqliteError::InvalidQuery
+    }
+}

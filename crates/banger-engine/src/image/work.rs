@@ -1,0 +1,263 @@
+//! Where slow image work happens: a temporary directory beside the target, and threads that stop when nobody waits.
+//!
+//! Everything that images and kernels are made from is first made in a [`WorkDir`] in the directory it will live in,
+//! then synced and renamed, so that a reader sees all of it or nothing. Whoever drops the future of a step abandons the
+//! step: its thread notices at the next [`Cancel::check`] and the last owner of the directory removes it. What a killed
+//! daemon leaves is recognised by its name and removed by [`sweep`] at the next start.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::fs::RenameFlags;
+
+/// How every unfinished thing is called, with random letters after it.
+pub const PREFIX: &str = ".bgr-tmp-";
+
+/// How far a slow operation has come; `done` and `total` are bytes, where they are known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Progress {
+    /// The step, from a small fixed set that each operation documents.
+    pub stage: &'static str,
+    /// A line for people.
+    pub message: String,
+    /// Bytes done so far.
+    pub done: Option<u64>,
+    /// Bytes in all.
+    pub total: Option<u64>,
+}
+
+/// Receives progress; called from any thread, a few times a second at most, and must not block.
+#[derive(Clone)]
+pub struct Reporter(Arc<dyn Fn(Progress) + Send + Sync>);
+
+impl Reporter {
+    /// Wraps a function.
+    pub fn new(report: impl Fn(Progress) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(report))
+    }
+
+    /// One that tells nobody.
+    #[must_use]
+    pub fn silent() -> Self {
+        Self::new(|_| ())
+    }
+
+    /// Reports that a step is under way.
+    pub fn step(&self, stage: &'static str, message: impl Into<String>) {
+        (self.0)(Progress {
+            stage,
+            message: message.into(),
+            done: None,
+            total: None,
+        });
+    }
+
+    /// Reports how many bytes of a step are done.
+    pub fn bytes(&self, stage: &'static str, message: impl Into<String>, done: u64, total: Option<u64>) {
+        (self.0)(Progress {
+            stage,
+            message: message.into(),
+            done: Some(done),
+            total,
+        });
+    }
+}
+
+impl std::fmt::Debug for Reporter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Reporter")
+    }
+}
+
+/// A directory for unfinished work, removed with all that is in it when its last clone is dropped.
+#[derive(Debug, Clone)]
+pub struct WorkDir(Arc<Owned>);
+
+#[derive(Debug)]
+struct Owned(PathBuf);
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        // A command that was just killed may still be creating files; its last process is gone within moments.
+        for _ in 0..20 {
+            match fs::remove_dir_all(&self.0) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    std::thread::sleep(std::time::Duration::from_millis(10));
+                }
+                Ok(()) | Err(_) => return,
+            }
+        }
+        tracing::warn!(path = %self.0.display(), "unfinished work is left until the next start");
+    }
+}
+
+impl WorkDir {
+    /// Makes one in `parent` (which is made too where it is missing), for this user alone.
+    pub fn new_in(parent: &Path) -> io::Result<Self> {
+        use std::os::unix::fs::PermissionsExt;
+        fs::create_dir_all(parent)?;
+        tempfile::Builder::new()
+            .prefix(PREFIX)
+            .permissions(fs::Permissions::from_mode(0o700))
+            .tempdir_in(parent)
+            .map(|dir| Self(Arc::new(Owned(dir.keep()))))
+    }
+
+    /// Makes one in the directory that `target` will be in.
+    pub fn beside(target: &Path) -> io::Result<Self> {
+        Self::new_in(target.parent().unwrap_or(target))
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.0.0
+    }
+
+    /// Moves `name` out of here to `target` in one step, on disk when this returns. Fails with
+    /// [`io::ErrorKind::AlreadyExists`] where the target exists.
+    pub fn publish(&self, name: &str, target: &Path) -> io::Result<()> {
+        let from = self.path().join(name);
+        sync_tree(&from)?;
+        rustix::fs::renameat_with(
+            rustix::fs::CWD,
+            &from,
+            rustix::fs::CWD,
+            target,
+            RenameFlags::NOREPLACE,
+        )?;
+        match target.parent() {
+            Some(parent) => File::open(parent)?.sync_all(),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Flushes a file, or a directory and all below it, to disk.
+fn sync_tree(path: &Path) -> io::Result<()> {
+    let kind = fs::symlink_metadata(path)?.file_type();
+    if kind.is_dir() {
+        for entry in fs::read_dir(path)? {
+            sync_tree(&entry?.path())?;
+        }
+    }
+    if kind.is_dir() || kind.is_file() {
+        File::open(path)?.sync_all()
+    } else {
+        Ok(())
+    }
+}
+
+/// Removes what a killed process left in `parent`; the caller knows that nobody is at work there. Returns what was
+/// removed; what cannot be removed is left for the next time.
+pub fn sweep(parent: &Path) -> io::Result<Vec<PathBuf>> {
+    let entries = match fs::read_dir(parent) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let mut removed = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(PREFIX) && fs::remove_dir_all(entry.path()).is_ok()
+        {
+            removed.push(entry.path());
+        }
+    }
+    Ok(removed)
+}
+
+/// Tells work on another thread that nobody waits for it any more.
+#[derive(Debug, Clone, Default)]
+pub struct Cancel(Arc<AtomicBool>);
+
+impl Cancel {
+    /// Fails once the work is pointless; called between small pieces of it.
+    pub fn check(&self) -> io::Result<()> {
+        if self.0.load(Ordering::Relaxed) {
+            Err(io::Error::other("cancelled"))
+        } else {
+            Ok(())
+        }
+    }
+}
+
+/// Runs work on a thread for blocking calls. Dropping the future cancels: see [`Cancel::check`].
+///
+/// # Panics
+/// Where the work panics.
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce(&Cancel) -> T + Send + 'static) -> T {
+    struct CancelOnDrop(Cancel);
+    impl Drop for CancelOnDrop {
+        fn drop(&mut self) {
+            self.0.0.store(true, Ordering::Relaxed);
+        }
+    }
+    let guard = CancelOnDrop(Cancel::default());
+    let cancel = guard.0.clone();
+    match tokio::task::spawn_blocking(move || work(&cancel)).await {
+        Ok(result) => result,
+        // Blocking tasks are not aborted anywhere, so this is the work's own panic, passed on.
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn work_is_seen_whole_or_not_at_all() {
+        let top = tempfile::tempdir().unwrap();
+        let parent = top.path().join("images");
+        let target = parent.join("one");
+        {
+            let work = WorkDir::new_in(&parent).unwrap();
+            fs::create_dir(work.path().join("new")).unwrap();
+            fs::write(work.path().join("new/file"), "x").unwrap();
+            work.publish("new", &target).unwrap();
+            fs::create_dir(work.path().join("new")).unwrap();
+            let error = work.publish("new", &target).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
+        }
+        assert_eq!(
+            fs::read_dir(&parent).unwrap().count(),
+            1,
+            "the work directory is gone"
+        );
+        assert_eq!(fs::read(target.join("file")).unwrap(), b"x");
+    }
+
+    #[test]
+    fn sweeping_removes_unfinished_work_only() {
+        let top = tempfile::tempdir().unwrap();
+        let left = WorkDir::new_in(top.path()).unwrap();
+        fs::write(left.path().join("part"), "x").unwrap();
+        fs::create_dir(top.path().join("finished")).unwrap();
+        assert_eq!(sweep(top.path()).unwrap(), [left.path().to_owned()]);
+        assert!(top.path().join("finished").is_dir());
+        assert!(sweep(&top.path().join("none")).unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn dropping_the_future_cancels_the_work() {
+        let (started, has_started) = tokio::sync::oneshot::channel();
+        let (ended, has_ended) = tokio::sync::oneshot::channel();
+        let step = blocking(move |cancel| {
+            started.send(()).unwrap();
+            while cancel.check().is_ok() {
+                std::thread::yield_now();
+            }
+            ended.send(()).unwrap();
+        });
+        tokio::select! {
+            // Not cancel-safe on purpose: losing this race is what drops the step.
+            () = step => panic!("the work ends only when it is cancelled"),
+            result = has_started => result.unwrap(),
+        }
+        has_ended.await.unwrap();
+    }
+}

@@ -1,0 +1,318 @@
+//! The ledger of host objects: entered before they are made, struck after they are gone.
+//!
+//! Whatever breaks off on the way (an error, a cancelled operation, the daemon's death) leaves its rows, and teardown
+//! reads them, never an operation's locals. Each object's removal is idempotent, so a teardown that is itself broken
+//! off is simply run again.
+//!
+//! An owner is a machine for life ([`Owner::Machine`]: its directory) or one run of it ([`Owner::Run`]: processes and
+//! sockets), so that stopping is collecting the one and removing is collecting both.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use banger_store::ledger::LedgerRow;
+use banger_store::{Store, StoreError};
+use banger_vmm::{ProcessRecord, ProcessRole};
+use hostkit::process::{Process, ProcessError, ProcessId, Signal};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::error::Error;
+
+/// How long a killed process has to be gone. Longer only when it waits for a broken disk.
+const DEATH: Duration = Duration::from_secs(10);
+
+/// Whose an object is.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Owner {
+    /// A machine, until it is removed.
+    Machine(String),
+    /// A run of a machine, until it ends.
+    Run(String),
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Machine(id) => write!(f, "machine:{id}"),
+            Self::Run(id) => write!(f, "run:{id}"),
+        }
+    }
+}
+
+impl Owner {
+    fn parse(text: &str) -> Option<Self> {
+        match text.split_once(':')? {
+            ("machine", id) => Some(Self::Machine(id.to_owned())),
+            ("run", id) => Some(Self::Run(id.to_owned())),
+            _ => None,
+        }
+    }
+
+    /// The machine's id.
+    pub fn vm(&self) -> &str {
+        match self {
+            Self::Machine(id) | Self::Run(id) => id,
+        }
+    }
+}
+
+/// A host object.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Object {
+    /// A directory with all that is in it.
+    Directory {
+        /// Ends in a `bgr` name.
+        path: PathBuf,
+    },
+    /// Processes that are about to be started; each carries this path in its arguments. Catches the one that was
+    /// started but not yet recorded.
+    Processes {
+        /// The run's runtime directory.
+        runtime: PathBuf,
+    },
+    /// A process that was started.
+    Process {
+        /// `vmm` or `vsock-device`.
+        role: String,
+        /// Process id.
+        pid: u32,
+        /// Clock ticks since boot, field 22 of proc_pid_stat(5).
+        start_time: u64,
+    },
+}
+
+/// The ledger.
+#[derive(Clone)]
+pub struct Ledger {
+    store: Store,
+}
+
+impl Ledger {
+    /// Over the store's table.
+    pub fn new(store: Store) -> Self {
+        Self { store }
+    }
+
+    /// Enters an object. Call before making it.
+    pub async fn enter(&self, owner: &Owner, object: &Object) -> Result<(), Error> {
+        let (owner, object) = (owner.to_string(), encode(object)?);
+        self.store
+            .note(move |tx| banger_store::ledger::insert(tx, &owner, &object, Timestamp::now()))
+            .await?;
+        Ok(())
+    }
+
+    /// The recorded processes of a run.
+    pub async fn processes(&self, owner: &Owner) -> Result<Vec<ProcessRecord>, Error> {
+        let rows = self.rows_of(owner).await?;
+        Ok(rows.iter().rev().filter_map(|row| decode(row).ok()).filter_map(|o| record(&o)).collect())
+    }
+
+    /// Removes all of an owner's objects, newest first, and their rows. What cannot be removed keeps its row, and the
+    /// first such failure is the error; the others are removed all the same.
+    pub async fn collect(&self, owner: &Owner) -> Result<(), Error> {
+        let mut first = None;
+        for row in self.rows_of(owner).await? {
+            let removed = match decode(&row) {
+                Ok(object) => remove(&object, &crate::id::token(owner.vm())).await,
+                Err(e) => Err(e),
+            };
+            match removed {
+                Ok(()) => {
+                    self.store.note(move |tx| banger_store::ledger::remove(tx, row.id)).await?;
+                }
+                Err(e) => {
+                    tracing::error!(%owner, object = row.object, error = crate::error::chain(&e), "object not removed");
+                    first.get_or_insert(e);
+                }
+            }
+        }
+        match first {
+            None => Ok(()),
+            Some(e) => Err(e),
+        }
+    }
+
+    /// Every owner that has rows.
+    pub async fn owners(&self) -> Result<Vec<Owner>, Error> {
+        let rows = self.store.read(banger_store::ledger::list).await?;
+        let mut owners: Vec<Owner> = Vec::new();
+        for row in rows {
+            match Owner::parse(&row.owner) {
+                Some(owner) if !owners.contains(&owner) => owners.push(owner),
+                Some(_) => {}
+                None => tracing::warn!(owner = row.owner, "ledger row of an unknown owner"),
+            }
+        }
+        Ok(owners)
+    }
+
+    async fn rows_of(&self, owner: &Owner) -> Result<Vec<LedgerRow>, Error> {
+        let owner = owner.to_string();
+        Ok(self.store.read(move |tx| banger_store::ledger::of_owner(tx, &owner)).await?)
+    }
+}
+
+/// Reports a launch's processes to the ledger as they are spawned.
+pub struct RunLog<'a> {
+    /// The ledger.
+    pub ledger: &'a Ledger,
+    /// The run.
+    pub owner: Owner,
+}
+
+#[async_trait::async_trait]
+impl banger_vmm::ProcessLog for RunLog<'_> {
+    async fn spawned(&self, record: &ProcessRecord) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let object = Object::Process {
+            role: record.role.as_str().to_owned(),
+            pid: record.id.pid,
+            start_time: record.id.start_time,
+        };
+        Ok(self.ledger.enter(&self.owner, &object).await?)
+    }
+}
+
+fn encode(object: &Object) -> Result<String, Error> {
+    serde_json::to_string(object)
+        .map_err(|source| StoreError::Corrupt { table: "ledger", column: "object", source }.into())
+}
+
+fn decode(row: &LedgerRow) -> Result<Object, Error> {
+    serde_json::from_str(&row.object)
+        .map_err(|source| StoreError::Corrupt { table: "ledger", column: "object", source }.into())
+}
+
+fn record(object: &Object) -> Option<ProcessRecord> {
+    match object {
+        Object::Process { role, pid, start_time } => {
+            let role: ProcessRole = role.parse().ok()?;
+            Some(ProcessRecord { role, id: ProcessId { pid: *pid, start_time: *start_time } })
+        }
+        Object::Directory { .. } | Object::Processes { .. } => None,
+    }
+}
+
+async fn remove(object: &Object, token: &str) -> Result<(), Error> {
+    match object {
+        Object::Directory { path } => remove_directory(path).await,
+        Object::Processes { runtime } => kill_under(runtime).await,
+        Object::Process { pid, start_time, .. } => {
+            let id = ProcessId { pid: *pid, start_time: *start_time };
+            // Start times count from boot. After a reboot of the host number and time may by chance be those of a
+            // stranger, and a stranger does not carry the token.
+            let args = hostkit::process::command_line(id).map(|line| line.args).unwrap_or_default();
+            let stranger = !args.is_empty() && !args.iter().any(|a| hostkit::process::has_token(a, token));
+            if stranger { Ok(()) } else { end(id).await }
+        }
+    }
+}
+
+/// Removes a directory of ours. The name is checked once more: a row must never make us remove anything else.
+pub(crate) async fn remove_directory(path: &Path) -> Result<(), Error> {
+    let ours = path.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.starts_with('.') || crate::id::of_token(n).is_some());
+    if !ours || !path.is_absolute() {
+        let source = std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a directory that banger makes");
+        return Err(Error::Io { action: "remove", path: path.to_owned(), source });
+    }
+    match tokio::fs::remove_dir_all(path).await {
+        Ok(()) => Ok(()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(source) => Err(Error::Io { action: "remove", path: path.to_owned(), source }),
+    }
+}
+
+/// Ends every process that has a run's directory in its arguments.
+pub(crate) async fn kill_under(runtime: &Path) -> Result<(), Error> {
+    let Some(token) = runtime.file_name().and_then(|n| n.to_str()) else { return Ok(()) };
+    let host = |source: std::io::Error| Error::Host { action: "look for left processes", source: Box::new(source) };
+    let found = hostkit::process::find_by_token(token).map_err(host)?;
+    // The token alone could be another daemon's machine restored from the same backup; the directory is ours alone.
+    let prefix = runtime.to_string_lossy().into_owned();
+    for process in found {
+        if process.args.iter().any(|a| a.to_string_lossy().contains(&prefix)) {
+            end(process.id).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Kills a process and waits until it is gone. One that is gone already, or whose number is another's now, is fine.
+async fn end(id: ProcessId) -> Result<(), Error> {
+    let host = |source: ProcessError| Error::Host { action: "end a process", source: Box::new(source) };
+    let process = match Process::open(id) {
+        Ok(process) => process,
+        Err(ProcessError::Gone { .. }) => return Ok(()),
+        Err(e) => return Err(host(e)),
+    };
+    process.kill(Signal::KILL).map_err(host)?;
+    match tokio::time::timeout(DEATH, process.exited()).await {
+        Ok(_) => Ok(()),
+        Err(_) => Err(Error::Host {
+            action: "end a process",
+            source: format!("process {} is still there {} s after SIGKILL", id.pid, DEATH.as_secs()).into(),
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_entered_is_collected_newest_first_and_again_without_harm() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("banger.db")).unwrap();
+        let ledger = Ledger::new(store);
+        let vm = crate::id::new();
+        let (machine, run) = (Owner::Machine(vm.clone()), Owner::Run(vm.clone()));
+        let state = dir.path().join(crate::id::token(&vm));
+        ledger.enter(&machine, &Object::Directory { path: state.clone() }).await.unwrap();
+        std::fs::create_dir(&state).unwrap();
+        std::fs::write(state.join("overlay.img"), "x").unwrap();
+        ledger.enter(&run, &Object::Processes { runtime: dir.path().join("run").join(crate::id::token(&vm)) }).await.unwrap();
+
+        ledger.collect(&run).await.unwrap();
+        assert!(state.exists());
+        ledger.collect(&machine).await.unwrap();
+        assert!(!state.exists());
+        assert!(ledger.owners().await.unwrap().is_empty());
+        ledger.collect(&machine).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_recorded_process_and_an_unrecorded_one_are_both_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = Ledger::new(Store::open(&dir.path().join("banger.db")).unwrap());
+        let vm = crate::id::new();
+        let run = Owner::Run(vm.clone());
+        let runtime = dir.path().join(crate::id::token(&vm));
+        ledger.enter(&run, &Object::Processes { runtime: runtime.clone() }).await.unwrap();
+
+        std::fs::create_dir(&runtime).unwrap();
+        let file = runtime.join("console");
+        std::fs::write(&file, "").unwrap();
+        let mut recorded = std::process::Command::new("tail").arg("-f").arg(&file).spawn().unwrap();
+        let id = hostkit::process::id_of(recorded.id()).unwrap();
+        let object = Object::Process { role: "vmm".into(), pid: id.pid, start_time: id.start_time };
+        ledger.enter(&run, &object).await.unwrap();
+        // Started, and the daemon died before it wrote the row: only its arguments say whose it is.
+        let mut unrecorded = std::process::Command::new("tail").arg("-f").arg(&file).spawn().unwrap();
+
+        ledger.collect(&run).await.unwrap();
+        assert!(!recorded.wait().unwrap().success());
+        assert!(!unrecorded.wait().unwrap().success());
+    }
+
+    #[tokio::test]
+    async fn a_row_never_removes_what_is_not_ours() {
+        let dir = tempfile::tempdir().unwrap();
+        let precious = dir.path().join("precious");
+        std::fs::create_dir(&precious).unwrap();
+        assert!(remove_directory(&precious).await.is_err());
+        assert!(precious.exists());
+    }
+}

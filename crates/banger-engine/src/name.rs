@@ -1,0 +1,131 @@
+//! Names that people choose, and the nearest known one when they mistype.
+
+use crate::error::Error;
+
+/// A machine's name is a DNS label (RFC 1123), because it becomes the guest's host name.
+pub fn machine(name: &str) -> Result<(), Error> {
+    let problem = if name.is_empty() {
+        "it is empty"
+    } else if name.len() > 63 {
+        "it is longer than 63 characters"
+    } else if !name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-') {
+        "only a-z, 0-9 and `-` may be in it"
+    } else if !name.starts_with(|c: char| c.is_ascii_lowercase()) {
+        "it must begin with a letter"
+    } else if name.ends_with('-') {
+        "it must not end with `-`"
+    } else {
+        return Ok(());
+    };
+    Err(bad("machine", name, problem))
+}
+
+/// An image's name is what OCI allows for a repository (distribution-spec, `<name>`), up to 128 characters.
+pub fn image(name: &str) -> Result<(), Error> {
+    let separators = |b: u8| matches!(b, b'.' | b'_' | b'-' | b'/' | b':');
+    let problem = if name.is_empty() {
+        "it is empty"
+    } else if name.len() > 128 {
+        "it is longer than 128 characters"
+    } else if !name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || separators(b)) {
+        "only a-z, 0-9 and `.`, `_`, `-`, `/`, `:` may be in it"
+    } else if name.bytes().next().is_some_and(separators) || name.bytes().last().is_some_and(separators) {
+        "it must begin and end with a letter or digit"
+    } else if name.contains("..") || name.contains("//") {
+        "it must not contain `..` or `//`"
+    } else {
+        return Ok(());
+    };
+    Err(bad("image", name, problem))
+}
+
+/// A kernel's name becomes a directory.
+pub fn kernel(name: &str) -> Result<(), Error> {
+    let problem = if name.is_empty() {
+        "it is empty"
+    } else if name.len() > 63 {
+        "it is longer than 63 characters"
+    } else if !name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.') {
+        "only a-z, 0-9, `-` and `.` may be in it"
+    } else if !name.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit()) {
+        "it must begin with a letter or digit"
+    } else {
+        return Ok(());
+    };
+    Err(bad("kernel", name, problem))
+}
+
+/// A label's key and value.
+pub fn label(key: &str, value: &str) -> Result<(), Error> {
+    let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'_' | b'/' | b'-');
+    let problem = if key.is_empty() || key.len() > 63 {
+        "the key must have 1 to 63 characters"
+    } else if !key.bytes().all(fits) {
+        "only a-z, 0-9 and `.`, `_`, `/`, `-` may be in the key"
+    } else if value.len() > 255 {
+        "the value is longer than 255 bytes"
+    } else if value.chars().any(char::is_control) {
+        "the value has control characters in it"
+    } else {
+        return Ok(());
+    };
+    Err(bad("label", key, problem))
+}
+
+fn bad(what: &'static str, name: &str, problem: &'static str) -> Error {
+    // A name may be anything: megabytes, escape sequences. The message shows its beginning, escaped.
+    let shown: String = name.chars().take(80).collect();
+    Error::BadName { what, name: shown, problem }
+}
+
+/// The known name that a mistyped one most likely meant.
+pub fn nearest<'a>(typed: &str, known: impl IntoIterator<Item = &'a str>) -> Option<String> {
+    known
+        .into_iter()
+        .map(|name| (strsim::jaro_winkler(typed, name), name))
+        .filter(|(score, _)| *score > 0.75)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, name)| name.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn machine_names() {
+        for good in ["a", "dev", "dev-2", &"a".repeat(63)] {
+            machine(good).unwrap();
+        }
+        for bad in ["", "-a", "a-", "1a", "Dev", "a.b", "a/b", "a b", "a_b", "ä", "..", &"a".repeat(64)] {
+            assert!(machine(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn image_names() {
+        for good in ["debian", "debian:12", "a/b/c", "x_y.z-1"] {
+            image(good).unwrap();
+        }
+        for bad in ["", "/a", "a/", "a//b", "a..b", "../a", "A", "a b", &"a".repeat(129)] {
+            assert!(image(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_near_match_is_found_and_a_far_one_is_not() {
+        assert_eq!(nearest("debain", ["busybox", "debian"]).as_deref(), Some("debian"));
+        assert_eq!(nearest("zzz", ["busybox", "debian"]), None);
+    }
+
+    proptest! {
+        #[test]
+        fn an_accepted_name_is_a_safe_file_name(name in ".{0,70}") {
+            if machine(&name).is_ok() || kernel(&name).is_ok() {
+                prop_assert!(!name.contains('/') && name != "." && name != ".." && !name.starts_with('-'));
+            }
+        }
+    }
+}

@@ -1,0 +1,465 @@
+//! Operations: everything slow is begun by a call and watched, and goes on whether or not anybody watches.
+//!
+//! ```text
+//!   begin --> Running --cancel--> Cancelling --> Cancelled | Succeeded | Failed
+//!                |---------------------------------------> Succeeded | Failed
+//! ```
+//!
+//! Cancelling is a request to the work, which sees it through [`Progress::cancelled`], removes what it made and ends;
+//! whoever cancelled waits for that end. Records live in the store for a day after the end; one that the daemon's death
+//! interrupted is found at the next start and ends as failed, with its stage.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use banger_store::Store;
+use banger_store::operations::OperationRow;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use crate::error::{Error, Kind, Report};
+use crate::id;
+
+/// How long a finished operation stays readable.
+const KEPT: Duration = Duration::from_hours(24);
+/// Finished operations in memory, for watchers that come late; older ones are read from the store.
+const REMEMBERED: usize = 64;
+/// Operations shown by a listing.
+const LISTED: u32 = 1000;
+
+/// Where an operation stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OperationState {
+    /// At work.
+    Running,
+    /// Asked to stop.
+    Cancelling,
+    /// Done.
+    Succeeded,
+    /// Failed.
+    Failed,
+    /// Cancelled.
+    Cancelled,
+}
+
+impl OperationState {
+    /// Nothing more will happen.
+    pub fn ended(self) -> bool {
+        match self {
+            Self::Running | Self::Cancelling => false,
+            Self::Succeeded | Self::Failed | Self::Cancelled => true,
+        }
+    }
+}
+
+/// An operation as it stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Operation {
+    /// For life.
+    pub id: String,
+    /// The method that began it.
+    pub kind: String,
+    /// What it works on.
+    pub subject: String,
+    /// Where it stands.
+    pub state: OperationState,
+    /// Grows with each change.
+    pub generation: u64,
+    /// The stage at work, or the last one.
+    pub stage: String,
+    /// What the stage says of itself.
+    pub message: Option<String>,
+    /// Units done of this stage.
+    pub done: Option<u64>,
+    /// Units in all.
+    pub total: Option<u64>,
+    /// Said once, on the way.
+    pub notices: Vec<String>,
+    /// Why it failed.
+    pub error: Option<Report>,
+    /// When it began.
+    pub began: Timestamp,
+    /// When it ended.
+    pub ended: Option<Timestamp>,
+}
+
+struct Entry {
+    now: watch::Sender<Operation>,
+    cancel: watch::Sender<bool>,
+}
+
+/// All operations of this daemon.
+#[derive(Clone)]
+pub struct Operations {
+    store: Store,
+    entries: Arc<Mutex<HashMap<String, Arc<Entry>>>>,
+    closing: watch::Sender<bool>,
+}
+
+/// The work's side of its operation: it says where it stands and hears whether it should stop. Cheap to clone.
+#[derive(Clone)]
+pub struct Progress {
+    entry: Arc<Entry>,
+    store: Store,
+}
+
+impl Operations {
+    /// Over the store's table. Operations that an earlier daemon left unfinished end as failed here.
+    pub async fn open(store: Store) -> Result<Self, Error> {
+        let now = Timestamp::now();
+        let left = store.write(banger_store::operations::unfinished).await?;
+        for record in left {
+            let Ok(mut operation) = serde_json::from_str::<Operation>(&record) else {
+                tracing::warn!(record, "unreadable operation");
+                continue;
+            };
+            operation.error = Some(Error::Interrupted { stage: operation.stage.clone() }.report());
+            operation.state = OperationState::Failed;
+            operation.generation += 1;
+            operation.ended = Some(now);
+            put(&store, &operation).await?;
+        }
+        let before = now - jiff::SignedDuration::try_from(KEPT).unwrap_or_default();
+        store.note(move |tx| banger_store::operations::forget_before(tx, before)).await?;
+        Ok(Self { store, entries: Arc::default(), closing: watch::Sender::new(false) })
+    }
+
+    /// Begins an operation; its work runs in a task of its own.
+    pub async fn begin<W, F>(&self, kind: &str, subject: &str, work: W) -> Result<Operation, Error>
+    where
+        W: FnOnce(Progress) -> F + Send + 'static,
+        F: Future<Output = Result<(), Error>> + Send + 'static,
+    {
+        if *self.closing.borrow() {
+            return Err(Error::ShuttingDown);
+        }
+        let operation = Operation {
+            id: id::new(),
+            kind: kind.to_owned(),
+            subject: subject.to_owned(),
+            state: OperationState::Running,
+            generation: 0,
+            stage: "waiting".to_owned(),
+            message: None,
+            done: None,
+            total: None,
+            notices: Vec::new(),
+            error: None,
+            began: Timestamp::now(),
+            ended: None,
+        };
+        put(&self.store, &operation).await?;
+        let before = operation.began - jiff::SignedDuration::try_from(KEPT).unwrap_or_default();
+        self.store.note(move |tx| banger_store::operations::forget_before(tx, before)).await?;
+        let entry = Arc::new(Entry { now: watch::Sender::new(operation.clone()), cancel: watch::Sender::new(false) });
+        self.remember(&operation.id, entry.clone());
+        let progress = Progress { entry: entry.clone(), store: self.store.clone() };
+        let store = self.store.clone();
+        // A task of its own inside the task: should the work panic, the operation still ends.
+        tokio::spawn(async move {
+            let outcome = tokio::spawn(work(progress)).await;
+            finish(&entry, outcome);
+            let ended = entry.now.borrow().clone();
+            if let Err(e) = put(&store, &ended).await {
+                tracing::error!(operation = ended.id, error = crate::error::chain(&e), "outcome not kept");
+            }
+        });
+        Ok(operation)
+    }
+
+    /// One operation.
+    pub async fn show(&self, id: &str) -> Result<Operation, Error> {
+        if let Some(entry) = self.entry(id) {
+            return Ok(entry.now.borrow().clone());
+        }
+        let wanted = id.to_owned();
+        let record = self.store.read(move |tx| banger_store::operations::find(tx, &wanted)).await?;
+        record.and_then(|r| serde_json::from_str(&r).ok()).ok_or_else(|| missing(id))
+    }
+
+    /// All, newest first.
+    pub async fn list(&self) -> Result<Vec<Operation>, Error> {
+        let records = self.store.read(|tx| banger_store::operations::list(tx, LISTED)).await?;
+        let kept = records.iter().filter_map(|r| serde_json::from_str::<Operation>(r).ok());
+        Ok(kept.map(|op| self.entry(&op.id).map_or(op, |entry| entry.now.borrow().clone())).collect())
+    }
+
+    /// Each change of an operation, beginning with how it stands. The sender's end means that it has ended.
+    pub async fn watch(&self, id: &str) -> Result<watch::Receiver<Operation>, Error> {
+        if let Some(entry) = self.entry(id) {
+            return Ok(entry.now.subscribe());
+        }
+        let ended = self.show(id).await?;
+        Ok(watch::Sender::new(ended).subscribe())
+    }
+
+    /// Asks an operation to stop and waits until it has ended. A finished one is left as it is.
+    pub async fn cancel(&self, id: &str) -> Result<Operation, Error> {
+        let Some(entry) = self.entry(id) else { return self.show(id).await };
+        entry.request_cancel();
+        let mut now = entry.now.subscribe();
+        let ended = now.wait_for(|op| op.state.ended()).await.map(|op| op.clone());
+        ended.map_err(|_| missing(id))
+    }
+
+    /// How many are at work.
+    pub fn running(&self) -> usize {
+        let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        entries.values().filter(|e| !e.now.borrow().state.ended()).count()
+    }
+
+    /// Cancels what is at work and waits for its end; new ones are refused from now on.
+    pub async fn close(&self) {
+        self.closing.send_replace(true);
+        let entries: Vec<_> =
+            self.entries.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+        for entry in &entries {
+            entry.request_cancel();
+        }
+        for entry in entries {
+            // An error would mean that the sender is gone, and this very entry holds it.
+            drop(entry.now.subscribe().wait_for(|op| op.state.ended()).await);
+        }
+    }
+
+    fn entry(&self, id: &str) -> Option<Arc<Entry>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
+    }
+
+    fn remember(&self, id: &str, entry: Arc<Entry>) {
+        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ended: Vec<(Timestamp, String)> = entries
+            .values()
+            .filter_map(|e| {
+                let op = e.now.borrow();
+                op.ended.map(|t| (t, op.id.clone()))
+            })
+            .collect();
+        if ended.len() > REMEMBERED {
+            ended.sort();
+            for (_, id) in &ended[..ended.len() - REMEMBERED] {
+                entries.remove(id);
+            }
+        }
+        entries.insert(id.to_owned(), entry);
+    }
+}
+
+impl Entry {
+    fn change(&self, change: impl FnOnce(&mut Operation)) {
+        self.now.send_modify(|op| {
+            change(op);
+            op.generation += 1;
+        });
+    }
+
+    fn request_cancel(&self) {
+        self.now.send_if_modified(|op| {
+            let running = op.state == OperationState::Running;
+            if running {
+                op.state = OperationState::Cancelling;
+                op.generation += 1;
+            }
+            running
+        });
+        self.cancel.send_replace(true);
+    }
+}
+
+fn finish(entry: &Entry, outcome: Result<Result<(), Error>, tokio::task::JoinError>) {
+    let (state, error) = match outcome {
+        Ok(Ok(())) => (OperationState::Succeeded, None),
+        Ok(Err(e)) if e.kind() == Kind::Cancelled => (OperationState::Cancelled, Some(e.report())),
+        Ok(Err(e)) => (OperationState::Failed, Some(e.report())),
+        Err(panic) => {
+            tracing::error!(%panic, "an operation's work panicked");
+            let report = Report {
+                kind: Kind::Internal,
+                message: "the daemon failed at this; its log has more".to_owned(),
+                hint: None,
+                details: Vec::new(),
+            };
+            (OperationState::Failed, Some(report))
+        }
+    };
+    entry.change(|op| {
+        op.state = state;
+        op.error = error;
+        op.ended = Some(Timestamp::now());
+    });
+}
+
+fn missing(id: &str) -> Error {
+    Error::Missing { what: "operation", name: id.to_owned(), near: None }
+}
+
+async fn put(store: &Store, operation: &Operation) -> Result<(), Error> {
+    let record = serde_json::to_string(operation).map_err(|source| {
+        Error::Store(banger_store::StoreError::Corrupt { table: "operations", column: "record", source })
+    })?;
+    let row = OperationRow {
+        id: operation.id.clone(),
+        kind: operation.kind.clone(),
+        began: operation.began,
+        ended: operation.ended,
+        record,
+    };
+    Ok(store.note(move |tx| banger_store::operations::put(tx, &row)).await?)
+}
+
+impl Progress {
+    /// The next stage begins. Kept in the store, so that an interrupted operation can say where it was.
+    pub async fn stage(&self, name: &str) {
+        self.entry.change(|op| {
+            name.clone_into(&mut op.stage);
+            op.message = None;
+            op.done = None;
+            op.total = None;
+        });
+        let now = self.entry.now.borrow().clone();
+        if let Err(e) = put(&self.store, &now).await {
+            tracing::warn!(operation = now.id, error = crate::error::chain(&e), "stage not kept");
+        }
+    }
+
+    /// What the stage is at, for people.
+    pub fn message(&self, message: &str) {
+        // Comes from tools and packages: one line, printable, bounded.
+        let line: String = message.chars().filter(|c| !c.is_control()).take(200).collect();
+        self.entry.change(|op| op.message = Some(line));
+    }
+
+    /// How far the stage is.
+    pub fn units(&self, done: u64, total: Option<u64>) {
+        self.entry.change(|op| {
+            op.done = Some(done);
+            op.total = total;
+        });
+    }
+
+    /// Something to be said once.
+    pub fn notice(&self, text: impl Into<String>) {
+        let text = text.into();
+        self.entry.change(|op| {
+            if op.notices.len() < 16 {
+                op.notices.push(text);
+            }
+        });
+    }
+
+    /// Resolves when somebody cancels. Cancel-safe.
+    pub async fn cancelled(&self) {
+        let mut cancel = self.entry.cancel.subscribe();
+        // The sender lives in the entry that `self` holds.
+        drop(cancel.wait_for(|c| *c).await);
+    }
+
+    /// Runs a part of the work that may simply be dropped when somebody cancels.
+    pub async fn or_cancelled<T>(&self, part: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        tokio::select! {
+            // Dropping `part` is what cancelling it means; the caller vouches for that.
+            biased;
+            () = self.cancelled() => Err(Error::Cancelled),
+            result = part => result,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn operations() -> (tempfile::TempDir, Operations) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("banger.db")).unwrap();
+        (dir, Operations::open(store).await.unwrap())
+    }
+
+    async fn ended(operations: &Operations, id: &str) -> Operation {
+        let mut watch = operations.watch(id).await.unwrap();
+        watch.wait_for(|op| op.state.ended()).await.unwrap().clone()
+    }
+
+    #[tokio::test]
+    async fn stages_are_seen_and_the_end_is_kept() {
+        let (_dir, operations) = operations().await;
+        let begun = operations
+            .begin("vm.create", "dev", |progress| async move {
+                progress.stage("disks").await;
+                progress.units(1, Some(2));
+                progress.notice("slow");
+                Ok(())
+            })
+            .await
+            .unwrap();
+        let op = ended(&operations, &begun.id).await;
+        assert_eq!((op.state, op.stage.as_str(), op.done, op.total), (OperationState::Succeeded, "disks", Some(1), Some(2)));
+        assert_eq!(op.notices, ["slow"]);
+        assert_eq!(operations.list().await.unwrap(), [op]);
+    }
+
+    #[tokio::test]
+    async fn cancelling_waits_for_the_clean_up() {
+        let (_dir, operations) = operations().await;
+        let cleaned = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let flag = cleaned.clone();
+        let begun = operations
+            .begin("image.bootstrap", "debian", |progress| async move {
+                progress.cancelled().await;
+                tokio::task::yield_now().await;
+                flag.store(true, std::sync::atomic::Ordering::SeqCst);
+                Err(Error::Cancelled)
+            })
+            .await
+            .unwrap();
+        let op = operations.cancel(&begun.id).await.unwrap();
+        assert!(cleaned.load(std::sync::atomic::Ordering::SeqCst));
+        assert_eq!(op.state, OperationState::Cancelled);
+        // Again, when it has ended: as it is.
+        assert_eq!(operations.cancel(&begun.id).await.unwrap().generation, op.generation);
+    }
+
+    #[tokio::test]
+    async fn a_panic_ends_the_operation_as_failed() {
+        let (_dir, operations) = operations().await;
+        let begun = operations
+            .begin("vm.create", "dev", |_| async { panic!("a fault of ours") })
+            .await
+            .unwrap();
+        assert_eq!(ended(&operations, &begun.id).await.state, OperationState::Failed);
+    }
+
+    #[tokio::test]
+    async fn an_interrupted_operation_says_where_it_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("banger.db");
+        let store = Store::open(&path).unwrap();
+        let operations = Operations::open(store.clone()).await.unwrap();
+        let (reached, wait) = tokio::sync::oneshot::channel();
+        let begun = operations
+            .begin("vm.create", "dev", |progress| async move {
+                progress.stage("booting").await;
+                reached.send(()).unwrap();
+                std::future::pending().await
+            })
+            .await
+            .unwrap();
+        wait.await.unwrap();
+        // As a killed daemon leaves it: nothing was told to stop.
+        let next = Operations::open(store).await.unwrap();
+        let op = next.show(&begun.id).await.unwrap();
+        assert_eq!(op.state, OperationState::Failed);
+        assert!(op.error.unwrap().message.contains("booting"));
+    }
+
+    #[tokio::test]
+    async fn an_unknown_operation_is_missing() {
+        let (_dir, operations) = operations().await;
+        assert_eq!(operations.show("nothing").await.unwrap_err().kind(), Kind::NotFound);
+        assert_eq!(operations.cancel("nothing").await.unwrap_err().kind(), Kind::NotFound);
+    }
+}

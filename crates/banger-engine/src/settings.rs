@@ -1,0 +1,55 @@
+//! What the daemon's configuration decides for the engine. The engine reads neither files nor the environment for it.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use banger_vmm::Preference;
+
+/// Everything the engine must be told.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Durable state. Exists, belongs to us, mode 0700.
+    pub state_dir: PathBuf,
+    /// Sockets; emptied by a reboot. Exists, belongs to us, mode 0700 (0750 with a group).
+    pub runtime_dir: PathBuf,
+    /// Where companion binaries are looked for, in order, after a configured path.
+    pub libexec: Vec<PathBuf>,
+    /// Directories of `PATH`.
+    pub path: Vec<PathBuf>,
+    /// Guest agent, if configured.
+    pub agent: Option<PathBuf>,
+    /// VMMs.
+    pub vmm: VmmSettings,
+    /// Defaults of machines.
+    pub vm: VmDefaults,
+    /// Name of the kernel that is used when nothing else is named.
+    pub default_kernel: String,
+}
+
+/// Which VMMs, and where.
+#[derive(Debug, Clone)]
+pub struct VmmSettings {
+    /// Automatic or pinned.
+    pub preference: Preference,
+    /// Firecracker, if configured.
+    pub firecracker: Option<PathBuf>,
+    /// QEMU, if configured.
+    pub qemu: Option<PathBuf>,
+    /// `vhost-device-vsock`, if configured.
+    pub vhost_device_vsock: Option<PathBuf>,
+}
+
+/// Defaults of machines.
+#[derive(Debug, Clone)]
+pub struct VmDefaults {
+    /// Virtual processors.
+    pub vcpus: u32,
+    /// Memory in bytes.
+    pub memory: u64,
+    /// Size of the writable system disk in bytes.
+    pub disk: u64,
+    /// From the begin of a start to the agent's answer.
+    pub start_timeout: Duration,
+    /// From asking the guest to stop to forcing it.
+    pub stop_timeout: Duration,
+}
