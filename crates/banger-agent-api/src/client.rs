@@ -233,7 +233,7 @@ impl AgentClient {
 }
 
 /// Awaits a unary call for at most `deadline`.
-async fn unary<T>(
+pub(crate) async fn unary<T>(
     method: &'static str,
     deadline: Duration,
     call: impl Future<Output = Result<Response<T>, Status>>,

@@ -3,6 +3,7 @@
 //! Backpressure runs from end to end: [`ExecInput::stdin`] waits while the guest's command does not read, and a caller
 //! that does not call [`ExecOutput::next`] stops the guest's command from writing once the windows are full.
 
+use crate::client::unary;
 use crate::error::AgentError;
 use crate::proto::agent_client::AgentClient as Rpc;
 use crate::proto::exec_exited::How;
@@ -10,6 +11,7 @@ use crate::proto::exec_input::Input;
 use crate::proto::exec_output::Output;
 use crate::{MAX_CHUNK, proto};
 use bytes::Bytes;
+use std::time::Duration;
 use tokio::sync::mpsc;
 use tonic::Streaming;
 use tonic::transport::Channel;
@@ -59,6 +61,7 @@ pub enum ExecEvent {
 #[derive(Debug)]
 pub struct ExecInput {
     sender: mpsc::Sender<proto::ExecInput>,
+    signals: ExecSignals,
 }
 
 /// The command takes no more input: it, its input, or the connection has ended; [`ExecOutput::next`] says which.
@@ -102,16 +105,10 @@ impl ExecInput {
         self.send(Input::Resize(size)).await
     }
 
-    /// Sends a signal (1 to 64, Linux numbers) to the command's process group, or to its terminal's foreground group.
-    ///
-    /// # Errors
-    ///
-    /// [`InputClosed`].
-    pub async fn signal(&self, number: u8) -> Result<(), InputClosed> {
-        self.send(Input::Signal(proto::ExecSignal {
-            number: number.into(),
-        }))
-        .await
+    /// A handle for signalling the command, which never waits behind its standard input.
+    #[must_use]
+    pub fn signals(&self) -> ExecSignals {
+        self.signals.clone()
     }
 
     async fn send(&self, input: Input) -> Result<(), InputClosed> {
@@ -119,6 +116,32 @@ impl ExecInput {
             .send(proto::ExecInput { input: Some(input) })
             .await
             .map_err(|_closed| InputClosed)
+    }
+}
+
+/// Sends signals to a running command.
+#[derive(Debug, Clone)]
+pub struct ExecSignals {
+    rpc: Rpc<Channel>,
+    pid: u32,
+}
+
+impl ExecSignals {
+    /// Sends a signal (1 to 64, Linux numbers) to the command's process group, or to its terminal's foreground group.
+    ///
+    /// # Errors
+    ///
+    /// [`FailureKind::NoSuchCommand`](crate::FailureKind::NoSuchCommand) when it has ended; no connection, or no answer
+    /// within `deadline`.
+    pub async fn send(&self, number: u8, deadline: Duration) -> Result<(), AgentError> {
+        let request = proto::SignalRequest {
+            pid: self.pid,
+            number: number.into(),
+        };
+        let mut rpc = self.rpc.clone();
+        unary("signal", deadline, rpc.signal(request))
+            .await
+            .map(|proto::SignalReply {}| ())
     }
 }
 

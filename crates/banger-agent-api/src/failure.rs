@@ -31,6 +31,8 @@ pub enum FailureKind {
     UnknownGroup,
     /// The working directory is missing, not a directory, or closed to the user.
     WorkdirUnusable,
+    /// The command to be signalled has ended, or never was.
+    NoSuchCommand,
     /// No such file or directory.
     PathNotFound,
     /// The directory that should hold the path does not exist.
@@ -60,6 +62,7 @@ impl FailureKind {
             Self::UnknownUser => proto::FailureKind::UnknownUser,
             Self::UnknownGroup => proto::FailureKind::UnknownGroup,
             Self::WorkdirUnusable => proto::FailureKind::WorkdirUnusable,
+            Self::NoSuchCommand => proto::FailureKind::NoSuchCommand,
             Self::PathNotFound => proto::FailureKind::PathNotFound,
             Self::ParentNotFound => proto::FailureKind::ParentNotFound,
             Self::IsADirectory => proto::FailureKind::IsADirectory,
@@ -81,6 +84,7 @@ impl FailureKind {
             proto::FailureKind::UnknownUser => Self::UnknownUser,
             proto::FailureKind::UnknownGroup => Self::UnknownGroup,
             proto::FailureKind::WorkdirUnusable => Self::WorkdirUnusable,
+            proto::FailureKind::NoSuchCommand => Self::NoSuchCommand,
             proto::FailureKind::PathNotFound => Self::PathNotFound,
             proto::FailureKind::ParentNotFound => Self::ParentNotFound,
             proto::FailureKind::IsADirectory => Self::IsADirectory,
@@ -100,6 +104,7 @@ impl FailureKind {
             Self::CommandNotFound
             | Self::UnknownUser
             | Self::UnknownGroup
+            | Self::NoSuchCommand
             | Self::PathNotFound
             | Self::ParentNotFound => Code::NotFound,
             Self::NotExecutable | Self::ReadOnly => Code::PermissionDenied,
@@ -120,6 +125,7 @@ impl FailureKind {
             | Self::UnknownUser
             | Self::UnknownGroup
             | Self::WorkdirUnusable
+            | Self::NoSuchCommand
             | Self::PathNotFound
             | Self::ParentNotFound
             | Self::IsADirectory
@@ -205,7 +211,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const KINDS: [FailureKind; 16] = [
+    const KINDS: [FailureKind; 17] = [
         FailureKind::InvalidRequest,
         FailureKind::Busy,
         FailureKind::System,
@@ -214,6 +220,7 @@ mod tests {
         FailureKind::UnknownUser,
         FailureKind::UnknownGroup,
         FailureKind::WorkdirUnusable,
+        FailureKind::NoSuchCommand,
         FailureKind::PathNotFound,
         FailureKind::ParentNotFound,
         FailureKind::IsADirectory,

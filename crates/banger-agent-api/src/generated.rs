@@ -39,7 +39,7 @@ pub struct PingReply {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ExecInput {
-    #[prost(oneof = "exec_input::Input", tags = "1, 2, 3, 4, 5")]
+    #[prost(oneof = "exec_input::Input", tags = "1, 2, 3, 4")]
     pub input: ::core::option::Option<exec_input::Input>,
 }
 /// Nested message and enum types in `ExecInput`.
@@ -55,9 +55,6 @@ pub mod exec_input {
         StdinEof(super::ExecStdinEof),
         #[prost(message, tag = "4")]
         Resize(super::TerminalSize),
-        /// To the command's process group; with a terminal, to its foreground process group.
-        #[prost(message, tag = "5")]
-        Signal(super::ExecSignal),
     }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -103,11 +100,16 @@ pub struct TerminalSize {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ExecStdinEof {}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct ExecSignal {
-    /// The guest kernel's number, 1 to 64.
+pub struct SignalRequest {
+    /// `ExecStarted.pid` of a command that still runs.
     #[prost(uint32, tag = "1")]
+    pub pid: u32,
+    /// The guest kernel's number, 1 to 64.
+    #[prost(uint32, tag = "2")]
     pub number: u32,
 }
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SignalReply {}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ExecOutput {
     #[prost(oneof = "exec_output::Output", tags = "1, 2, 3, 4")]
@@ -342,6 +344,8 @@ pub enum FailureKind {
     UnknownUser = 12,
     UnknownGroup = 13,
     WorkdirUnusable = 14,
+    /// Signal: the command has ended, or never was.
+    NoSuchCommand = 15,
     /// Upload and download.
     PathNotFound = 20,
     ParentNotFound = 21,
@@ -371,6 +375,7 @@ impl FailureKind {
             Self::UnknownUser => "FAILURE_KIND_UNKNOWN_USER",
             Self::UnknownGroup => "FAILURE_KIND_UNKNOWN_GROUP",
             Self::WorkdirUnusable => "FAILURE_KIND_WORKDIR_UNUSABLE",
+            Self::NoSuchCommand => "FAILURE_KIND_NO_SUCH_COMMAND",
             Self::PathNotFound => "FAILURE_KIND_PATH_NOT_FOUND",
             Self::ParentNotFound => "FAILURE_KIND_PARENT_NOT_FOUND",
             Self::IsADirectory => "FAILURE_KIND_IS_A_DIRECTORY",
@@ -393,6 +398,7 @@ impl FailureKind {
             "FAILURE_KIND_UNKNOWN_USER" => Some(Self::UnknownUser),
             "FAILURE_KIND_UNKNOWN_GROUP" => Some(Self::UnknownGroup),
             "FAILURE_KIND_WORKDIR_UNUSABLE" => Some(Self::WorkdirUnusable),
+            "FAILURE_KIND_NO_SUCH_COMMAND" => Some(Self::NoSuchCommand),
             "FAILURE_KIND_PATH_NOT_FOUND" => Some(Self::PathNotFound),
             "FAILURE_KIND_PARENT_NOT_FOUND" => Some(Self::ParentNotFound),
             "FAILURE_KIND_IS_A_DIRECTORY" => Some(Self::IsADirectory),
@@ -557,6 +563,29 @@ pub mod agent_client {
                 .insert(GrpcMethod::new("banger.agent.v1.Agent", "Exec"));
             self.inner.streaming(req, path, codec).await
         }
+        /// Sends a signal to the process group of a command started by Exec; with a terminal, to its foreground process group.
+        /// A call of its own, because in Exec's input it would wait behind bytes which the command does not read.
+        pub async fn signal(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SignalRequest>,
+        ) -> std::result::Result<tonic::Response<super::SignalReply>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/banger.agent.v1.Agent/Signal",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("banger.agent.v1.Agent", "Signal"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Unpacks a tar stream in the guest. The first input is `start`; `end` marks the stream as complete, so that
         /// a client which dies half way is never mistaken for one that has finished.
         pub async fn upload(
@@ -666,6 +695,12 @@ pub mod agent_server {
             &self,
             request: tonic::Request<tonic::Streaming<super::ExecInput>>,
         ) -> std::result::Result<tonic::Response<Self::ExecStream>, tonic::Status>;
+        /// Sends a signal to the process group of a command started by Exec; with a terminal, to its foreground process group.
+        /// A call of its own, because in Exec's input it would wait behind bytes which the command does not read.
+        async fn signal(
+            &self,
+            request: tonic::Request<super::SignalRequest>,
+        ) -> std::result::Result<tonic::Response<super::SignalReply>, tonic::Status>;
         /// Unpacks a tar stream in the guest. The first input is `start`; `end` marks the stream as complete, so that
         /// a client which dies half way is never mistaken for one that has finished.
         async fn upload(
@@ -891,6 +926,49 @@ pub mod agent_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/banger.agent.v1.Agent/Signal" => {
+                    #[allow(non_camel_case_types)]
+                    struct SignalSvc<T: Agent>(pub Arc<T>);
+                    impl<T: Agent> tonic::server::UnaryService<super::SignalRequest>
+                    for SignalSvc<T> {
+                        type Response = super::SignalReply;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::SignalRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Agent>::signal(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SignalSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

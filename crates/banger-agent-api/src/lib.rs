@@ -54,7 +54,7 @@ pub use dial::{DialError, dial};
 #[cfg(feature = "client")]
 pub use error::AgentError;
 #[cfg(feature = "client")]
-pub use exec::{ExecEvent, ExecInput, ExecOutput, ExitStatus};
+pub use exec::{ExecEvent, ExecInput, ExecOutput, ExecSignals, ExitStatus, InputClosed};
 #[cfg(feature = "client")]
 pub use hello::{ReadHelloError, read_hello_line};
 #[cfg(feature = "client")]
