@@ -212,14 +212,20 @@ pub(crate) async fn start_exec(
         .map_err(|status| AgentError::from_status(METHOD, status))?;
     let mut stream = response.into_inner();
     match receive(&mut stream).await? {
-        Some(Output::Started(started)) => Ok((
-            ExecInput { sender },
-            ExecOutput {
-                stream,
+        Some(Output::Started(started)) => {
+            let signals = ExecSignals {
+                rpc,
                 pid: started.pid,
-                ended: false,
-            },
-        )),
+            };
+            Ok((
+                ExecInput { sender, signals },
+                ExecOutput {
+                    stream,
+                    pid: started.pid,
+                    ended: false,
+                },
+            ))
+        }
         Some(Output::Stdout(_) | Output::Stderr(_) | Output::Exited(_)) | None => Err(protocol(
             "the first message does not say that the command started",
         )),
