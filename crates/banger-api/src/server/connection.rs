@@ -51,6 +51,16 @@ enum Next {
     Close,
 }
 
+/// Why the reading task reads no more lines.
+enum Ended {
+    /// A stream takes over; this answer goes first.
+    Upgrade(Bytes, StreamHandler),
+    /// The client has gone, or has nothing more to ask, or is not worth listening to.
+    Client,
+    /// The daemon stops.
+    Stopping,
+}
+
 /// Serves a connection until its end.
 pub(super) async fn serve<S: Service>(shared: Arc<Shared<S>>, stream: UnixStream) {
     let caller = match shared.access.admit(&stream) {
@@ -84,7 +94,7 @@ pub(super) async fn serve<S: Service>(shared: Arc<Shared<S>>, stream: UnixStream
     };
 
     match connection.read(&mut lines).await {
-        Some((answer, handler)) => {
+        Ended::Upgrade(answer, handler) => {
             if connection.answers.send(answer).await.is_err() {
                 return;
             }
@@ -98,31 +108,33 @@ pub(super) async fn serve<S: Service>(shared: Arc<Shared<S>>, stream: UnixStream
                         tracing::error!(%error, "a stream's handler failed");
                     });
             }
+            return;
         }
-        None => {
-            // Calls at work still get their answers out to a client that closed only its writing half.
-            connection.gone.cancel();
-            drop(connection.answers);
-            if let Ok(Some(mut write)) = writer.await {
-                // The client may have gone; then there is nobody to tell.
-                write
-                    .shutdown()
-                    .await
-                    .unwrap_or_else(|error| tracing::debug!(%error, "cannot close a connection"));
-            }
-        }
+        // Ends the subscriptions. Calls at work still get their answers out: the client may have closed only its
+        // writing half.
+        Ended::Client => connection.gone.cancel(),
+        // Subscriptions say that the daemon stops, and end by themselves.
+        Ended::Stopping => {}
+    }
+    drop(connection.answers);
+    if let Ok(Some(mut write)) = writer.await {
+        // The client may have gone; then there is nobody to tell.
+        write
+            .shutdown()
+            .await
+            .unwrap_or_else(|error| tracing::debug!(%error, "cannot close a connection"));
     }
 }
 
 impl<S: Service> Connection<S> {
     /// Reads until the connection's end, or until a stream takes it over.
-    async fn read(&mut self, lines: &mut LineReader) -> Option<(Bytes, StreamHandler)> {
+    async fn read(&mut self, lines: &mut LineReader) -> Ended {
         let mut oversized = false;
         loop {
             let line = tokio::select! {
                 biased;
-                () = self.gone.cancelled() => return None,
-                () = self.shared.stopping.cancelled() => return None,
+                () = self.gone.cancelled() => return Ended::Client,
+                () = self.shared.stopping.cancelled() => return Ended::Stopping,
                 // Cancel-safe: the reader keeps what it has read.
                 line = lines.next() => line,
             };
@@ -150,8 +162,8 @@ impl<S: Service> Connection<S> {
             };
             match next {
                 Next::Read => {}
-                Next::Upgrade(answer, handler) => return Some((answer, handler)),
-                Next::Close => return None,
+                Next::Upgrade(answer, handler) => return Ended::Upgrade(answer, handler),
+                Next::Close => return Ended::Client,
             }
         }
     }
