@@ -1,3 +1,34 @@
 //! What Banger does: machines, images, guests, and the state of the host they need.
+//!
+//! Place: between the daemon's entry points, which validate and convert, and the crates that keep rows (`banger-store`),
+//! run machines (`banger-vmm`), talk to guests (`banger-agent-api`) and know the host (`hostkit`). It knows neither JSON-RPC
+//! nor terminals nor the environment: everything comes in through [`Settings`] and the [`Engine`]'s functions.
+//!
+//! Long-lived tasks and what joins them:
+//! - one per machine (`vm::task`), bounded mailbox in, `watch` of its view out; ends when the machine is removed or the
+//!   engine closes;
+//! - two per operation at work (`operation`), `watch` of the operation out; end with it;
+//! - the store's thread and each running machine's supervisor belong to their crates.
+//!
+//! Order of what may wait for what: a machine's task → a store transaction → a subsystem's own lock, which is a leaf. A
+//! machine's task never waits for another's.
 
+mod assets;
+pub mod doctor;
+mod engine;
+mod error;
+pub mod guest;
+mod host;
+mod id;
 pub mod image;
+mod ledger;
+mod name;
+pub mod operation;
+mod reconcile;
+mod settings;
+pub mod vm;
+pub mod vmms;
+
+pub use engine::{Engine, NewVm, OpenError, Status};
+pub use error::{Error, Kind, Problem, Report};
+pub use settings::{Settings, VmDefaults, VmmSettings};

@@ -20,13 +20,15 @@ pub struct KernelRow {
     pub size: u64,
     /// Modules kept for its initramfs.
     pub modules: u32,
+    /// QEMU boots its ELF form (it has a PVH note).
+    pub pvh: bool,
     /// Where it came from.
     pub source: String,
     /// When it was added.
     pub created: Timestamp,
 }
 
-const COLUMNS: &str = "name, version, format, sha256, size, modules, source, created";
+const COLUMNS: &str = "name, version, format, sha256, size, modules, pvh, source, created";
 
 fn parse(row: &Row<'_>) -> rusqlite::Result<KernelRow> {
     Ok(KernelRow {
@@ -36,8 +38,9 @@ fn parse(row: &Row<'_>) -> rusqlite::Result<KernelRow> {
         sha256: row.get(3)?,
         size: unsigned(row, 4)?,
         modules: unsigned(row, 5)?,
-        source: row.get(6)?,
-        created: time(row, 7)?,
+        pvh: row.get(6)?,
+        source: row.get(7)?,
+        created: time(row, 8)?,
     })
 }
 
@@ -56,7 +59,7 @@ pub fn find(tx: &Transaction<'_>, name: &str) -> Result<Option<KernelRow>, Store
 
 /// Adds one; the name must be free.
 pub fn insert(tx: &Transaction<'_>, row: &KernelRow) -> Result<(), StoreError> {
-    tx.prepare_cached("INSERT INTO kernels VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)")?
+    tx.prepare_cached("INSERT INTO kernels VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)")?
         .execute(params![
             row.name,
             row.version,
@@ -64,6 +67,7 @@ pub fn insert(tx: &Transaction<'_>, row: &KernelRow) -> Result<(), StoreError> {
             row.sha256,
             signed(row.size),
             row.modules,
+            row.pvh,
             row.source,
             row.created.to_string()
         ])

@@ -13,6 +13,7 @@ fn kernel(name: &str) -> kernels::KernelRow {
         sha256: "00".into(),
         size: 1 << 40,
         modules: 7,
+        pvh: true,
         source: "file:vmlinux".into(),
         created: Timestamp::UNIX_EPOCH,
     }

@@ -114,14 +114,22 @@ pub(crate) enum Ending {
     Bad(String),
 }
 
+/// What the console itself says of a bad end.
+pub(crate) fn testimony(console: &Path) -> Option<String> {
+    let text = read_end(console, LOOKED_AT).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let mut lines = text.lines().rev().map(printable);
+    lines.find_map(|line| {
+        if let Some(at) = line.find("Kernel panic") {
+            return Some(format!("guest kernel panic: {}", &line[at..]));
+        }
+        line.find("banger-agent: failed to").map(|at| line[at..].trim().to_owned())
+    })
+}
+
 pub(crate) fn ending(exit: &MachineExit, console: &Path) -> Ending {
-    let lines = last_lines(console);
-    let panic = lines.iter().rev().find_map(|line| line.find("Kernel panic").map(|at| line[at..].to_owned()));
-    if let Some(panic) = panic {
-        return Ending::Bad(format!("guest kernel panic: {panic}"));
-    }
-    if let Some(line) = lines.iter().rev().find(|line| line.contains("banger-agent: failed to")) {
-        return Ending::Bad(line.trim().to_owned());
+    if let Some(reason) = testimony(console) {
+        return Ending::Bad(reason);
     }
     match exit.role {
         ProcessRole::Vmm if exit.exit.success() => Ending::Orderly,

@@ -5,6 +5,7 @@ CREATE TABLE kernels (
     sha256   TEXT NOT NULL,
     size     INTEGER NOT NULL,
     modules  INTEGER NOT NULL,
+    pvh      INTEGER NOT NULL,          -- QEMU boots its ELF form
     source   TEXT NOT NULL,
     created  TEXT NOT NULL
 ) STRICT;

@@ -1,0 +1,176 @@
+//! At start: adopt what runs, reap what died, collect what is orphaned. Says what it did in one line of the log.
+//!
+//! It never refuses to start: what cannot be cleaned is said and left in the ledger for the next time.
+
+use std::collections::HashSet;
+use std::path::Path;
+use std::sync::Arc;
+
+use banger_store::vms::VmRow;
+
+use crate::error::{Error, chain};
+use crate::host::Host;
+use crate::id;
+use crate::ledger::{self, Owner};
+use crate::vm::console;
+use crate::vm::lifecycle;
+use crate::vm::machines::{Machines, phase_of};
+use crate::vm::state::{Paths, Phase, Running, machines_dir};
+use crate::vm::task::{self, Begin};
+
+#[derive(Default)]
+struct Tally {
+    adopted: u32,
+    ended: u32,
+    undone: u32,
+    orphans: u32,
+    failed: u32,
+}
+
+/// Brings rows, ledger and host into agreement and starts every machine's task.
+pub(crate) async fn run(host: &Arc<Host>, machines: &Machines) -> Result<(), Error> {
+    let mut tally = Tally::default();
+    let rows = host.store.read(banger_store::vms::list).await?;
+    let known: HashSet<String> = rows.iter().map(|row| row.id.clone()).collect();
+    for row in rows {
+        take_up(host, machines, row, &mut tally).await;
+    }
+    collect_orphans(host, &known, &mut tally).await;
+    crate::image::registry::collect_leftovers(host).await?;
+    tracing::info!(
+        adopted = tally.adopted,
+        ended = tally.ended,
+        undone = tally.undone,
+        orphans = tally.orphans,
+        failed = tally.failed,
+        "took up what was there"
+    );
+    Ok(())
+}
+
+async fn take_up(host: &Arc<Host>, machines: &Machines, row: VmRow, tally: &mut Tally) {
+    let run = Owner::Run(row.id.clone());
+    let phase = match phase_of(&row.phase) {
+        Ok(phase) => phase,
+        Err(e) => {
+            tracing::error!(vm = row.name, error = chain(&e), "unreadable phase");
+            Phase::Failed { reason: chain(&e) }
+        }
+    };
+    let next = match phase {
+        // Nobody was told that it exists.
+        Phase::Creating => {
+            tally.undone += 1;
+            match lifecycle::remove(host, &row.id).await {
+                Ok(()) => return,
+                Err(e) => failed(&row, &e, tally),
+            }
+        }
+        Phase::Starting => {
+            tally.undone += 1;
+            match host.ledger.collect(&run).await {
+                Ok(()) => Phase::Stopped,
+                Err(e) => failed(&row, &e, tally),
+            }
+        }
+        Phase::Removing => {
+            tally.undone += 1;
+            task::spawn(host.clone(), machines, row, Begin::Remove);
+            return;
+        }
+        Phase::Running(running) | Phase::Stopping(running) => match adopt(host, &row, &running).await {
+            Ok((machine, guest)) => {
+                tally.adopted += 1;
+                let phase = Phase::Running(running);
+                if let Err(e) = task::keep(host, &row.id, &phase, false).await {
+                    tracing::error!(vm = row.name, error = chain(&e), "phase not kept");
+                }
+                task::spawn(host.clone(), machines, row, Begin::Adopted(phase, machine, guest));
+                return;
+            }
+            Err(reason) => {
+                tally.ended += 1;
+                match host.ledger.collect(&run).await {
+                    Ok(()) => reason,
+                    Err(e) => failed(&row, &e, tally),
+                }
+            }
+        },
+        rests @ (Phase::Stopped | Phase::Failed { .. }) => {
+            // Normally nothing; a teardown that was broken off goes on.
+            if let Err(e) = host.ledger.collect(&run).await {
+                failed(&row, &e, tally);
+            }
+            rests
+        }
+    };
+    if let Err(e) = task::keep(host, &row.id, &next, false).await {
+        tracing::error!(vm = row.name, error = chain(&e), "phase not kept");
+    }
+    let begin = if row.ephemeral { Begin::Remove } else { Begin::Resting(next) };
+    task::spawn(host.clone(), machines, row, begin);
+}
+
+type Adopted = (Arc<dyn banger_vmm::Machine>, banger_agent_api::AgentClient);
+
+/// The run goes on, or the phase that its end leaves.
+async fn adopt(host: &Arc<Host>, row: &VmRow, running: &Running) -> Result<Adopted, Phase> {
+    let paths = Paths::new(&host.settings.state_dir, &host.settings.runtime_dir, &row.id);
+    match lifecycle::adopt(host, row, &paths, running).await {
+        Ok(adopted) => Ok(adopted),
+        Err(e) => {
+            tracing::warn!(vm = row.name, error = chain(&e), "not adopted");
+            // Nobody saw its exit status; the console is the only witness.
+            Err(match console::testimony(&paths.console()) {
+                Some(reason) => Phase::Failed { reason },
+                None => Phase::Stopped,
+            })
+        }
+    }
+}
+
+fn failed(row: &VmRow, e: &Error, tally: &mut Tally) -> Phase {
+    tally.failed += 1;
+    tracing::error!(vm = row.name, error = chain(e), "could not be cleaned; the next start tries again");
+    Phase::Failed { reason: e.report().message }
+}
+
+/// What no row speaks for: owners in the ledger without a machine, and directories that only their name betrays.
+async fn collect_orphans(host: &Arc<Host>, known: &HashSet<String>, tally: &mut Tally) {
+    match host.ledger.owners().await {
+        Ok(owners) => {
+            for owner in owners.iter().filter(|owner| !known.contains(owner.vm())) {
+                tally.orphans += 1;
+                if let Err(e) = host.ledger.collect(owner).await {
+                    tally.failed += 1;
+                    tracing::error!(%owner, error = chain(&e), "orphan not removed");
+                }
+            }
+        }
+        Err(e) => tracing::error!(error = chain(&e), "ledger not read"),
+    }
+    for directory in [&host.settings.runtime_dir, &machines_dir(&host.settings.state_dir)] {
+        for orphan in strangers(directory, known) {
+            tally.orphans += 1;
+            tracing::warn!(path = %orphan.display(), "orphan");
+            let removed = async {
+                ledger::kill_under(&orphan).await?;
+                ledger::remove_directory(&orphan).await
+            };
+            if let Err(e) = removed.await {
+                tally.failed += 1;
+                tracing::error!(path = %orphan.display(), error = chain(&e), "orphan not removed");
+            }
+        }
+    }
+}
+
+/// Directories with a machine's name that no machine has.
+fn strangers(directory: &Path, known: &HashSet<String>) -> Vec<std::path::PathBuf> {
+    let Ok(entries) = std::fs::read_dir(directory) else { return Vec::new() };
+    let stranger = |entry: &std::fs::DirEntry| {
+        let name = entry.file_name();
+        name.to_str().and_then(id::of_token).is_some_and(|id| !known.contains(id))
+    };
+    entries.flatten().filter(stranger).map(|entry| entry.path()).collect()
+}

@@ -1,0 +1,51 @@
+//! The guest's control channel: the runtime directory with its sockets, and the socket on which the guest's hello
+//! arrives. It is first, because every process of the run is found by this directory.
+
+use std::os::unix::fs::DirBuilderExt;
+
+use banger_vmm::MachineSpec;
+use tokio::net::UnixListener;
+
+use super::{Capability, Start};
+use crate::error::{Error, Problem, io};
+use crate::ledger::{Object, Owner};
+
+/// Bytes of a Unix socket's path, without the terminating zero (`sun_path`, unix(7)).
+const SOCKET_PATH: usize = 107;
+
+pub(crate) struct GuestSocket;
+
+#[async_trait::async_trait]
+impl Capability for GuestSocket {
+    async fn check(&self, start: &Start<'_>) -> Vec<Problem> {
+        let path = start.paths.hello();
+        if path.as_os_str().len() <= SOCKET_PATH {
+            return Vec::new();
+        }
+        vec![Problem {
+            message: format!(
+                "the socket path {} has {} bytes and may have {SOCKET_PATH}",
+                path.display(),
+                path.as_os_str().len()
+            ),
+            fix: Some("set a shorter `runtime_dir` under `[daemon]` in the configuration".to_owned()),
+        }]
+    }
+
+    async fn prepare(&self, start: &Start<'_>) -> Result<(), Error> {
+        let owner = Owner::Run(start.row.id.clone());
+        let runtime = &start.paths.runtime;
+        start.host.ledger.enter(&owner, &Object::Directory { path: runtime.clone() }).await?;
+        std::fs::DirBuilder::new().mode(0o700).create(runtime).map_err(io("create", runtime))?;
+        // From here on a process may exist; this row finds the one that dies unrecorded with us.
+        start.host.ledger.enter(&owner, &Object::Processes { runtime: runtime.clone() }).await?;
+        let path = start.paths.hello();
+        let listener = UnixListener::bind(&path).map_err(io("listen on", path))?;
+        *start.hello.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(listener);
+        Ok(())
+    }
+
+    fn contribute(&self, _start: &Start<'_>, _spec: &mut MachineSpec) {
+        // A machine without this device would be none of ours: it is part of every specification from the start.
+    }
+}

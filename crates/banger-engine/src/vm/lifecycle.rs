@@ -1,0 +1,258 @@
+//! The work a machine's task does, as plain futures over the row: start, adopt, stop, remove.
+//!
+//! ```text
+//!   start:  check -> prepare (ledger first) -> launch -> guest's hello -> handshake -> Started
+//!   any failure, and a dropped future: the run's ledger is collected by the task
+//! ```
+//!
+//! Nothing here keeps state of its own: what exists is in the ledger, where a machine stands is the task's to say.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, Instant};
+
+use banger_agent_api::{AgentClient, HelloLine, read_hello_line};
+use banger_store::vms::VmRow;
+use banger_vmm::{Machine, Vmm};
+use jiff::Timestamp;
+use tokio::net::UnixListener;
+
+use crate::error::{Error, Problem};
+use crate::host::Host;
+use crate::ledger::{Owner, RunLog};
+use crate::operation::Progress;
+use crate::vm::capability::{self, Start};
+use crate::vm::console::{self, Ending};
+use crate::vm::state::{Paths, Running, vmm_kind};
+
+/// One attempt of the guest to say hello, once it is connected.
+const HELLO: Duration = Duration::from_secs(5);
+
+/// A run that came up.
+pub(crate) struct Started {
+    pub(crate) machine: Arc<dyn Machine>,
+    pub(crate) guest: AgentClient,
+    pub(crate) running: Running,
+}
+
+/// Starts a machine and waits for its agent. On an error the caller collects the run.
+pub(crate) async fn start(
+    host: &Arc<Host>,
+    row: &VmRow,
+    paths: &Paths,
+    timeout: Duration,
+    progress: &Progress,
+) -> Result<Started, Error> {
+    let (since, began) = (Timestamp::now(), Instant::now());
+    progress.stage("checking").await;
+    let pinned = row.vmm.as_deref().and_then(vmm_kind);
+    let chosen = host.vmms.choose(pinned).await?;
+    if let Some(reason) = &chosen.slow {
+        progress.notice(format!("slow: {reason}"));
+    }
+    let plan = plan(host, row, paths, chosen.vmm.as_ref()).await?;
+    let problems = plan.problems().await;
+    if !problems.is_empty() {
+        return Err(Error::Preflight { vm: row.name.clone(), problems });
+    }
+
+    progress.stage("preparing").await;
+    for capability in capability::ALL {
+        capability.prepare(&plan).await?;
+    }
+    let spec = plan.spec();
+    let problems: Vec<Problem> = chosen
+        .vmm
+        .check(&spec)
+        .into_iter()
+        .map(|p| Problem {
+            message: format!("{}: {}", p.field, p.message),
+            fix: Some(p.hint).filter(|hint| !hint.is_empty()),
+        })
+        .collect();
+    if !problems.is_empty() {
+        return Err(Error::Preflight { vm: row.name.clone(), problems });
+    }
+
+    progress.stage("launching").await;
+    let hello = plan.hello.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+    let hello = hello.ok_or_else(|| Error::Host {
+        action: "listen for the guest",
+        source: "the guest's socket was not prepared".into(),
+    })?;
+    let log = RunLog { ledger: &host.ledger, owner: Owner::Run(row.id.clone()) };
+    let machine = chosen
+        .vmm
+        .launch(&spec, &log)
+        .await
+        .map_err(|source| Error::Launch { vm: row.name.clone(), source })?;
+
+    progress.stage("booting").await;
+    let guest = AgentClient::new(&paths.vsock());
+    let answered = async {
+        hear_hello(&hello).await;
+        guest.hello(timeout).await.map_err(|e| Error::Agent { vm: row.name.clone(), source: Box::new(e) })
+    };
+    let left = timeout.saturating_sub(began.elapsed());
+    let info = tokio::select! {
+        // What happened comes before what was waited for: a guest that panicked right after its hello has not started.
+        biased;
+        exit = machine.exited() => {
+            let cause = match console::ending(&exit, &paths.console()) {
+                Ending::Orderly => "the guest shut down before its agent answered".to_owned(),
+                Ending::Bad(reason) => reason,
+            };
+            return Err(Error::DiedStarting {
+                vm: row.name.clone(),
+                cause,
+                console: console::last_lines(&paths.console()),
+            });
+        }
+        info = answered => info?,
+        () = tokio::time::sleep(left) => {
+            return Err(Error::Silent {
+                vm: row.name.clone(),
+                seconds: timeout.as_secs(),
+                console: console::last_lines(&paths.console()),
+            });
+        }
+    };
+    let described = chosen.vmm.describe();
+    let running = Running {
+        vmm: described.kind.as_str().to_owned(),
+        acceleration: described.accelerator.as_str().to_owned(),
+        pid: machine_pid(machine.as_ref()),
+        since,
+        start_milliseconds: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
+        agent_version: info.agent_version,
+        kernel_release: info.kernel_release,
+    };
+    tracing::info!(
+        vm = row.name,
+        vmm = running.vmm,
+        pid = running.pid,
+        milliseconds = running.start_milliseconds,
+        init = ?info.init_mode,
+        "started"
+    );
+    Ok(Started { machine, guest, running })
+}
+
+/// What a start would be made of.
+async fn plan<'a>(
+    host: &'a Arc<Host>,
+    row: &'a VmRow,
+    paths: &'a Paths,
+    vmm: &'a dyn Vmm,
+) -> Result<Start<'a>, Error> {
+    let name = row.kernel.clone();
+    let kernel = host.store.read(move |tx| banger_store::kernels::find(tx, &name)).await?;
+    let kernel = kernel.ok_or_else(|| Error::Missing { what: "kernel", name: row.kernel.clone(), near: None })?;
+    let state = &host.settings.state_dir;
+    Ok(Start {
+        host,
+        row,
+        paths,
+        vmm,
+        rootfs: crate::image::rootfs_path(state, &row.image),
+        kernel: crate::image::kernel_files(state, &row.kernel),
+        kernel_pvh: kernel.pvh,
+        initramfs: OnceLock::new(),
+        hello: Mutex::new(None),
+    })
+}
+
+/// Waits for a well-formed hello line; what else connects is ignored, since the guest decides what connects.
+async fn hear_hello(listener: &UnixListener) -> HelloLine {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => match tokio::time::timeout(HELLO, read_hello_line(stream)).await {
+                Ok(Ok(line)) => return line,
+                Ok(Err(e)) => tracing::warn!(error = crate::error::chain(&e), "not a hello"),
+                Err(_) => tracing::warn!("a guest connected and said nothing"),
+            },
+            // Out of file descriptors, most likely: others may close some.
+            Err(e) => {
+                tracing::warn!(error = %e, "no connection from the guest");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+    }
+}
+
+fn machine_pid(machine: &dyn Machine) -> u32 {
+    machine
+        .processes()
+        .iter()
+        .find(|p| p.role == banger_vmm::ProcessRole::Vmm)
+        .map_or(0, |p| p.id.pid)
+}
+
+/// Takes up the run that an earlier daemon left, if all its processes live.
+pub(crate) async fn adopt(
+    host: &Arc<Host>,
+    row: &VmRow,
+    paths: &Paths,
+    running: &Running,
+) -> Result<(Arc<dyn Machine>, AgentClient), Error> {
+    let fail = |source: Box<dyn std::error::Error + Send + Sync>| Error::Host { action: "adopt the machine", source };
+    let kind = vmm_kind(&running.vmm).ok_or_else(|| fail(format!("unknown VMM {:?}", running.vmm).into()))?;
+    let vmm = host.vmms.for_adoption(kind).await?;
+    let spec = plan(host, row, paths, vmm.as_ref()).await?.spec();
+    let processes = host.ledger.processes(&Owner::Run(row.id.clone())).await?;
+    let machine = vmm.adopt(&spec, &processes).await.map_err(|e| fail(Box::new(e)))?;
+    Ok((machine, AgentClient::new(&paths.vsock())))
+}
+
+/// Asks the guest to stop and waits; forces it when it does not in time. Zero forces at once.
+pub(crate) async fn stop(
+    vm: &str,
+    machine: &dyn Machine,
+    guest: Option<&AgentClient>,
+    timeout: Duration,
+    progress: &Progress,
+) -> Result<(), Error> {
+    if let Some(guest) = guest.filter(|_| !timeout.is_zero()) {
+        progress.stage("stopping").await;
+        let began = Instant::now();
+        match guest.shutdown(Some(timeout), timeout.min(Duration::from_secs(10))).await {
+            Ok(()) => {
+                let left = timeout.saturating_sub(began.elapsed());
+                if tokio::time::timeout(left, machine.exited()).await.is_ok() {
+                    return Ok(());
+                }
+                progress.notice(format!("did not stop within {} s and was forced", timeout.as_secs()));
+            }
+            Err(e) => {
+                // The machine may be ending this very moment, which breaks the connection.
+                if tokio::time::timeout(Duration::from_millis(500), machine.exited()).await.is_ok() {
+                    return Ok(());
+                }
+                progress.notice(format!("its agent did not take the request and it was forced: {}", crate::error::chain(&e)));
+            }
+        }
+    }
+    progress.stage("killing").await;
+    kill(vm, machine).await
+}
+
+/// Ends a machine at once.
+pub(crate) async fn kill(vm: &str, machine: &dyn Machine) -> Result<(), Error> {
+    machine.kill().await.map_err(|source| Error::Kill { vm: vm.to_owned(), source })
+}
+
+/// Removes all that a machine has on the host, its row last.
+pub(crate) async fn remove(host: &Host, id: &str) -> Result<(), Error> {
+    host.ledger.collect(&Owner::Run(id.to_owned())).await?;
+    host.ledger.collect(&Owner::Machine(id.to_owned())).await?;
+    let id = id.to_owned();
+    host.store.write(move |tx| banger_store::vms::remove(tx, &id)).await?;
+    Ok(())
+}
+
+/// Bytes that a sparse file takes on its file system; 0 where it is not there.
+pub(crate) fn taken(path: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    // st_blocks counts 512-byte units whatever the file system's block size (stat(2)).
+    std::fs::metadata(path).map_or(0, |m| m.blocks() * 512)
+}
