@@ -268,7 +268,6 @@ pub struct Finished {
 
 impl Finished {
     /// Asserts the exit code.
-    #[must_use]
     #[track_caller]
     pub fn expect(self, code: i32) -> Self {
         assert_eq!(self.status.code(), Some(code), "wrong exit code: {self}");

@@ -327,7 +327,7 @@ impl Daemon {
         if self.child.is_some() {
             let machines = self.banger(["ls", "-q"]).ok();
             if !machines.is_empty() {
-                self.banger(["rm", "--force"]).args(machines.lines()).ok();
+                self.banger(["vm", "rm", "--force"]).args(machines.lines()).ok();
             }
             let runtime = self.runtime();
             let sockets = names(&runtime);

@@ -15,22 +15,19 @@ pub struct Guest<'d> {
 
 impl<'d> Guest<'d> {
     /// Creates and starts a machine with that image, and little memory: several run at once.
-    #[must_use]
     pub fn start(daemon: &'d Daemon, name: &str, image: &str) -> Self {
         let memory = if image == "debian" { "512M" } else { "256M" };
         Self::start_with(daemon, name, image, &["--memory", memory, "--vcpus", "1"])
     }
 
     /// Creates and starts a machine with those options of `vm create`.
-    #[must_use]
     pub fn start_with(daemon: &'d Daemon, name: &str, image: &str, options: &[&str]) -> Self {
         let guest = Self::create_with(daemon, name, image, options);
-        daemon.banger(["start", name]).ok();
+        daemon.banger(["vm", "start", name]).ok();
         guest
     }
 
     /// Creates a machine with those options of `vm create`.
-    #[must_use]
     pub fn create_with(daemon: &'d Daemon, name: &str, image: &str, options: &[&str]) -> Self {
         daemon
             .banger(["vm", "create", name, "--image", image])
@@ -54,7 +51,6 @@ impl<'d> Guest<'d> {
     }
 
     /// Runs a shell script in it, expects success and returns its standard output.
-    #[must_use]
     pub fn sh(&self, script: &str) -> String {
         self.exec(["sh", "-c", script]).ok()
     }
@@ -63,7 +59,7 @@ impl<'d> Guest<'d> {
     #[must_use]
     pub fn show(&self) -> Value {
         self.daemon
-            .banger(["show", &self.name, "--output", "json"])
+            .banger(["vm", "show", &self.name, "--output", "json"])
             .json()
     }
 
@@ -82,9 +78,9 @@ impl<'d> Guest<'d> {
         pid.try_into().expect("a process id")
     }
 
-    /// `banger` with a verb and this machine's name.
+    /// `banger vm VERB NAME`
     #[must_use]
     pub fn banger(&self, verb: &str) -> Banger {
-        self.daemon.banger([verb, &self.name])
+        self.daemon.banger(["vm", verb, &self.name])
     }
 }

@@ -1,0 +1,236 @@
+//! Starts that go wrong: a VMM that is missing or killed, kernels and root file systems that are gone or no such thing,
+//! a guest that panics or never answers.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use e2e::{Daemon, Guest, Settings, Testbed, wait_for};
+use rustix::process::{Pid, Signal, kill_process};
+
+const SMALL: [&str; 4] = ["--vcpus", "1", "--memory", "256M"];
+
+fn rootfs(daemon: &Daemon) -> PathBuf {
+    let image = daemon
+        .banger(["image", "show", "busybox", "--output", "json"])
+        .json();
+    daemon
+        .state()
+        .join("images")
+        .join(image["id"].as_str().expect("an id"))
+        .join("rootfs.ext4")
+}
+
+#[test]
+fn no_vmm() {
+    let Some(bed) = Testbed::find() else { return };
+    let config = "[vmm]\nchoice = \"qemu\"\nqemu = \"/no/such/qemu\"\n";
+    let daemon = Daemon::start(&bed, Settings::prepared().config(config));
+    Guest::create_with(&daemon, "none", "busybox", &SMALL);
+    let before = daemon.snapshot();
+    let start = daemon.banger(["vm", "start", "none"]).run().expect(6);
+    assert!(start.err().contains("/no/such/qemu"), "{start}");
+    let run = daemon
+        .banger(["run", "busybox", "--name", "other"])
+        .run()
+        .expect(6);
+    assert!(run.err().contains("/no/such/qemu"), "{run}");
+    before.assert_nothing_left(&daemon);
+    let doctor = daemon.banger(["doctor"]).run().expect(1);
+    assert!(doctor.out().contains("/no/such/qemu"), "{doctor}");
+    daemon.finish();
+}
+
+#[test]
+fn no_vsock_device() {
+    let Some(bed) = Testbed::find() else { return };
+    let config = "[vmm]\nchoice = \"qemu\"\nvhost_device_vsock = \"/no/such/vsock\"\n";
+    let daemon = Daemon::start(&bed, Settings::prepared().config(config));
+    let before = daemon.snapshot();
+    let run = daemon.banger(["run", "busybox"]).run().expect(6);
+    assert!(run.err().contains("/no/such/vsock"), "{run}");
+    before.assert_nothing_left(&daemon);
+    daemon.finish();
+}
+
+#[test]
+fn a_vmm_killed_while_starting() {
+    let Some(bed) = Testbed::find() else { return };
+    let daemon = Daemon::start(&bed, Settings::prepared());
+    let before = daemon.snapshot();
+    // Each of the two processes of a machine in turn.
+    for part in ["qemu-system", "vhost-device-vsock"] {
+        let run = daemon
+            .banger(["run", "busybox", "--name", "short"])
+            .args(SMALL)
+            .spawn();
+        let process = wait_for(Duration::from_secs(20), || {
+            daemon.machine_processes().into_iter().find(|p| {
+                p.command
+                    .split(' ')
+                    .next()
+                    .is_some_and(|program| program.contains(part))
+            })
+        });
+        e2e::processes::kill(&[process.unwrap_or_else(|| panic!("no {part}"))]);
+        let failed = run.finish().expect(8);
+        assert!(
+            failed.err().contains("signal 9") || failed.err().contains("SIGKILL"),
+            "{failed}"
+        );
+        before.assert_nothing_left(&daemon);
+    }
+    daemon.finish();
+}
+
+#[test]
+fn a_kernel_or_root_file_system_that_is_gone_or_broken() {
+    let Some(bed) = Testbed::find() else { return };
+    // A guest that does not come up must not take the whole timeout of two minutes.
+    let config = "[vmm]\nchoice = \"qemu\"\n[vm]\nstart_timeout = \"40s\"\n";
+    let daemon = Daemon::start(&bed, Settings::prepared().config(config));
+    Guest::create_with(&daemon, "broken", "busybox", &SMALL);
+    let fails = |what: &str, words: &[&str]| {
+        let before = daemon.snapshot();
+        let start = daemon.banger(["vm", "start", "broken"]).run();
+        assert!(matches!(start.code(), 1 | 3 | 6 | 7 | 8), "{what}: {start}");
+        for word in words {
+            assert!(
+                start.err().contains(word),
+                "{what}: {word:?} is not in it: {start}"
+            );
+        }
+        let shown = daemon.banger(["vm", "show", "broken", "--output", "json"]).json();
+        assert!(
+            shown["state"] == "failed" || shown["state"] == "stopped",
+            "{what}: {shown:#}"
+        );
+        assert!(
+            daemon.machine_processes().is_empty(),
+            "{what}: {:?}",
+            daemon.machine_processes()
+        );
+        daemon.banger(["vm", "ls"]).ok();
+        drop(before);
+    };
+
+    // A file is removed before it is written: it is a hard link to the prepared one.
+    let root = rootfs(&daemon);
+    let good = std::fs::read(&root).expect("read the image");
+    std::fs::remove_file(&root).expect("remove");
+    fails("no root file system", &["rootfs.ext4"]);
+    std::fs::write(&root, vec![0; good.len()]).expect("write");
+    fails("a root file system of zeros", &["vda"]);
+    std::fs::write(&root, b"short").expect("write");
+    fails("a root file system of five bytes", &[]);
+    std::fs::write(&root, &good).expect("write");
+
+    let kernels = daemon.state().join("kernels/debian");
+    let kernel = ["vmlinux", "vmlinuz"]
+        .map(|name| kernels.join(name))
+        .into_iter()
+        .find(|path| path.exists());
+    let kernel = kernel.expect("a kernel");
+    let good = std::fs::read(&kernel).expect("read the kernel");
+    std::fs::remove_file(&kernel).expect("remove");
+    fails("no kernel", &["kernel"]);
+    std::fs::write(&kernel, b"not a kernel").expect("write");
+    fails("a kernel of text", &["kernel"]);
+    std::fs::write(&kernel, &good[..good.len() / 3]).expect("write");
+    fails("a third of a kernel", &[]);
+    std::fs::write(&kernel, &good).expect("write");
+
+    // All is well again, and so is the machine.
+    daemon.banger(["vm", "start", "broken"]).ok();
+    assert_eq!(
+        daemon.banger(["exec", "broken", "--", "echo", "mended"]).ok(),
+        "mended"
+    );
+    daemon.finish();
+}
+
+/// The image's files are fine but there is nothing to run in it: the agent says so, and exec fails in the guest's way.
+#[test]
+fn an_image_with_nothing_in_it() {
+    let Some(bed) = Testbed::find() else { return };
+    let daemon = Daemon::start(&bed, Settings::prepared());
+    let tar = daemon.scratch().join("empty.tar");
+    // Two blocks of zeros: an archive without entries.
+    std::fs::write(&tar, [0; 10240]).expect("write");
+    let before = daemon.snapshot();
+    let register = daemon.banger(["image", "register", "hollow"]).args([&tar]).run();
+    if register.code() == 0 {
+        let run = daemon.banger(["run", "hollow", "--rm", "--", "true"]).run();
+        assert!(matches!(run.code(), 125 | 127), "{run}");
+        daemon.banger(["image", "rm", "hollow"]).ok();
+    } else {
+        assert!(register.err().contains("empty"), "{register}");
+    }
+    before.assert_nothing_left(&daemon);
+    daemon.finish();
+}
+
+#[test]
+fn a_guest_kernel_that_panics() {
+    let Some(bed) = Testbed::find() else { return };
+    let daemon = Daemon::start(&bed, Settings::prepared());
+    let guest = Guest::start_with(&daemon, "panics", "busybox", &SMALL);
+    let run = guest
+        .exec([
+            "sh",
+            "-c",
+            "echo 1 > /proc/sys/kernel/sysrq; echo c > /proc/sysrq-trigger",
+        ])
+        .run();
+    assert_eq!(run.code(), 125, "{run}");
+    let ended = wait_for(Duration::from_secs(20), || {
+        (guest.state() != "running").then(|| guest.show())
+    });
+    let shown = ended.expect("a machine that has ended");
+    assert_eq!(shown["state"], "failed", "{shown:#}");
+    assert!(guest.banger("logs").ok().contains("Kernel panic"));
+    assert!(
+        daemon.machine_processes().is_empty(),
+        "{:?}",
+        daemon.machine_processes()
+    );
+    guest.banger("start").ok();
+    assert_eq!(guest.sh("echo again"), "again");
+    daemon.finish();
+}
+
+/// The agent never answers because the guest stands still; the error carries the console's last lines.
+#[test]
+fn a_guest_that_stands_still() {
+    let Some(bed) = Testbed::find() else { return };
+    let config = "[vmm]\nchoice = \"qemu\"\n[vm]\nstart_timeout = \"8s\"\n";
+    let daemon = Daemon::start(&bed, Settings::prepared().config(config));
+    let before = daemon.snapshot();
+    let run = daemon
+        .banger(["run", "busybox", "--name", "still"])
+        .args(SMALL)
+        .spawn();
+    // As soon as the kernel has said something, the processors are stopped.
+    let console = |_: &()| {
+        let vms = std::fs::read_dir(daemon.state().join("vms"))
+            .into_iter()
+            .flatten()
+            .flatten();
+        vms.map(|entry| entry.path().join("console.log"))
+            .find(|path| path.metadata().is_ok_and(|m| m.len() > 200))
+    };
+    wait_for(Duration::from_secs(20), || console(&())).expect("a console");
+    let vmm = daemon
+        .machine_processes()
+        .into_iter()
+        .find(|p| p.command.contains("qemu-system"))
+        .expect("a VMM");
+    let vmm = Pid::from_raw(vmm.pid).expect("a pid");
+    kill_process(vmm, Signal::STOP).expect("stop the VMM");
+    let failed = run.finish().expect(7);
+    assert!(
+        failed.err().contains("Linux version") || failed.err().contains('['),
+        "no console lines: {failed}"
+    );
+    before.assert_nothing_left(&daemon);
+    daemon.finish();
+}

@@ -1,0 +1,284 @@
+//! Create, start, stop, kill, remove; and a daemon that dies in between.
+
+use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
+
+use e2e::{Daemon, Guest, Settings, Testbed, wait_for};
+
+#[test]
+fn every_verb_and_every_verb_twice() {
+    let Some(bed) = Testbed::find() else { return };
+    let daemon = Daemon::start(&bed, Settings::prepared());
+    let before = daemon.snapshot();
+    let guest = Guest::create_with(&daemon, "life", "busybox", &["--memory", "256M", "--vcpus", "1"]);
+    assert_eq!(guest.state(), "stopped");
+    daemon
+        .banger(["vm", "create", "life", "--image", "busybox"])
+        .fails(4);
+    guest.exec(["true"]).fails(125);
+    guest.banger("ping").fails(4);
+
+    guest.banger("start").ok();
+    let pid = guest.vmm_pid();
+    guest.banger("start").ok();
+    assert_eq!(guest.vmm_pid(), pid, "starting what runs does nothing");
+    guest.banger("ping").ok();
+    let refused = guest.banger("rm").fails(4);
+    assert!(
+        refused.contains("--force") || refused.contains("stop"),
+        "no way out: {refused}"
+    );
+    assert_eq!(guest.state(), "running");
+
+    guest.banger("stop").ok();
+    assert_eq!(guest.state(), "stopped");
+    assert!(
+        daemon.machine_processes().is_empty(),
+        "{:?}",
+        daemon.machine_processes()
+    );
+    guest.banger("stop").ok();
+    guest.banger("start").ok();
+    guest.banger("kill").ok();
+    assert_eq!(guest.state(), "stopped");
+    guest.banger("kill").ok();
+    guest.banger("rm").ok();
+    before.assert_nothing_left(&daemon);
+    daemon.banger(["vm", "show", "life"]).fails(3);
+    daemon.finish();
+}
+
+/// A guest that does not react to being asked is forced after the timeout, and not before.
+#[test]
+fn a_stop_that_the_guest_ignores_is_forced() {
+    let Some(bed) = Testbed::find() else { return };
+    let daemon = Daemon::start(&bed, Settings::prepared());
+    let guest = Guest::start(&daemon, "deaf", "busybox");
+    // A VMM that is stopped cannot answer; SIGKILL ends it all the same.
+    let pid = rustix::process::Pid::from_raw(guest.vmm_pid().try_into().expect("a pid")).expect("a pid");
+    rustix::process::kill_process(pid, rustix::process::Signal::STOP).expect("stop the VMM");
+    let stop = guest.banger("stop").args(["--timeout", "3"]).run().expect(0);
+    assert!(stop.took >= Duration::from_secs(3), "forced too soon: {stop}");
+    assert_eq!(guest.state(), "stopped");
+    daemon.finish();
+}
+
+#[test]
+fn logs_show_the_console_and_follow_it_to_its_end() {
+    let Some(bed) = Testbed::find() else { return };
+    let daemon = Daemon::start(&bed, Settings::prepared());
+    let guest = Guest::start(&daemon, "talk", "busybox");
+    assert!(guest.banger("logs").ok().contains("Linux version"));
+    let follow = guest.banger("logs").args(["-f"]).spawn();
+    follow.wait_stdout("Linux version");
+    guest.sh("echo a word from inside > /dev/console");
+    follow.wait_stdout("a word from inside");
+    guest.banger("kill").ok();
+    // The console ends with the machine, and so does following it.
+    let followed = follow.finish().expect(0);
+    assert!(followed.out().contains("a word from inside"));
+    // It stays readable while the machine is there.
+    assert!(guest.banger("logs").ok().contains("a word from inside"));
+    daemon.finish();
+}
+
+#[test]
+fn a_machine_outlives_its_daemon() {
+    let Some(bed) = Testbed::find() else { return };
+    let mut daemon = Daemon::start(&bed, Settings::prepared());
+    let (pid, since) = {
+        let guest = Guest::start(&daemon, "goes-on", "busybox");
+        Guest::create_with(&daemon, "sleeps", "busybox", &[]);
+        guest.sh("echo here > /tmp/here; (sleep 1000 &)");
+        let shown = guest.show();
+        (guest.vmm_pid(), shown["running"]["since"].clone())
+    };
+
+    daemon.kill();
+    let running = daemon.machine_processes();
+    assert!(
+        running.iter().any(|p| p.command.contains("qemu-system")),
+        "the machine died with its daemon: {running:?}"
+    );
+    daemon.launch();
+    let shown = daemon
+        .banger(["vm", "show", "goes-on", "--output", "json"])
+        .json();
+    assert_eq!(shown["state"], "running", "{shown:#}");
+    assert_eq!(
+        (&shown["running"]["pid"], &shown["running"]["since"]),
+        (&pid.into(), &since)
+    );
+    assert_eq!(
+        daemon.banger(["exec", "goes-on", "--", "cat", "/tmp/here"]).ok(),
+        "here"
+    );
+    assert_eq!(
+        daemon.banger(["vm", "show", "sleeps", "--output", "json"]).json()["state"],
+        "stopped"
+    );
+
+    // The same after an orderly end, and an adopted machine can be stopped in order.
+    daemon.terminate();
+    daemon.launch();
+    assert_eq!(
+        daemon.banger(["exec", "goes-on", "--", "cat", "/tmp/here"]).ok(),
+        "here"
+    );
+    daemon.banger(["vm", "stop", "goes-on"]).ok();
+    assert!(daemon.machine_processes().is_empty());
+    daemon.banger(["vm", "start", "goes-on"]).ok();
+
+    // A machine that died while no daemon looked is known as such, and what was left of it is gone.
+    let vmm = daemon.machine_processes();
+    daemon.kill();
+    e2e::processes::kill(&vmm);
+    daemon.launch();
+    let shown = wait_for(Duration::from_secs(10), || {
+        let shown = daemon
+            .banger(["vm", "show", "goes-on", "--output", "json"])
+            .json();
+        (shown["state"] == "failed" || shown["state"] == "stopped").then_some(shown)
+    });
+    assert!(
+        shown.is_some(),
+        "{:#}",
+        daemon
+            .banger(["vm", "show", "goes-on", "--output", "json"])
+            .json()
+    );
+    assert!(daemon.machine_processes().is_empty());
+    daemon.banger(["vm", "start", "goes-on"]).ok();
+    daemon.finish();
+}
+
+/// The daemon is killed at points of a start that no step is aware of; the next one leaves neither half a machine nor
+/// a process that nobody knows.
+#[test]
+fn a_daemon_killed_during_a_start_leaves_nothing_unknown() {
+    let Some(bed) = Testbed::find() else { return };
+    let mut daemon = Daemon::start(&bed, Settings::prepared());
+    Guest::create_with(&daemon, "half", "busybox", &["--memory", "256M", "--vcpus", "1"]);
+    for milliseconds in [0, 20, 60, 150, 400, 1000, 2500] {
+        let start = daemon.banger(["vm", "start", "half"]).spawn();
+        std::thread::sleep(Duration::from_millis(milliseconds));
+        daemon.kill();
+        assert_ne!(start.finish().code(), 0, "after {milliseconds} ms");
+        daemon.launch();
+        // Adopted, taken down, or never begun: whatever it is called, one command leads back to a known state.
+        daemon.banger(["vm", "kill", "half"]).ok();
+        let gone = wait_for(Duration::from_secs(10), || {
+            daemon.machine_processes().is_empty().then_some(())
+        });
+        assert!(
+            gone.is_some(),
+            "after {milliseconds} ms: {:?}",
+            daemon.machine_processes()
+        );
+        let shown = daemon.banger(["vm", "show", "half", "--output", "json"]).json();
+        assert!(shown["running"].is_null(), "after {milliseconds} ms: {shown:#}");
+    }
+    daemon.banger(["vm", "start", "half"]).ok();
+    assert_eq!(
+        daemon.banger(["exec", "half", "--", "echo", "whole"]).ok(),
+        "whole"
+    );
+    daemon.finish();
+}
+
+#[test]
+fn a_vmm_that_dies_is_noticed_without_asking() {
+    let Some(bed) = Testbed::find() else { return };
+    let daemon = Daemon::start(&bed, Settings::prepared());
+    let guest = Guest::start(&daemon, "dies", "busybox");
+    let hanging = guest.exec(["sleep", "1000"]).spawn();
+    let follow = guest.banger("logs").args(["-f"]).spawn();
+    follow.wait_stdout("Linux version");
+    let pid = i32::try_from(guest.vmm_pid()).expect("a pid");
+    let vmm: Vec<_> = daemon
+        .machine_processes()
+        .into_iter()
+        .filter(|p| p.pid == pid)
+        .collect();
+    assert_eq!(vmm.len(), 1);
+    e2e::processes::kill(&vmm);
+    // Both that waited on the guest are told.
+    let broken = hanging.finish();
+    assert_eq!(broken.code(), 125, "{broken}");
+    follow.finish().expect(0);
+    assert_eq!(guest.state(), "failed");
+    assert!(!guest.show()["failure"].as_str().unwrap_or_default().is_empty());
+    assert!(
+        daemon.machine_processes().is_empty(),
+        "{:?}",
+        daemon.machine_processes()
+    );
+    guest.banger("start").ok();
+    assert_eq!(guest.sh("echo again"), "again");
+    daemon.finish();
+}
+
+/// The command line starts the daemon where none runs, and the daemon does not hold on to the command's terminal.
+#[test]
+fn the_command_line_starts_the_daemon() {
+    let Some(bed) = Testbed::find() else { return };
+    let daemon = Daemon::new(&bed, Settings::empty());
+    daemon.banger(["ls"]).fails(9);
+    daemon.banger(["ls"]).env_remove("BANGER_NO_AUTOSTART").ok();
+    let status = daemon.banger(["daemon", "status", "--output", "json"]).json();
+    let pid = i32::try_from(status["pid"].as_u64().expect("a pid")).expect("a pid");
+    let mode = std::fs::metadata(daemon.socket())
+        .expect("the socket")
+        .permissions()
+        .mode();
+    assert_eq!(mode & 0o777, 0o600);
+    assert!(daemon.state().join("bangerd.log").is_file());
+    // A session of its own: closing the terminal does not end it (proc_pid_stat(5): field 6).
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("its stat");
+    let (_, fields) = stat.rsplit_once(") ").expect("a name");
+    assert_eq!(fields.split(' ').nth(3), Some(pid.to_string().as_str()));
+
+    let pid = rustix::process::Pid::from_raw(pid).expect("a pid");
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("end the daemon");
+    let gone = wait_for(Duration::from_secs(10), || {
+        (!daemon.socket().exists()).then_some(())
+    });
+    assert!(gone.is_some(), "the daemon leaves its socket");
+    daemon.finish();
+}
+
+#[test]
+fn many_starts_at_once_do_one_start() {
+    let Some(bed) = Testbed::find() else { return };
+    let daemon = Daemon::new(&bed, Settings::empty());
+    let all: Vec<_> = (0..6)
+        .map(|_| daemon.banger(["ls"]).env_remove("BANGER_NO_AUTOSTART").spawn())
+        .collect();
+    for one in all {
+        one.finish().expect(0);
+    }
+    let status = daemon.banger(["daemon", "status", "--output", "json"]).json();
+    let daemons: Vec<_> = daemon
+        .machine_processes()
+        .into_iter()
+        .filter(|p| p.command.contains("bangerd"))
+        .collect();
+    assert_eq!(daemons.len(), 1, "{daemons:?}");
+    assert_eq!(u64::try_from(daemons[0].pid).ok(), status["pid"].as_u64());
+    e2e::processes::kill(&daemons);
+    let gone = wait_for(Duration::from_secs(5), || {
+        daemon.machine_processes().is_empty().then_some(())
+    });
+    assert!(gone.is_some());
+    // It was killed, not ended: its socket stays, and the next daemon takes it over.
+    daemon.banger(["ls"]).env_remove("BANGER_NO_AUTOSTART").ok();
+    let daemons = daemon.machine_processes();
+    assert_eq!(daemons.len(), 1, "{daemons:?}");
+    let pid = rustix::process::Pid::from_raw(daemons[0].pid).expect("a pid");
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("end the daemon");
+    let gone = wait_for(Duration::from_secs(10), || {
+        (!daemon.socket().exists()).then_some(())
+    });
+    assert!(gone.is_some(), "the daemon leaves its socket");
+    daemon.finish();
+}

@@ -1,0 +1,15 @@
+//! End-to-end tests. Each suite is a module; what they share is the crate `e2e`.
+
+mod bad_input;
+mod cp;
+mod disk_full;
+mod exec;
+mod exec_bulk;
+mod failed_start;
+mod firecracker_busybox;
+mod interrupt;
+mod lifecycle;
+mod output;
+mod protocol;
+mod qemu_busybox;
+mod qemu_debian;
