@@ -31,7 +31,7 @@
 //! Integers are big endian. Payloads are not copied: [`Bytes`] go from the socket's buffer to the consumer and back.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio_util::codec::{Decoder, Encoder};
 
@@ -383,6 +383,15 @@ pub struct FrameReader {
 }
 
 impl FrameReader {
+    /// Waits until the other side has closed its writing half, whether or not all it sent has been read: for a receiver
+    /// that does not read on for now, and must not miss that nobody waits for it any more. Cancel-safe.
+    pub async fn closed(&self) {
+        // Of what a socket can be ready for, priority waits for urgent data and for the end of the other side's writing
+        // (EPOLLRDHUP, epoll_ctl(2)), but not for data. Urgent data is no part of the protocol, and an error means that
+        // the runtime ends: in every case nothing more is to be expected.
+        drop(self.socket.ready(Interest::PRIORITY).await);
+    }
+
     /// The next frame; `None` when the other side closed the connection between two frames. Cancel-safe: what has been
     /// read stays in the buffer.
     ///

@@ -233,3 +233,21 @@ async fn a_connection_cut_within_a_frame_is_an_error() {
     assert_eq!(stream.next().await.unwrap(), Some(Frame::StdinEof));
     assert!(matches!(stream.next().await, Err(FrameError::Truncated)));
 }
+
+#[tokio::test]
+async fn the_end_is_seen_behind_unread_frames() {
+    use std::time::Duration;
+    let (mut a, b) = pair();
+    let (mut reader, _writer) = b.split();
+    for _ in 0..3 {
+        a.send(Frame::Data(Bytes::from_static(b"unread"))).await.unwrap();
+    }
+    assert!(matches!(reader.next().await.unwrap(), Some(Frame::Data(_))));
+    let early = tokio::time::timeout(Duration::from_millis(50), reader.closed()).await;
+    assert!(early.is_err(), "open, and nothing but data has come");
+    drop(a);
+    tokio::time::timeout(Duration::from_secs(10), reader.closed())
+        .await
+        .unwrap();
+    assert!(matches!(reader.next().await.unwrap(), Some(Frame::Data(_))));
+}
