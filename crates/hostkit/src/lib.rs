@@ -6,6 +6,8 @@ pub mod decompress;
 pub mod digest;
 pub mod elf;
 pub mod exec;
+pub mod ext4;
 pub mod modules;
 pub mod process;
+pub mod rootfs_tar;
 pub mod vmlinuz;
