@@ -1,0 +1,162 @@
+//! The figures: medians, their budgets, a table, a file.
+
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+/// What a row is held to.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Budget {
+    /// Ours by the raw one, at most.
+    Ratio(f64),
+    /// Ours minus the raw one, at most, in the row's unit.
+    Over(f64),
+    /// Ours, at most, in the row's unit.
+    AtMost(f64),
+    /// Only to be known.
+    None,
+}
+
+#[derive(Debug)]
+struct Row {
+    name: String,
+    unit: &'static str,
+    ours: Vec<f64>,
+    raw: Vec<f64>,
+    budget: Budget,
+}
+
+/// All rows so far.
+#[derive(Debug, Default)]
+pub(crate) struct Report(Vec<Row>);
+
+/// Milliseconds.
+pub(crate) fn ms(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}
+
+pub(crate) fn median(samples: &[f64]) -> f64 {
+    let mut sorted = samples.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let middle = sorted.len() / 2;
+    match sorted.len() {
+        0 => f64::NAN,
+        odd if odd % 2 == 1 => sorted[middle],
+        _ => f64::midpoint(sorted[middle - 1], sorted[middle]),
+    }
+}
+
+impl Row {
+    /// What is compared with the budget, as people read it, and whether it keeps it.
+    fn verdict(&self) -> (String, String, Option<bool>) {
+        let (ours, raw) = (median(&self.ours), median(&self.raw));
+        match self.budget {
+            Budget::Ratio(most) => (
+                format!("{:.3} ×", ours / raw),
+                format!("{most:.2} ×"),
+                Some(ours / raw <= most),
+            ),
+            Budget::Over(most) => {
+                let over = ours - raw;
+                (
+                    format!("+{over:.2} {}", self.unit),
+                    format!("+{most} {}", self.unit),
+                    Some(over <= most),
+                )
+            }
+            Budget::AtMost(most) => (
+                format!("{ours:.2} {}", self.unit),
+                format!("{most} {}", self.unit),
+                Some(ours <= most),
+            ),
+            Budget::None => (format!("{ours:.2} {}", self.unit), String::from("-"), None),
+        }
+    }
+}
+
+impl Report {
+    /// Adds a row. `raw` is empty where nothing is compared.
+    pub(crate) fn add(
+        &mut self,
+        name: &str,
+        unit: &'static str,
+        ours: Vec<f64>,
+        raw: Vec<f64>,
+        budget: Budget,
+    ) {
+        self.0.push(Row {
+            name: name.to_owned(),
+            unit,
+            ours,
+            raw,
+            budget,
+        });
+    }
+
+    /// Prints the table and keeps everything.
+    pub(crate) fn finish(&self, directory: &Path) {
+        println!();
+        println!(
+            "{:<44} {:>4} {:>14} {:>14} {:>14} {:>12}",
+            "figure (medians)", "runs", "banger", "raw", "compared", "budget"
+        );
+        for row in &self.0 {
+            let (compared, budget, kept) = row.verdict();
+            let value = |samples: &[f64]| match samples {
+                [] => String::new(),
+                some => format!("{:.2} {}", median(some), row.unit),
+            };
+            println!(
+                "{:<44} {:>4} {:>14} {:>14} {:>14} {:>12}  {}",
+                row.name,
+                row.ours.len(),
+                value(&row.ours),
+                value(&row.raw),
+                compared,
+                budget,
+                match kept {
+                    Some(true) => "ok",
+                    Some(false) => "OVER",
+                    None => "",
+                }
+            );
+        }
+        let now = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .map_or(0, |since| since.as_secs());
+        let document = json!({
+            "time": now.to_string(),
+            "host": host(),
+            "rows": self.0.iter().map(Row::json).collect::<Vec<_>>(),
+        });
+        std::fs::create_dir_all(directory).expect("make the directory of benchmarks");
+        let path = directory.join(format!("{}.json", now.strftime("%Y-%m-%dT%H-%M-%S")));
+        std::fs::write(&path, format!("{document:#}\n")).expect("keep the figures");
+        println!("\nkept in {}", path.display());
+    }
+}
+
+impl Row {
+    fn json(&self) -> Value {
+        let (compared, budget, kept) = self.verdict();
+        json!({
+            "name": self.name, "unit": self.unit, "ours": self.ours, "raw": self.raw,
+            "compared": compared, "budget": budget, "kept": kept,
+        })
+    }
+}
+
+fn host() -> Value {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let cpu = read("/proc/cpuinfo");
+    let model = cpu
+        .lines()
+        .find_map(|line| line.strip_prefix("model name"))
+        .unwrap_or_default();
+    json!({
+        "kernel": read("/proc/sys/kernel/osrelease").trim(),
+        "processors": std::thread::available_parallelism().map_or(0, usize::from),
+        "processor": model.trim_start_matches([' ', '\t', ':']),
+    })
+}
