@@ -122,9 +122,7 @@ impl Report {
                 }
             );
         }
-        let now = SystemTime::now()
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .map_or(0, |since| since.as_secs());
+        let now = jiff::Timestamp::now();
         let document = json!({
             "time": now.to_string(),
             "host": host(),
