@@ -1,0 +1,207 @@
+//! Real machines under QEMU, emulated. Needs `qemu-system-x86_64` and `vhost-device-vsock` in PATH (or
+//! BANGER_VHOST_DEVICE_VSOCK), a static busybox, and a kernel with PVH entry or a bzImage in BANGER_TEST_KERNEL.
+
+#![expect(clippy::unwrap_used, reason = "what cannot be prepared fails the test")]
+
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use banger_vmm::{
+    HostVirtualization, LaunchError, Network, ProcessRole, Qemu, QemuPaths, RunState, Vmm, VmmKind,
+    kill_processes,
+};
+use hostkit::process::Exit;
+
+mod support;
+use support::{Bench, Ledger, assert_gone, file, tool};
+
+/// Says that it is up, then waits for nothing.
+const IDLE: &str = "echo UP; while true; do /bin/busybox sleep 1000; done";
+
+async fn driver() -> Option<Qemu> {
+    let paths = QemuPaths {
+        qemu: tool("BANGER_QEMU", "qemu-system-x86_64")?,
+        vhost_device_vsock: tool("BANGER_VHOST_DEVICE_VSOCK", "vhost-device-vsock")?,
+    };
+    let emulated = HostVirtualization::Unusable {
+        reason: "test".to_owned(),
+        fix: "none".to_owned(),
+    };
+    Some(Qemu::probe(&paths, &emulated).await.unwrap())
+}
+
+fn bench(token: &str, script: &str) -> Option<Bench> {
+    Bench::new(token, file("BANGER_TEST_KERNEL")?, 256, script)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn boots_answers_and_is_killed() {
+    let (Some(qemu), Some(mut bench)) = (driver().await, bench("bgrqemutestboot", IDLE)) else {
+        return;
+    };
+    bench.spec.network = Some(Network::User {
+        mac: [0x52, 0x54, 0, 0, 0, 1],
+    });
+    bench.spec.vcpus = 2;
+    let info = qemu.describe();
+    assert_eq!(info.kind, VmmKind::Qemu);
+    assert!(info.slow.is_some());
+    eprintln!("{info:?}");
+    // What a dead instance left is in nobody's way.
+    for name in ["qmp.sock", "vhost.sock", "vsock.sock"] {
+        drop(UnixListener::bind(bench.spec.runtime_dir.join(name)).unwrap());
+    }
+    std::fs::write(&bench.spec.console, "before\n").unwrap();
+
+    let started = Instant::now();
+    let ledger = Ledger::default();
+    let machine = qemu.launch(&bench.spec, &ledger).await.unwrap();
+    eprintln!("launch returned after {:?}", started.elapsed());
+    assert_eq!(machine.control_alive().await.unwrap(), RunState::Running);
+    machine.pause().await.unwrap();
+    assert_eq!(machine.control_alive().await.unwrap(), RunState::Paused);
+    machine.resume().await.unwrap();
+    let console = bench.console(&machine, "UP").await;
+    eprintln!("init ran after {:?}", started.elapsed());
+    assert!(console.starts_with("before\n"), "appended");
+    assert_eq!(machine.processes(), *ledger.0.lock().unwrap());
+    // vhost-device-vsock removes its control socket once QEMU is connected.
+    assert_eq!(bench.sockets(), ["qmp.sock", "vsock.sock"]);
+
+    // Stopped processes are no obstacle.
+    for record in machine.processes() {
+        let process = hostkit::process::Process::open(record.id).unwrap();
+        process.kill(hostkit::process::Signal::STOP).unwrap();
+    }
+    machine.kill().await.unwrap();
+    machine.kill().await.unwrap();
+    let exit = machine.exited().await;
+    assert_eq!(exit.exit, Exit::Signal(9));
+    assert_eq!(bench.sockets(), [""; 0]);
+    assert_gone(&bench.spec.token);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reset_ends_the_machine() {
+    let script = "echo GOING; /bin/busybox reboot -f";
+    let (Some(qemu), Some(bench)) = (driver().await, bench("bgrqemutestreset", script)) else {
+        return;
+    };
+    let machine = qemu.launch(&bench.spec, &Ledger::default()).await.unwrap();
+    bench.console(&machine, "GOING").await;
+    let exit = machine.exited().await;
+    assert_eq!(
+        (exit.role, exit.exit),
+        (ProcessRole::Vmm, Exit::Code(0)),
+        "{exit}"
+    );
+    assert_eq!(exit.reason.as_deref(), Some("guest-reset"));
+    assert_eq!(bench.sockets(), [""; 0]);
+    assert_gone(&bench.spec.token);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_panic_ends_the_machine() {
+    // Init must not end.
+    let (Some(qemu), Some(bench)) = (driver().await, bench("bgrqemutestpanic", "echo DYING; exit 3")) else {
+        return;
+    };
+    let machine = qemu.launch(&bench.spec, &Ledger::default()).await.unwrap();
+    let exit = machine.exited().await;
+    assert_eq!(exit.reason.as_deref(), Some("guest-reset"));
+    let console = std::fs::read_to_string(&bench.spec.console).unwrap();
+    assert!(
+        console.contains("Kernel panic - not syncing: Attempted to kill init!"),
+        "{console}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn adopted_by_another_daemon() {
+    let (Some(qemu), Some(bench)) = (driver().await, bench("bgrqemutestadopt", IDLE)) else {
+        return;
+    };
+    let ledger = Ledger::default();
+    // The first daemon: a runtime of its own, which ends with the machine running.
+    let (spec, driver) = (bench.spec.clone(), qemu.clone());
+    let records = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            drop(driver.launch(&spec, &ledger).await.unwrap());
+        });
+        ledger.0.into_inner().unwrap()
+    })
+    .join()
+    .unwrap();
+
+    let machine = qemu.adopt(&bench.spec, &records).await.unwrap();
+    assert_eq!(machine.processes(), records);
+    assert_eq!(machine.control_alive().await.unwrap(), RunState::Running);
+    bench.console(&machine, "UP").await;
+    // One of the two processes dies: the machine is over.
+    let device = records
+        .iter()
+        .find(|record| record.role == ProcessRole::VsockDevice)
+        .unwrap();
+    kill_processes(&bench.spec.token, &[*device]).await.unwrap();
+    let exit = machine.exited().await;
+    assert_eq!(exit.role, ProcessRole::VsockDevice);
+    assert_gone(&bench.spec.token);
+    assert_eq!(bench.sockets(), [""; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn failures_carry_the_programs_words_and_leave_nothing() {
+    let (Some(qemu), Some(bench)) = (driver().await, bench("bgrqemutestfail", IDLE)) else {
+        return;
+    };
+    // Another program holds the image for writing, in QEMU's own way of locking.
+    let mut spec = bench.spec.clone();
+    spec.disks[0].read_only = false;
+    let holder = qemu.launch(&spec, &Ledger::default()).await.unwrap();
+    let other = tempfile::tempdir().unwrap();
+    let mut second = spec.clone();
+    second.token = "bgrqemutestsecond".to_owned();
+    second.runtime_dir = other.path().to_owned();
+    second.vsock.socket = other.path().join("vsock.sock");
+    let error = qemu.launch(&second, &Ledger::default()).await.unwrap_err();
+    let LaunchError::Exited {
+        role: ProcessRole::Vmm,
+        exit: Exit::Code(1),
+        log,
+    } = &error
+    else {
+        panic!("{error}")
+    };
+    assert!(log.to_string().contains("lock"), "{log}");
+    assert_gone(&second.token);
+    holder.kill().await.unwrap();
+
+    let mut unreadable = bench.spec.clone();
+    unreadable.boot.kernel = "/nonexistent".into();
+    let error = qemu.launch(&unreadable, &Ledger::default()).await.unwrap_err();
+    assert!(matches!(error, LaunchError::Spec { problems } if problems.len() == 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_launch_can_be_cancelled_at_any_moment() {
+    let (Some(qemu), Some(bench)) = (driver().await, bench("bgrqemutestcancel", IDLE)) else {
+        return;
+    };
+    for delay in [0, 1, 3, 10, 30, 60, 100] {
+        let ledger = Arc::new(Ledger::default());
+        let launch = qemu.launch(&bench.spec, &*ledger);
+        match tokio::time::timeout(Duration::from_millis(delay), launch).await {
+            Err(_) => {}
+            Ok(machine) => machine.unwrap().kill().await.unwrap(),
+        }
+        // What was spawned is killed at once and reaped soon after.
+        let spawned = ledger.0.lock().unwrap().clone();
+        kill_processes(&bench.spec.token, &spawned).await.unwrap();
+        assert_gone(&bench.spec.token);
+    }
+}

@@ -1,0 +1,177 @@
+//! What the tests with real VMMs share: an initramfs with busybox and one script, a specification around it, a ledger,
+//! and waiting for words on the console.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use banger_vmm::{Boot, Disk, Machine, MachineSpec, ProcessLog, ProcessRecord, Vsock};
+use hostkit::exec::Tool;
+
+/// How long a guest may take to say something: emulated, on a machine that compiles meanwhile.
+pub(crate) const GUEST_PATIENCE: Duration = Duration::from_secs(120);
+
+/// A path from the environment, or a program found in PATH; `None`, said aloud, where there is neither.
+pub(crate) fn tool(variable: &str, name: &str) -> Option<PathBuf> {
+    let found = match std::env::var_os(variable) {
+        Some(path) => Tool::at(path),
+        None => Tool::find_in_path(name, std::env::var_os("PATH").as_deref()),
+    };
+    match found {
+        Ok(tool) => Some(tool.path().to_owned()),
+        Err(error) => skip(&format!("{error} (set {variable})")),
+    }
+}
+
+/// A file named by the environment; `None`, said aloud, where it is not.
+pub(crate) fn file(variable: &str) -> Option<PathBuf> {
+    match std::env::var_os(variable).map(PathBuf::from) {
+        Some(path) if path.is_file() => Some(path),
+        Some(path) => skip(&format!("{variable} names {}, which is no file", path.display())),
+        None => skip(&format!("{variable} is not set")),
+    }
+}
+
+/// Says why a test does not run.
+pub(crate) fn skip<T>(reason: &str) -> Option<T> {
+    eprintln!("SKIPPED: {reason}");
+    None
+}
+
+/// A directory with everything one machine needs.
+pub(crate) struct Bench {
+    dir: tempfile::TempDir,
+    pub(crate) spec: MachineSpec,
+}
+
+impl Bench {
+    /// `script` runs as the guest's init, with busybox at /bin/busybox and nothing mounted. Skips where there is no static
+    /// busybox.
+    pub(crate) fn new(token: &str, kernel: PathBuf, memory_mib: u32, script: &str) -> Option<Self> {
+        let busybox = tool("BANGER_BUSYBOX", "busybox")?;
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        std::fs::write(path("initramfs"), initramfs(&busybox, script)).unwrap();
+        std::fs::write(path("disk"), vec![0; 1 << 20]).unwrap();
+        let spec = MachineSpec {
+            token: token.to_owned(),
+            vcpus: 1,
+            memory_mib,
+            boot: Boot {
+                kernel,
+                initramfs: path("initramfs"),
+                args: vec!["banger.test=1".to_owned()],
+            },
+            disks: vec![Disk {
+                id: "disk".to_owned(),
+                path: path("disk"),
+                read_only: true,
+            }],
+            vsock: Vsock {
+                guest_cid: 3,
+                socket: path("vsock.sock"),
+            },
+            network: None,
+            console: path("console.log"),
+            runtime_dir: dir.path().to_owned(),
+            log: path("vmm.log"),
+            metrics: path("metrics.json"),
+        };
+        Some(Self { dir, spec })
+    }
+
+    /// Waits until the console holds `words`, and returns all of it. Fails when the machine ends before.
+    pub(crate) async fn console(&self, machine: &Arc<dyn Machine>, words: &str) -> String {
+        let read = || std::fs::read_to_string(&self.spec.console).unwrap_or_default();
+        let seen = async {
+            loop {
+                let text = read();
+                if text.contains(words) {
+                    return text;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::select! {
+            text = seen => text,
+            exit = machine.exited() => {
+                let text = read();
+                assert!(text.contains(words), "{exit} before {words:?}; console: {text}; log: {}", self.log());
+                text
+            }
+            () = tokio::time::sleep(GUEST_PATIENCE) => panic!("no {words:?}; console: {}; log: {}", read(), self.log()),
+        }
+    }
+
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(&self.spec.log).unwrap_or_default()
+    }
+
+    /// Names of the sockets that are there, in order.
+    pub(crate) fn sockets(&self) -> Vec<String> {
+        let names = std::fs::read_dir(self.dir.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name());
+        let mut names: Vec<_> = names
+            .map(|name| name.into_string().unwrap())
+            .filter(|name| name.ends_with(".sock"))
+            .collect();
+        names.sort();
+        names
+    }
+}
+
+/// No process of this machine is left.
+pub(crate) fn assert_gone(token: &str) {
+    let left: Vec<_> = banger_vmm::find_processes()
+        .unwrap()
+        .into_iter()
+        .filter(|(found, _)| found == token)
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+/// A ledger in memory.
+#[derive(Default)]
+pub(crate) struct Ledger(pub(crate) Mutex<Vec<ProcessRecord>>);
+
+#[async_trait::async_trait]
+impl ProcessLog for Ledger {
+    async fn spawned(&self, record: &ProcessRecord) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        self.0.lock().unwrap().push(*record);
+        Ok(())
+    }
+}
+
+/// A newc archive (Documentation/driver-api/early-userspace/buffer-format.rst) of a console, busybox and `/init`.
+fn initramfs(busybox: &Path, script: &str) -> Vec<u8> {
+    let mut archive = Vec::new();
+    let mut add = |name: &str, mode: u32, device: (u32, u32), contents: &[u8]| {
+        let mut header = String::from("070701");
+        let size = u32::try_from(contents.len()).unwrap();
+        let name_size = u32::try_from(name.len() + 1).unwrap();
+        for field in [0, mode, 0, 0, 1, 0, size, 0, 0, device.0, device.1, name_size, 0] {
+            write!(header, "{field:08x}").unwrap();
+        }
+        archive.extend(header.as_bytes());
+        archive.extend(name.as_bytes());
+        archive.push(0);
+        archive.resize(archive.len().next_multiple_of(4), 0);
+        archive.extend(contents);
+        archive.resize(archive.len().next_multiple_of(4), 0);
+    };
+    for dir in ["bin", "dev", "proc", "sys"] {
+        add(dir, 0o040_755, (0, 0), b"");
+    }
+    add("dev/console", 0o020_600, (5, 1), b"");
+    add("bin/busybox", 0o100_755, (0, 0), &std::fs::read(busybox).unwrap());
+    add(
+        "init",
+        0o100_755,
+        (0, 0),
+        format!("#!/bin/busybox sh\n{script}\n").as_bytes(),
+    );
+    add("TRAILER!!!", 0, (0, 0), b"");
+    archive
+}
