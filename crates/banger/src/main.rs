@@ -1,3 +1,36 @@
-//! Disposable Linux machines on your own host.
+//! `banger`, the command line: presentation and wiring only. It turns arguments into calls of the daemon's contract
+//! (`banger-api`), and the answers into tables, streams and exit codes; how anything is done is the daemon's matter.
+//!
+//! The way of a command:
+//!
+//! ```text
+//! cli (clap) → commands/* → context (socket, daemon on demand) → banger-api client → bangerd
+//!                  ├─ operation + progress   everything slow: watch, draw, cancel on Ctrl-C
+//!                  ├─ session + terminal     exec: stdin, stdout, stderr, signals, window size
+//!                  ├─ copy/*                 cp: tar out of the host, and safely back into it
+//!                  └─ output + table         results on stdout; everything else goes to stderr
+//! ```
+//!
+//! Nothing runs before it is needed: `--version`, `--help` and `completions` start neither runtime nor daemon.
 
-fn main() {}
+mod args;
+mod cli;
+mod commands;
+mod context;
+mod copy;
+mod error;
+mod human;
+mod interrupt;
+mod operation;
+mod output;
+mod paths;
+mod progress;
+mod session;
+mod spawn;
+mod stdio;
+mod table;
+mod terminal;
+
+fn main() -> std::process::ExitCode {
+    std::process::ExitCode::from(cli::run(std::env::args_os()))
+}

@@ -1,0 +1,101 @@
+//! `banger kernel add`: a kernel from a file or a Debian package.
+
+use std::path::{Path, PathBuf};
+
+use banger_api::types::{KernelAdd, KernelSource};
+use clap::Args;
+
+use crate::args::absolute;
+use crate::context::Context;
+use crate::error::CliError;
+use crate::interrupt::Interrupts;
+use crate::operation::Follow;
+use crate::stdio;
+
+/// Add a kernel
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  banger kernel add cloud --deb linux-image-cloud-amd64
+  banger kernel add mine --deb ./linux-image-6.12_amd64.deb
+  banger kernel add tiny --file ./vmlinux
+")]
+pub(crate) struct Add {
+    /// Name of the kernel
+    #[arg(value_name = "NAME")]
+    name: String,
+    #[command(flatten)]
+    source: SourceArgs,
+    /// Print no progress
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+/// Where it comes from: exactly one.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+struct SourceArgs {
+    /// A vmlinux (ELF) or vmlinuz (bzImage) file with everything built in
+    #[arg(long, value_name = "PATH")]
+    file: Option<PathBuf>,
+    /// A Debian package, fetched with the host's apt; or a .deb file, with a slash in its path or .deb at its end
+    #[arg(long, value_name = "PACKAGE|FILE")]
+    deb: Option<String>,
+}
+
+impl SourceArgs {
+    /// What to ask of the daemon. Names of packages have neither a slash nor the ending of a file.
+    fn source(self) -> Result<KernelSource, CliError> {
+        match (self.file, self.deb) {
+            (Some(file), None) => Ok(KernelSource::File(absolute(&file)?)),
+            (None, Some(deb)) if deb.contains('/') || deb.ends_with(".deb") => {
+                Ok(KernelSource::Debian(absolute(Path::new(&deb))?))
+            }
+            (None, Some(package)) => Ok(KernelSource::Debian(package)),
+            (Some(_), Some(_)) | (None, None) => Err(CliError::usage("one of --file and --deb is needed")),
+        }
+    }
+}
+
+impl Add {
+    pub(crate) async fn run(self, context: &Context) -> Result<u8, CliError> {
+        let source = self.source.source()?;
+        let client = context.client().await?;
+        let mut interrupts = Interrupts::listen()?;
+        let params = KernelAdd {
+            name: self.name,
+            source,
+        };
+        let follow = Follow::cancelling(self.quiet);
+        let operation = follow
+            .run(&client, &mut interrupts, client.kernel_add(params))
+            .await?;
+        stdio::finish(&format!("{}\n", operation.subject))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packages_and_files() {
+        let source = |file: Option<&str>, deb: Option<&str>| {
+            SourceArgs {
+                file: file.map(Into::into),
+                deb: deb.map(Into::into),
+            }
+            .source()
+            .unwrap()
+        };
+        let here = std::env::current_dir().unwrap();
+        let at = |name: &str| here.join(name).to_str().unwrap().to_owned();
+        assert_eq!(source(Some("vmlinux"), None), KernelSource::File(at("vmlinux")));
+        assert_eq!(
+            source(None, Some("linux-image-amd64")),
+            KernelSource::Debian("linux-image-amd64".into())
+        );
+        assert_eq!(source(None, Some("k.deb")), KernelSource::Debian(at("k.deb")));
+        assert_eq!(source(None, Some("/a/k")), KernelSource::Debian("/a/k".into()));
+    }
+}

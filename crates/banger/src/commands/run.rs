@@ -1,0 +1,136 @@
+//! `banger run`: create, start and run in one step.
+
+use banger_api::ErrorKind;
+use banger_api::client::{Client, ClientError};
+use banger_api::types::{VmCreate, VmRef, VmRemove};
+use clap::Args;
+
+use crate::commands::exec::ExecOptions;
+use crate::commands::vm::create::MachineArgs;
+use crate::context::Context;
+use crate::error::CliError;
+use crate::interrupt::Interrupts;
+use crate::operation::{Follow, too_late};
+use crate::session;
+use crate::stdio::{self, say};
+
+/// Create and start a machine, and run a command in it
+///
+/// Without a command the machine is left running and its name is printed; with -i or -t and no command, a shell opens.
+/// With a command, standard output carries only the command's, and its exit code is this command's (see `banger exec`).
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  banger run debian --name dev                      leave a machine running
+  banger run busybox --rm -- sh -c 'echo hi'        one command in a machine of its own
+  banger run -it --rm debian                        a shell in a machine of its own
+  banger run debian --vcpus 4 --memory 4G -- make   with more of everything
+")]
+pub(crate) struct Run {
+    /// Image to start from
+    #[arg(value_name = "IMAGE")]
+    image: String,
+    /// Name of the machine [default: made up]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<String>,
+    /// Remove the machine when the command ends, or when it stops
+    #[arg(long)]
+    pub(crate) rm: bool,
+    #[command(flatten)]
+    options: ExecOptions,
+    #[command(flatten)]
+    machine: MachineArgs,
+    /// Print no progress
+    #[arg(short, long)]
+    quiet: bool,
+    /// Program and its arguments
+    #[arg(value_name = "CMD", trailing_var_arg = true)]
+    pub(crate) command: Vec<String>,
+}
+
+/// The best shell an image has, as a login shell.
+const SHELL: &str = "if [ -x /bin/bash ]; then exec /bin/bash -l; else exec /bin/sh -l; fi";
+
+impl Run {
+    pub(crate) async fn run(mut self, context: &Context) -> Result<u8, CliError> {
+        let streams = self.options.streams();
+        streams.check()?;
+        if self.command.is_empty() && (streams.stdin || streams.terminal) {
+            self.command = ["/bin/sh", "-c", SHELL].map(str::to_owned).to_vec();
+        }
+        let with_command = !self.command.is_empty();
+        let result = self.attempt(context).await;
+        if with_command {
+            result.map_err(CliError::of_exec)
+        } else {
+            result
+        }
+    }
+
+    async fn attempt(self, context: &Context) -> Result<u8, CliError> {
+        let Self {
+            image,
+            name,
+            rm,
+            options,
+            machine,
+            quiet,
+            command,
+        } = self;
+        let client = context.client().await?;
+        let mut interrupts = Interrupts::listen()?;
+        let params = VmCreate {
+            start: true,
+            ephemeral: rm,
+            ..machine.create(name, image)
+        };
+        let created = Follow::cancelling(quiet)
+            .to_end(&client, &mut interrupts, client.vm_create(params))
+            .await?;
+        let name = created.operation.subject.clone();
+        if created.interrupted {
+            let late = too_late(&created.operation);
+            return match rm {
+                true => remove(&client, &mut interrupts, name)
+                    .await
+                    .and(Err(CliError::interrupted("interrupted"))),
+                false => Err(late.hint(format!("`banger vm rm --force {name}` removes it"))),
+            };
+        }
+        if command.is_empty() {
+            stdio::print(&format!("{name}\n"))?;
+            if !quiet && crate::terminal::stderr_is_terminal() {
+                say!("{name} is running; get in with: banger exec -it {name} -- bash");
+            }
+            return Ok(0);
+        }
+        // Removed by id: the name is free for others as soon as the machine stops by itself.
+        let id = match rm {
+            true => Some(client.vm_show(VmRef { vm: name.clone() }).await?.id),
+            false => None,
+        };
+        let streams = options.streams();
+        let result = session::run(&client, &mut interrupts, streams, options.open(name, command)).await;
+        if let Some(id) = id
+            && let Err(error) = remove(&client, &mut interrupts, id).await
+        {
+            // The command's own end decides the exit code; a machine that stays behind is still said.
+            crate::cli::report(&error);
+        }
+        result
+    }
+}
+
+/// Removes the machine; one that stopped by itself is gone already.
+async fn remove(client: &Client, interrupts: &mut Interrupts, vm: String) -> Result<(), CliError> {
+    let gone =
+        |error: &ClientError| matches!(error, ClientError::Rpc(error) if error.kind == ErrorKind::NotFound);
+    match client.vm_remove(VmRemove { vm, force: true }).await {
+        Ok(operation) => {
+            let follow = Follow::leaving(true).run(client, interrupts, async { Ok(operation) });
+            follow.await.map(|_| ())
+        }
+        Err(error) if gone(&error) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}

@@ -1,0 +1,47 @@
+//! `banger vm`: machines.
+
+pub(crate) mod create;
+pub(crate) mod kill;
+pub(crate) mod logs;
+pub(crate) mod ls;
+pub(crate) mod many;
+pub(crate) mod ping;
+pub(crate) mod rm;
+pub(crate) mod show;
+pub(crate) mod start;
+pub(crate) mod stop;
+
+use clap::Subcommand;
+
+use crate::context::Context;
+use crate::error::CliError;
+
+/// What can be done with machines.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Vm {
+    Create(create::Create),
+    Ls(ls::Ls),
+    Show(show::Show),
+    Start(start::Start),
+    Stop(stop::Stop),
+    Kill(kill::Kill),
+    Rm(rm::Rm),
+    Ping(ping::Ping),
+    Logs(logs::Logs),
+}
+
+impl Vm {
+    pub(crate) async fn run(self, context: &Context) -> Result<u8, CliError> {
+        match self {
+            Self::Create(command) => command.run(context).await,
+            Self::Ls(command) => command.run(context).await,
+            Self::Show(command) => command.run(context).await,
+            Self::Start(command) => command.run(context).await,
+            Self::Stop(command) => command.run(context).await,
+            Self::Kill(command) => command.run(context).await,
+            Self::Rm(command) => command.run(context).await,
+            Self::Ping(command) => command.run(context).await,
+            Self::Logs(command) => command.run(context).await,
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! `banger vm show`: one machine.
+
+use banger_api::types::{Vm, VmRef};
+use clap::Args;
+use jiff::Timestamp;
+
+use crate::args::format_size;
+use crate::context::Context;
+use crate::error::CliError;
+use crate::output::OutputArgs;
+use crate::{human, table};
+
+/// Show a machine
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  banger vm show dev
+  banger vm show dev -o json | jq -r .running.vsock
+")]
+pub(crate) struct Show {
+    /// Machine, by name or id
+    #[arg(value_name = "VM")]
+    vm: String,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+impl Show {
+    pub(crate) async fn run(self, context: &Context) -> Result<u8, CliError> {
+        let vm = context.client().await?.vm_show(VmRef { vm: self.vm }).await?;
+        let now = Timestamp::now();
+        self.output.print(&vm, |vm| vec![&vm.name], |vm| render(vm, now))
+    }
+}
+
+fn render(vm: &Vm, now: Timestamp) -> String {
+    let ago = |time| {
+        format!(
+            "{} ({} ago)",
+            human::format_time(time),
+            human::format_age(time, now)
+        )
+    };
+    let mut rows = vec![
+        ("name", vm.name.clone()),
+        ("id", vm.id.clone()),
+        ("state", human::vm_state(vm.state).to_owned()),
+    ];
+    rows.extend(vm.failure.iter().map(|failure| ("failure", failure.clone())));
+    rows.extend([
+        ("image", format!("{} ({})", vm.image, vm.image_id)),
+        ("kernel", vm.kernel.clone()),
+        ("vcpus", vm.vcpus.to_string()),
+        ("memory", format_size(vm.memory)),
+        (
+            "disk",
+            format!(
+                "{}, {} used on the host",
+                format_size(vm.disk),
+                format_size(vm.disk_used)
+            ),
+        ),
+        ("pinned vmm", vm.vmm.map_or("none", human::vmm).to_owned()),
+    ]);
+    let labels: Vec<String> = vm
+        .labels
+        .iter()
+        .map(|(key, value)| format!("{key}={value}"))
+        .collect();
+    rows.push((
+        "labels",
+        if labels.is_empty() {
+            "none".to_owned()
+        } else {
+            labels.join(", ")
+        },
+    ));
+    rows.push((
+        "when it stops",
+        if vm.ephemeral { "removed" } else { "kept" }.to_owned(),
+    ));
+    rows.push(("created", ago(vm.created)));
+    if let Some(running) = &vm.running {
+        let (seconds, millis) = (
+            running.start_milliseconds / 1000,
+            running.start_milliseconds % 1000,
+        );
+        rows.extend([
+            (
+                "vmm",
+                format!(
+                    "{} ({}), process {}",
+                    human::vmm(running.vmm),
+                    running.acceleration,
+                    running.pid
+                ),
+            ),
+            (
+                "started",
+                format!("{}, in {seconds}.{:01} s", ago(running.since), millis / 100),
+            ),
+            ("guest kernel", running.kernel_release.clone()),
+            ("agent", running.agent_version.clone()),
+            ("vsock", running.vsock.clone()),
+        ]);
+    }
+    table::fields(rows)
+}
+
+/// A machine for tests of how machines are printed.
+#[cfg(test)]
+pub(super) fn example(running: bool) -> Vm {
+    use banger_api::types::{VmRunning, VmState, VmmKind};
+    let created: Timestamp = "2026-02-01T00:00:00Z".parse().unwrap();
+    Vm {
+        id: "k3v9x0q2ab".into(),
+        name: "dev".into(),
+        state: if running {
+            VmState::Running
+        } else {
+            VmState::Failed
+        },
+        failure: (!running).then(|| "the VMM died:\nsignal 9".into()),
+        image: "debian".into(),
+        image_id: "a1b2c3d4e5".into(),
+        kernel: "debian".into(),
+        vcpus: 2,
+        memory: 1 << 30,
+        disk: 10 << 30,
+        disk_used: 70 << 20,
+        vmm: None,
+        labels: running
+            .then(|| ("team".into(), "infra".into()))
+            .into_iter()
+            .collect(),
+        ephemeral: !running,
+        created,
+        running: running.then(|| VmRunning {
+            vmm: VmmKind::Qemu,
+            acceleration: "tcg".into(),
+            pid: 4242,
+            since: created,
+            start_milliseconds: 11_873,
+            agent_version: "0.1.0".into(),
+            kernel_release: "6.1.0-42-cloud-amd64".into(),
+            vsock: "/run/banger/bgrk3v9x0q2ab/vsock.sock".into(),
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields() {
+        let now: Timestamp = "2026-02-03T04:05:06Z".parse().unwrap();
+        insta::assert_snapshot!("show_running", render(&example(true), now));
+        insta::assert_snapshot!("show_failed", render(&example(false), now));
+    }
+}

@@ -1,0 +1,35 @@
+//! `banger vm stop`: asks the guest to stop, then forces it.
+
+use banger_api::types::VmStop;
+use clap::Args;
+
+use super::many::Many;
+use crate::context::Context;
+use crate::error::CliError;
+
+/// Stop machines
+///
+/// Asks the guest to shut down, and forces it when the time is over. A machine that is stopped already is a success.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  banger vm stop dev
+  banger vm stop dev ci --timeout 5
+")]
+pub(crate) struct Stop {
+    #[command(flatten)]
+    many: Many,
+    /// Seconds the guest has before it is forced; 0 forces at once [default: the configuration's]
+    #[arg(short, long, value_name = "SECS")]
+    timeout: Option<u32>,
+}
+
+impl Stop {
+    pub(crate) async fn run(self, context: &Context) -> Result<u8, CliError> {
+        let timeout_seconds = self.timeout;
+        let begin = |client: std::sync::Arc<banger_api::client::Client>, vm| async move {
+            client.vm_stop(VmStop { vm, timeout_seconds }).await
+        };
+        self.many.run(context, begin).await
+    }
+}
