@@ -5,9 +5,10 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use banger_engine::image::initramfs;
 use banger_engine::image::kernel::{self, KernelFiles};
 use banger_engine::image::work::{Progress, Reporter};
+use banger_engine::image::{busybox, debian, initramfs, rootfs};
+use hostkit::rootfs_tar::Limits;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -59,6 +60,31 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
             println!(
                 "{:#?}",
                 initramfs::build(Path::new(dir), Path::new(agent), &KernelFiles::new(kernel))?
+            );
+        }
+        ["busybox", dir] => {
+            println!(
+                "{:#?}",
+                busybox::bootstrap(Path::new(dir), &dirs, &progress).await?
+            );
+        }
+        ["debian", dir] => {
+            println!(
+                "{:#?}",
+                debian::bootstrap(Path::new(dir), &dirs, &progress).await?
+            );
+        }
+        ["tar", dir, archive] => {
+            let limits = Limits::default();
+            println!(
+                "{:#?}",
+                rootfs::from_tar(Path::new(dir), Path::new(archive), limits, &dirs, &progress).await?
+            );
+        }
+        ["ext4", dir, file] => {
+            println!(
+                "{:#?}",
+                rootfs::from_ext4_file(Path::new(dir), Path::new(file), &dirs, &progress).await?
             );
         }
         _ => return Err("usage: see the source".into()),

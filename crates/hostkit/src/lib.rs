@@ -1,5 +1,6 @@
 //! Typed access to Linux host facilities, one file per facility.
 
+pub mod copy;
 pub mod cpio;
 pub mod deb;
 pub mod decompress;

@@ -99,9 +99,27 @@ impl E2fsTools {
         })
     }
 
-    /// The contents of a file inside an image, at most `limit` bytes; `None` where it is not there.
+    /// The contents of a file inside an image, at most `limit` bytes; `None` where there is nothing of that path. A
+    /// symbolic link at its end is not followed.
     pub async fn read(&self, image: &Path, path: &str, limit: usize) -> Result<Option<Vec<u8>>, Error> {
-        let request = [b"cat ", populate::quote(path.as_bytes())?.as_slice()].concat();
+        self.request(image, "cat ", path, limit).await
+    }
+
+    /// Whether there is something of that path inside an image, be it a symbolic link to nowhere.
+    pub async fn exists(&self, image: &Path, path: &str) -> Result<bool, Error> {
+        // What `stat` says grows with a file's fragments.
+        Ok(self.request(image, "stat ", path, 16 << 20).await?.is_some())
+    }
+
+    /// Asks `debugfs` something about `path`; `None` where it complains.
+    async fn request(
+        &self,
+        image: &Path,
+        verb: &str,
+        path: &str,
+        limit: usize,
+    ) -> Result<Option<Vec<u8>>, Error> {
+        let request = [verb.as_bytes(), populate::quote(path.as_bytes())?.as_slice()].concat();
         let output = self
             .debugfs
             .command()
@@ -116,8 +134,8 @@ impl E2fsTools {
                 path: image.to_owned(),
                 source: Box::new(source),
             })?;
-        let complaints = output.stderr.iter().filter(|line| !is_banner(line)).count();
-        Ok((complaints == 0).then_some(output.stdout))
+        let complains = output.stderr.iter().any(|line| !is_banner(line));
+        Ok((!complains).then_some(output.stdout))
     }
 }
 

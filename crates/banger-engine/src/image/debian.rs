@@ -1,0 +1,402 @@
+//! The default image: Debian with systemd, an ssh server, git and curl, made by `mmdebstrap` from Debian's packages.
+//!
+//! As root, mmdebstrap works in mount and process namespaces of its own, so that killing it leaves neither a process nor
+//! a mount. As a user it works in a user namespace, which needs a range of ids that the administrator has set aside
+//! (subuid(5), package `uidmap`). Either way it writes an archive, which goes the way of every archive, see
+//! [`super::rootfs`]. What makes the tree an image is in `debian/customize.sh`.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use hostkit::exec::{ExecError, Stream, Tool};
+use hostkit::ext4::populate::Options;
+use hostkit::rootfs_tar::Limits;
+
+use super::rootfs::{self, Rootfs, RootfsError};
+use super::work::Reporter;
+
+const CUSTOMIZE: &str = include_str!("debian/customize.sh");
+const MIRROR: &str = include_str!("debian/mirror.sh");
+
+/// The release that is built.
+const SUITE: &str = "bookworm";
+/// Beyond what is essential: a system, the ways into it, and what people reach for in the first minute. Names of a
+/// machine's own are resolved by `libnss-myhostname`; `libpam-systemd` makes logins sessions.
+const PACKAGES: [&str; 18] = [
+    "systemd-sysv",
+    "dbus",
+    "libpam-systemd",
+    "libnss-myhostname",
+    "kmod",
+    "openssh-server",
+    "git",
+    "curl",
+    "ca-certificates",
+    "iproute2",
+    "iputils-ping",
+    "netbase",
+    "procps",
+    "less",
+    "sudo",
+    "vim-tiny",
+    "xz-utils",
+    "bash-completion",
+];
+/// Documentation and translations are a fifth of the packages; packages that are installed later bring theirs.
+const LEFT_OUT: [&str; 6] = [
+    "path-exclude=/usr/share/doc/*",
+    "path-include=/usr/share/doc/*/copyright",
+    "path-exclude=/usr/share/man/*",
+    "path-exclude=/usr/share/info/*",
+    "path-exclude=/usr/share/locale/*",
+    "path-exclude=/usr/share/lintian/*",
+];
+/// Mirrors may be slow; it takes about a minute where they are not.
+const TIMEOUT: Duration = Duration::from_secs(60 * 60);
+
+/// Why the image could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum DebianError {
+    /// mmdebstrap, or one of the programs around it, is not installed.
+    #[error("the program {program} is needed to make a Debian image (package {package})")]
+    NoTool {
+        /// The program.
+        program: &'static str,
+        /// The Debian package it is in.
+        package: &'static str,
+        /// Where it was looked for.
+        #[source]
+        source: Box<ExecError>,
+    },
+    /// This user has no range of user and group ids to build with.
+    #[error(
+        "user {user} has no range of ids to make a Debian image with (an administrator can give one: \
+         `usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user}`)"
+    )]
+    NoIds {
+        /// Name or number of the user.
+        user: String,
+    },
+    /// mmdebstrap failed.
+    #[error("failed to install Debian")]
+    Install(#[source] Box<ExecError>),
+    /// The mirror is not the address of one.
+    #[error("invalid mirror {mirror:?}: an http, https or file address is needed")]
+    Mirror {
+        /// As given.
+        mirror: String,
+    },
+    /// A file could not be read or written.
+    #[error("failed to use {}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// How to make the image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DebianOptions {
+    /// The mirror to fetch packages from; Debian's own without. The image names Debian's own whichever was used.
+    pub mirror: Option<String>,
+    /// Packages to install beyond the usual ones.
+    pub packages: Vec<String>,
+    /// Take no file for newer than this, in seconds since 1970, so that the same packages give the same archive.
+    pub source_date: Option<u64>,
+    /// A directory that every user may pass through, which building as a user needs.
+    pub temporary: PathBuf,
+}
+
+impl Default for DebianOptions {
+    fn default() -> Self {
+        Self {
+            mirror: None,
+            packages: Vec::new(),
+            source_date: None,
+            temporary: "/tmp".into(),
+        }
+    }
+}
+
+/// Who builds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Builder {
+    Root,
+    User { id: u32, name: Option<String> },
+}
+
+/// Makes the usual image as the directory `target`; see [`bootstrap_with`].
+pub async fn bootstrap(
+    target: &Path,
+    tool_dirs: &[PathBuf],
+    progress: &Reporter,
+) -> Result<Rootfs, RootfsError> {
+    bootstrap_with(target, &DebianOptions::default(), tool_dirs, progress).await
+}
+
+/// Makes the image as the directory `target`. Programs are looked for in `tool_dirs`. Stages: `install`, then those of
+/// [`rootfs::from_tar`].
+pub async fn bootstrap_with(
+    target: &Path,
+    options: &DebianOptions,
+    tool_dirs: &[PathBuf],
+    progress: &Reporter,
+) -> Result<Rootfs, RootfsError> {
+    let builder = builder()?;
+    // Found before minutes of work, not after.
+    find("mke2fs", "e2fsprogs", tool_dirs)?;
+    if let Some(mirror) = &options.mirror {
+        check_mirror(mirror)?;
+    }
+    if let Builder::User { id, name } = &builder {
+        check_user(*id, name.as_deref(), tool_dirs)?;
+    }
+    let work = rootfs::new_work(target)?;
+    let archive = work.path().join("debian.tar");
+    install(&builder, work.path(), &archive, options, tool_dirs, progress).await?;
+    let options = Options {
+        label: "debian",
+        slack: 0,
+    };
+    rootfs::from_tar_in(
+        work,
+        target,
+        &archive,
+        Limits::default(),
+        &options,
+        tool_dirs,
+        progress,
+    )
+    .await
+}
+
+/// Whether a user can have a namespace with enough ids.
+fn check_user(id: u32, name: Option<&str>, tool_dirs: &[PathBuf]) -> Result<(), DebianError> {
+    find("newuidmap", "uidmap", tool_dirs)?;
+    for path in ["/etc/subuid", "/etc/subgid"] {
+        let table = match std::fs::read_to_string(path) {
+            Ok(table) => table,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+            Err(source) => {
+                return Err(DebianError::Io {
+                    path: path.into(),
+                    source,
+                });
+            }
+        };
+        if !has_range(&table, id, name) {
+            let user = name.map_or_else(|| id.to_string(), str::to_owned);
+            return Err(DebianError::NoIds { user });
+        }
+    }
+    Ok(())
+}
+
+/// Runs mmdebstrap, which writes the new file `archive`.
+async fn install(
+    builder: &Builder,
+    work: &Path,
+    archive: &Path,
+    options: &DebianOptions,
+    tool_dirs: &[PathBuf],
+    progress: &Reporter,
+) -> Result<(), DebianError> {
+    let mmdebstrap = find("mmdebstrap", "mmdebstrap", tool_dirs)?;
+    let out = std::fs::File::create_new(archive).map_err(|source| DebianError::Io {
+        path: archive.to_owned(),
+        source,
+    })?;
+    progress.step("install", format!("installing Debian {SUITE}"));
+    let report = progress.clone();
+    let command = match builder {
+        // Everything below dies with the first process of the namespace, and that one with its parent.
+        Builder::Root => find("unshare", "util-linux", tool_dirs)?
+            .command()
+            .args([
+                "--mount",
+                "--propagation=private",
+                "--pid",
+                "--fork",
+                "--kill-child=KILL",
+                "--mount-proc",
+                "--",
+            ])
+            .arg(mmdebstrap.path())
+            .arg("--mode=root")
+            .env("TMPDIR", work),
+        // A user cannot remove what belongs to the ids of the namespace, but mmdebstrap does so itself when it is asked
+        // to end. It is asked by the kernel when its parent is killed, and in a group of its own to have the time.
+        Builder::User { .. } => find("setsid", "util-linux", tool_dirs)?
+            .command()
+            .args(["--fork", "--wait"])
+            .arg(find("setpriv", "util-linux", tool_dirs)?.path())
+            .args(["--pdeathsig", "TERM", "--"])
+            .arg(mmdebstrap.path())
+            .arg("--mode=unshare")
+            .env("TMPDIR", &options.temporary),
+    };
+    let mut command = command
+        .args(arguments(options))
+        .output_file(out)
+        .timeout(TIMEOUT)
+        .on_line(move |stream, line| match stream {
+            Stream::Stderr => {
+                if let Some(message) = line.strip_prefix("I: ") {
+                    report.step("install", message);
+                }
+            }
+            Stream::Stdout => {}
+        });
+    if let Some(mirror) = &options.mirror {
+        command = command.env("BANGER_MIRROR", mirror).env("BANGER_SUITE", SUITE);
+    }
+    if let Some(seconds) = options.source_date {
+        command = command.env("SOURCE_DATE_EPOCH", seconds.to_string());
+    }
+    command
+        .run()
+        .await
+        .map_err(|source| DebianError::Install(Box::new(source)))?;
+    Ok(())
+}
+
+/// mmdebstrap's arguments after the mode. The suite alone, without a mirror, is what makes it write Debian's usual
+/// sources, updates and security included, into the image.
+fn arguments(options: &DebianOptions) -> Vec<String> {
+    let packages: Vec<&str> = PACKAGES
+        .into_iter()
+        .chain(options.packages.iter().map(String::as_str))
+        .collect();
+    let mut arguments: Vec<String> = [
+        "--variant=minbase",
+        "--format=tar",
+        "--skip=output/dev",
+        "--architectures=amd64",
+    ]
+    .map(str::to_owned)
+    .into();
+    arguments.push(format!("--include={}", packages.join(",")));
+    arguments.extend(LEFT_OUT.map(|line| format!("--dpkgopt={line}")));
+    if options.mirror.is_some() {
+        arguments.push(format!("--setup-hook={MIRROR}"));
+    }
+    arguments.push(format!("--customize-hook={CUSTOMIZE}"));
+    arguments.extend([SUITE.to_owned(), "-".to_owned()]);
+    arguments
+}
+
+fn find(program: &'static str, package: &'static str, dirs: &[PathBuf]) -> Result<Tool, DebianError> {
+    Tool::find(program, dirs).map_err(|source| DebianError::NoTool {
+        program,
+        package,
+        source: Box::new(source),
+    })
+}
+
+fn builder() -> Result<Builder, DebianError> {
+    let id = rustix::process::geteuid().as_raw();
+    if id == 0 {
+        return Ok(Builder::Root);
+    }
+    let path = Path::new("/etc/passwd");
+    let table = std::fs::read_to_string(path).map_err(|source| DebianError::Io {
+        path: path.to_owned(),
+        source,
+    })?;
+    Ok(Builder::User {
+        id,
+        name: user_name(&table, id),
+    })
+}
+
+/// The name of a user in the lines of passwd(5).
+fn user_name(table: &str, id: u32) -> Option<String> {
+    table.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)?.parse() == Ok(id)).then(|| name.to_owned())
+    })
+}
+
+/// Whether subuid(5) gives a user 65536 ids in a row, as mmdebstrap insists on.
+fn has_range(table: &str, id: u32, name: Option<&str>) -> bool {
+    table.lines().any(|line| {
+        let mut fields = line.split(':');
+        let owner = fields.next().unwrap_or_default();
+        let count = fields
+            .nth(1)
+            .and_then(|count| count.trim().parse::<u64>().ok())
+            .unwrap_or(0);
+        (Some(owner) == name || owner == id.to_string()) && count >= 65_536
+    })
+}
+
+/// It becomes a line of sources.list(5), so it must be one word.
+fn check_mirror(mirror: &str) -> Result<(), DebianError> {
+    let known = ["http://", "https://", "file:/"]
+        .iter()
+        .any(|scheme| mirror.starts_with(scheme));
+    if known && mirror.len() < 1000 && mirror.chars().all(|c| c.is_ascii_graphic()) {
+        Ok(())
+    } else {
+        Err(DebianError::Mirror {
+            mirror: mirror.to_owned(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_archive_is_all_that_mmdebstrap_writes_to_standard_output() {
+        let arguments = arguments(&DebianOptions {
+            packages: vec!["jq".to_owned()],
+            ..DebianOptions::default()
+        });
+        assert_eq!(arguments.last().map(String::as_str), Some("-"));
+        assert!(
+            arguments
+                .iter()
+                .any(|argument| argument.starts_with("--include=") && argument.ends_with(",jq"))
+        );
+        assert!(
+            !arguments
+                .iter()
+                .any(|argument| argument.starts_with("--setup-hook"))
+        );
+        // Without a scheme or a path in it: mmdebstrap has to choose Debian's own.
+        assert_eq!(
+            arguments.get(arguments.len() - 2).map(String::as_str),
+            Some(SUITE)
+        );
+    }
+
+    #[test]
+    fn ranges_of_ids_are_found() {
+        let table = "someone:100000:65536\nme:165536:65536\n1001:231072:65536\nshort:1:100\nodd\n";
+        assert!(has_range(table, 1000, Some("me")));
+        assert!(has_range(table, 1001, None));
+        assert!(!has_range(table, 1000, Some("you")));
+        assert!(!has_range(table, 1000, Some("short")));
+        let passwd = "root:x:0:0:root:/root:/bin/sh\nme:x:1000:1000::/home/me:/bin/sh\n";
+        assert_eq!(user_name(passwd, 1000).as_deref(), Some("me"));
+        assert_eq!(user_name(passwd, 1001), None);
+    }
+
+    #[test]
+    fn mirrors_are_one_word() {
+        check_mirror("http://127.0.0.1:3142/debian").unwrap();
+        for wrong in ["", "example", "ftp://x", "http://a b", "http://a\ndeb http://b"] {
+            assert!(
+                matches!(check_mirror(wrong), Err(DebianError::Mirror { .. })),
+                "{wrong:?}"
+            );
+        }
+    }
+}

@@ -1,0 +1,488 @@
+//! Root file systems: from an ext4 file, or from an archive, to the `rootfs.ext4` of an image.
+//!
+//! The result is a directory with that one file, whole or not at all. It is read-only from then on and shared by every
+//! machine of the image, each of which has a disk of its own for what it changes; so it has no journal and little free
+//! space. What is found out about it on the way is returned as [`Rootfs`] for the caller to keep. The bootstraps,
+//! [`super::debian`] and [`super::busybox`], make an archive and then go the way of [`from_tar`].
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::{self, BufReader, Read};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use hostkit::decompress;
+use hostkit::digest::Digest;
+use hostkit::exec::ExecError;
+use hostkit::ext4::populate::{self, Options};
+use hostkit::ext4::{self, E2fsTools, superblock};
+use hostkit::rootfs_tar::{self, Limits, Tree};
+
+use super::busybox::BusyboxError;
+use super::debian::DebianError;
+use super::os_release::OsRelease;
+use super::work::{self, Cancel, Reporter, WorkDir};
+
+/// The name of the file in an image's directory.
+pub const FILE: &str = "rootfs.ext4";
+
+/// Progress is reported after so many bytes.
+const REPORT_EVERY: u64 = 32 << 20;
+const OS_RELEASE_LIMIT: usize = 64 << 10;
+
+/// Why there is no root file system.
+#[derive(Debug, thiserror::Error)]
+pub enum RootfsError {
+    /// The source cannot be opened or read.
+    #[error("failed to read {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// The source is no sound ext4 file system.
+    #[error("failed to use {} as a root file system", path.display())]
+    Ext4 {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: superblock::Error,
+    },
+    /// The source is compressed in a way that is not read.
+    #[error("failed to decompress {}", path.display())]
+    Compression {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: decompress::Error,
+    },
+    /// The archive is damaged, hostile or too large.
+    #[error("failed to unpack {}", path.display())]
+    Archive {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: Box<rootfs_tar::Error>,
+    },
+    /// There is nothing in the archive that could be run.
+    #[error("{} holds no root file system (it has no directory bin, sbin, usr or etc)", path.display())]
+    NoRoot {
+        /// The file.
+        path: PathBuf,
+    },
+    /// e2fsprogs is not installed.
+    #[error("e2fsprogs is needed to make file systems (package e2fsprogs)")]
+    NoTools(#[source] Box<ExecError>),
+    /// The file system could not be made or looked into.
+    #[error("failed to make the root file system")]
+    Make(#[source] ext4::Error),
+    /// Debian could not be installed.
+    #[error(transparent)]
+    Debian(Box<DebianError>),
+    /// There is no busybox to make an image of.
+    #[error(transparent)]
+    Busybox(Box<BusyboxError>),
+    /// The target exists.
+    #[error("image {} exists already", path.display())]
+    Exists {
+        /// The target directory.
+        path: PathBuf,
+    },
+    /// The result cannot be stored.
+    #[error("failed to store image {}", path.display())]
+    Store {
+        /// The target directory.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl RootfsError {
+    /// Whether the source is not what it should be, so that only another source can help.
+    #[must_use]
+    pub fn is_unusable_input(&self) -> bool {
+        match self {
+            Self::Ext4 { .. } | Self::Compression { .. } | Self::Archive { .. } | Self::NoRoot { .. } => {
+                // Half of unpacking is writing.
+                !matches!(self, Self::Archive { source, .. } if matches!(**source, rootfs_tar::Error::Write { .. }))
+            }
+            Self::Make(error) => matches!(error, ext4::Error::Name { .. }),
+            Self::Read { .. }
+            | Self::NoTools(_)
+            | Self::Debian(_)
+            | Self::Busybox(_)
+            | Self::Exists { .. }
+            | Self::Store { .. } => false,
+        }
+    }
+}
+
+impl From<DebianError> for RootfsError {
+    fn from(error: DebianError) -> Self {
+        Self::Debian(Box::new(error))
+    }
+}
+
+impl From<BusyboxError> for RootfsError {
+    fn from(error: BusyboxError) -> Self {
+        Self::Busybox(Box::new(error))
+    }
+}
+
+/// What is known about a root file system that was made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rootfs {
+    /// The file.
+    pub path: PathBuf,
+    /// The length of the file, in bytes; it is sparse where the file system is free.
+    pub size: u64,
+    /// What is in use of it, in bytes.
+    pub used: u64,
+    /// Of the file.
+    pub sha256: Digest,
+    /// What it says it is.
+    pub os: OsRelease,
+    /// `/sbin/init`, where it has one; without, the agent stays the first process.
+    pub init: Option<String>,
+    /// A name for the image, made of lowercase letters, digits and dashes.
+    pub suggested_name: String,
+}
+
+/// Makes the directory `target` from a file that is either an ext4 file system or an archive, which its first bytes
+/// tell; see [`from_ext4_file`] and [`from_tar`].
+pub async fn from_file(
+    target: &Path,
+    source: &Path,
+    tool_dirs: &[PathBuf],
+    progress: &Reporter,
+) -> Result<Rootfs, RootfsError> {
+    match superblock::check(source) {
+        Err(superblock::Error::NotExt4 { .. }) if is_archive(source) => {
+            from_tar(target, source, Limits::default(), tool_dirs, progress).await
+        }
+        Ok(_) | Err(_) => from_ext4_file(target, source, tool_dirs, progress).await,
+    }
+}
+
+/// Whether a file is compressed, or has the mark of a tar header.
+fn is_archive(path: &Path) -> bool {
+    let mut head = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(512).read_to_end(&mut head));
+    read.is_ok() && (decompress::detect(&head).is_some() || head.get(257..262) == Some(b"ustar"))
+}
+
+/// Takes over the ext4 file system in `source` as the directory `target`, by a copy that shares its blocks where the
+/// host can. Stages: `check`, `copy`, `digest`, `store`.
+pub async fn from_ext4_file(
+    target: &Path,
+    source: &Path,
+    tool_dirs: &[PathBuf],
+    progress: &Reporter,
+) -> Result<Rootfs, RootfsError> {
+    let tools = find_tools(tool_dirs)?;
+    progress.step("check", format!("checking {}", source.display()));
+    superblock::check(source).map_err(|error| RootfsError::Ext4 {
+        path: source.to_owned(),
+        source: error,
+    })?;
+    let work = new_work(target)?;
+    let new = new_file(&work, target)?;
+
+    let (path, to, progress_) = (source.to_owned(), new.clone(), progress.clone());
+    work::blocking(move |cancel| copy(&path, &to, cancel, &progress_)).await?;
+
+    let read = async |path| {
+        tools
+            .read(&new, path, OS_RELEASE_LIMIT)
+            .await
+            .map_err(RootfsError::Make)
+    };
+    let text = match read("/usr/lib/os-release").await? {
+        Some(text) => Some(text),
+        None => read("/etc/os-release").await?,
+    };
+    let os = text
+        .map(|text| OsRelease::parse(&String::from_utf8_lossy(&text)))
+        .unwrap_or_default();
+    let init = tools
+        .exists(&new, "/sbin/init")
+        .await
+        .map_err(RootfsError::Make)?;
+    let found = Found {
+        os,
+        init,
+        fallback_name: stem(source),
+    };
+    publish(work, target, found, progress).await
+}
+
+/// Makes the directory `target` from an archive: tar, plain or compressed with gzip, zstd or xz. Stages: `unpack`,
+/// `make`, `digest`, `store`.
+pub async fn from_tar(
+    target: &Path,
+    archive: &Path,
+    limits: Limits,
+    tool_dirs: &[PathBuf],
+    progress: &Reporter,
+) -> Result<Rootfs, RootfsError> {
+    let work = new_work(target)?;
+    let options = Options {
+        label: "rootfs",
+        slack: 0,
+    };
+    from_tar_in(work, target, archive, limits, &options, tool_dirs, progress).await
+}
+
+/// [`from_tar`] in a work directory that the caller made, for instance to make the archive in.
+pub(super) async fn from_tar_in(
+    work: WorkDir,
+    target: &Path,
+    archive: &Path,
+    limits: Limits,
+    options: &Options<'_>,
+    tool_dirs: &[PathBuf],
+    progress: &Reporter,
+) -> Result<Rootfs, RootfsError> {
+    let tools = find_tools(tool_dirs)?;
+    let new = new_file(&work, target)?;
+    let store_error = |source| RootfsError::Store {
+        path: target.to_owned(),
+        source,
+    };
+    let (staging, scratch) = (work.path().join("tree"), work.path().join("scratch"));
+    fs::create_dir(&staging)
+        .and_then(|()| fs::create_dir(&scratch))
+        .map_err(store_error)?;
+
+    let (path, dir, report, held) = (
+        archive.to_owned(),
+        staging.clone(),
+        progress.clone(),
+        work.clone(),
+    );
+    let (tree, os) = work::blocking(move |cancel| {
+        // So that the directory outlives this thread when nobody waits for it any more.
+        let _held = held;
+        unpack(&path, &dir, &limits, cancel, &report)
+    })
+    .await?;
+
+    progress.step("make", "making the file system");
+    populate::populate(&tools, &new, &staging, &tree, &scratch, options)
+        .await
+        .map_err(RootfsError::Make)?;
+    let init = tree.lookup("/sbin/init").is_some();
+    let found = Found {
+        os,
+        init,
+        fallback_name: stem(archive),
+    };
+    let held = work.clone();
+    work::blocking(move |_| {
+        let _held = held;
+        // No longer needed, and the digest that follows takes a while; what is left goes with the work directory.
+        fs::remove_dir_all(&staging).ok();
+    })
+    .await;
+    publish(work, target, found, progress).await
+}
+
+/// What was found out before the end.
+struct Found {
+    os: OsRelease,
+    init: bool,
+    fallback_name: String,
+}
+
+pub(super) fn new_work(target: &Path) -> Result<WorkDir, RootfsError> {
+    let path = target.to_owned();
+    if fs::symlink_metadata(target).is_ok() {
+        return Err(RootfsError::Exists { path });
+    }
+    WorkDir::beside(target).map_err(|source| RootfsError::Store { path, source })
+}
+
+fn new_file(work: &WorkDir, target: &Path) -> Result<PathBuf, RootfsError> {
+    let dir = work.path().join("new");
+    fs::create_dir(&dir).map_err(|source| RootfsError::Store {
+        path: target.to_owned(),
+        source,
+    })?;
+    Ok(dir.join(FILE))
+}
+
+fn find_tools(dirs: &[PathBuf]) -> Result<E2fsTools, RootfsError> {
+    E2fsTools::find(dirs).map_err(|source| RootfsError::NoTools(Box::new(source)))
+}
+
+fn copy(from: &Path, to: &Path, cancel: &Cancel, progress: &Reporter) -> Result<(), RootfsError> {
+    let read_error = |source| RootfsError::Read {
+        path: from.to_owned(),
+        source,
+    };
+    let source = File::open(from).map_err(read_error)?;
+    let total = source.metadata().map_err(read_error)?.len();
+    let new = File::create_new(to).map_err(|source| RootfsError::Store {
+        path: to.to_owned(),
+        source,
+    })?;
+    let mut paced = Paced::default();
+    hostkit::copy::copy(&source, &new, |done| {
+        if paced.is_due(done) {
+            progress.bytes("copy", "copying the file system", done, Some(total));
+        }
+        cancel.check()
+    })
+    .map_err(|source| RootfsError::Store {
+        path: to.to_owned(),
+        source,
+    })?;
+    Ok(())
+}
+
+fn unpack(
+    archive: &Path,
+    dir: &Path,
+    limits: &Limits,
+    cancel: &Cancel,
+    progress: &Reporter,
+) -> Result<(Tree, OsRelease), RootfsError> {
+    let read_error = |source| RootfsError::Read {
+        path: archive.to_owned(),
+        source,
+    };
+    let file = File::open(archive).map_err(read_error)?;
+    if !file.metadata().map_err(read_error)?.is_file() {
+        return Err(read_error(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "not a regular file",
+        )));
+    }
+    let mut head = Vec::new();
+    (&file).take(8).read_to_end(&mut head).map_err(read_error)?;
+    io::Seek::rewind(&mut &file).map_err(read_error)?;
+    let input = BufReader::with_capacity(1 << 18, file);
+    let reader: Box<dyn Read + Send> = match decompress::detect(&head) {
+        Some(format) => decompress::reader(format, input).map_err(|source| RootfsError::Compression {
+            path: archive.to_owned(),
+            source,
+        })?,
+        None => Box::new(input),
+    };
+    progress.step("unpack", format!("unpacking {}", archive.display()));
+    let mut paced = Paced::default();
+    let tree = rootfs_tar::unpack(reader, dir, limits, |done| {
+        if paced.is_due(done) {
+            progress.bytes("unpack", "unpacking", done, None);
+        }
+        cancel.check()
+    })
+    .map_err(|source| RootfsError::Archive {
+        path: archive.to_owned(),
+        source: Box::new(source),
+    })?;
+    if !["/bin", "/sbin", "/usr", "/etc"]
+        .into_iter()
+        .any(|path| tree.lookup(path).is_some())
+    {
+        return Err(RootfsError::NoRoot {
+            path: archive.to_owned(),
+        });
+    }
+    let os = tree
+        .lookup("/etc/os-release")
+        .or_else(|| tree.lookup("/usr/lib/os-release"));
+    let os = match os {
+        // The path is the one it leads to, without symbolic links in it.
+        Some((path, node)) if matches!(node.kind, rootfs_tar::Kind::File { .. }) => {
+            let mut text = Vec::new();
+            let path = dir.join(OsStr::from_bytes(&path));
+            File::open(&path)
+                .and_then(|file| file.take(OS_RELEASE_LIMIT as u64).read_to_end(&mut text))
+                .map_err(|source| RootfsError::Read { path, source })?;
+            OsRelease::parse(&String::from_utf8_lossy(&text))
+        }
+        Some(_) | None => OsRelease::default(),
+    };
+    Ok((tree, os))
+}
+
+async fn publish(
+    work: WorkDir,
+    target: &Path,
+    found: Found,
+    progress: &Reporter,
+) -> Result<Rootfs, RootfsError> {
+    let (target, progress) = (target.to_owned(), progress.clone());
+    work::blocking(move |cancel| {
+        let store_error = |source: io::Error| {
+            let path = target.clone();
+            if source.kind() == io::ErrorKind::AlreadyExists {
+                RootfsError::Exists { path }
+            } else {
+                RootfsError::Store { path, source }
+            }
+        };
+        let new = work.path().join("new").join(FILE);
+        let superblock = superblock::check(&new).map_err(|source| RootfsError::Ext4 {
+            path: new.clone(),
+            source,
+        })?;
+        let file = File::open(&new).map_err(store_error)?;
+        let size = file.metadata().map_err(store_error)?.len();
+        let mut paced = Paced::default();
+        let sha256 = Digest::of_reader_watched(file, |done| {
+            if paced.is_due(done) {
+                progress.bytes("digest", "computing the digest", done, Some(size));
+            }
+            cancel.check()
+        })
+        .map_err(store_error)?;
+        progress.step("store", "storing the image");
+        work.publish("new", &target).map_err(store_error)?;
+        Ok(Rootfs {
+            path: target.join(FILE),
+            size,
+            used: superblock.used,
+            sha256,
+            suggested_name: found.os.suggested_name().unwrap_or(found.fallback_name),
+            os: found.os,
+            init: found.init.then(|| "/sbin/init".to_owned()),
+        })
+    })
+    .await
+}
+
+/// A file's name up to its first dot, as a name for an image.
+fn stem(path: &Path) -> String {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let name = super::os_release::as_name(name.split('.').next().unwrap_or_default());
+    name.unwrap_or_else(|| "image".to_owned())
+}
+
+/// Lets a report through every so many bytes.
+#[derive(Default)]
+struct Paced {
+    next: u64,
+}
+
+impl Paced {
+    fn is_due(&mut self, done: u64) -> bool {
+        let due = done >= self.next;
+        if due {
+            self.next = done + REPORT_EVERY;
+        }
+        due
+    }
+}
+
+#[cfg(test)]
+#[path = "rootfs_tests.rs"]
+mod tests;
