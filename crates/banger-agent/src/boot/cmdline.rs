@@ -1,0 +1,377 @@
+//! The kernel command line: `banger.*` says what to boot, `module.param=value` goes to modules.
+//!
+//! | parameter          | meaning                                                    |
+//! |--------------------|------------------------------------------------------------|
+//! | `banger.root`      | block device with the image's ext4; required               |
+//! | `banger.overlay`   | block device with the VM's own ext4; absent: root is read-write |
+//! | `banger.hostname`  | the guest's name                                           |
+//! | `banger.init`      | `agent`, or an absolute path in the image; absent: as the image has it |
+//! | `banger.net`       | `IFACE,ADDRESS/PREFIX[,GATEWAY[,DNS]]`, IPv4               |
+//!
+//! The line comes from the daemon, but a user may add to it: a value that makes no sense stops the boot with its name, an
+//! unknown `banger.` parameter (a newer daemon's) is a warning.
+
+use std::ffi::CString;
+use std::net::Ipv4Addr;
+use std::path::{Component, Path, PathBuf};
+use std::str::FromStr;
+
+/// Who becomes process 1.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum InitChoice {
+    /// The image's init where it has a real one, else the agent.
+    Auto,
+    Agent,
+    Path(PathBuf),
+}
+
+/// The guest's one interface.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Net {
+    pub(super) interface: String,
+    pub(super) address: Ipv4Addr,
+    pub(super) prefix: u8,
+    pub(super) gateway: Option<Ipv4Addr>,
+    pub(super) dns: Option<Ipv4Addr>,
+}
+
+/// What to boot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct BootSpec {
+    pub(super) root: PathBuf,
+    pub(super) overlay: Option<PathBuf>,
+    pub(super) hostname: Option<String>,
+    pub(super) init: InitChoice,
+    pub(super) net: Option<Net>,
+    /// Parameters which this agent does not know.
+    pub(super) unknown: Vec<String>,
+}
+
+/// Why a command line cannot be booted from.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum CommandLineError {
+    #[error("find out what to boot: the kernel command line has no {key}")]
+    Missing { key: &'static str },
+    #[error("understand {key}={value:?} on the kernel command line: it is not {expected}")]
+    Invalid {
+        key: &'static str,
+        value: String,
+        expected: &'static str,
+    },
+    #[error("understand the kernel command line: {key} is there twice")]
+    Twice { key: &'static str },
+}
+
+const ROOT: &str = "banger.root";
+const OVERLAY: &str = "banger.overlay";
+const HOSTNAME: &str = "banger.hostname";
+const INIT: &str = "banger.init";
+const NET: &str = "banger.net";
+
+/// Splits a command line as the kernel does: at white space, except within double quotes, which are dropped. What
+/// follows `--` is init's (kernel-parameters.txt).
+fn words(line: &str) -> Vec<String> {
+    let mut words = Vec::new();
+    let mut word = String::new();
+    let mut quoted = false;
+    let mut begun = false;
+    for c in line.chars().chain([' ']) {
+        match c {
+            '"' => {
+                quoted = !quoted;
+                begun = true;
+            }
+            c if c.is_ascii_whitespace() && !quoted => {
+                if begun && word == "--" {
+                    return words;
+                }
+                if begun {
+                    words.push(std::mem::take(&mut word));
+                }
+                begun = false;
+            }
+            c => {
+                word.push(c);
+                begun = true;
+            }
+        }
+    }
+    if quoted && begun {
+        // An unclosed quote reaches to the end; the blank that was added is not part of it.
+        word.pop();
+        words.push(word);
+    }
+    words
+}
+
+/// Reads the `banger.` parameters.
+pub(super) fn parse(line: &str) -> Result<BootSpec, CommandLineError> {
+    let mut unknown = Vec::new();
+    let (mut root, mut overlay, mut hostname, mut init, mut net) = (None, None, None, None, None);
+    for word in words(line) {
+        let (key, value) = word.split_once('=').unwrap_or((word.as_str(), ""));
+        match key {
+            ROOT => once(ROOT, &mut root, device(ROOT, value)?)?,
+            OVERLAY => once(OVERLAY, &mut overlay, device(OVERLAY, value)?)?,
+            HOSTNAME => once(HOSTNAME, &mut hostname, host_name(value)?)?,
+            INIT => once(INIT, &mut init, init_choice(value)?)?,
+            NET => once(NET, &mut net, network(value)?)?,
+            key if key.starts_with("banger.") => unknown.push(word),
+            _ => {}
+        }
+    }
+    Ok(BootSpec {
+        root: root.ok_or(CommandLineError::Missing { key: ROOT })?,
+        overlay,
+        hostname,
+        init: init.unwrap_or(InitChoice::Auto),
+        net,
+        unknown,
+    })
+}
+
+/// The parameters of a module, as finit_module(2) wants them: `name=value name=value`.
+///
+/// As in the kernel, `-` and `_` in names are the same, and a parameter may come several times.
+pub(super) fn module_parameters(line: &str, module: &str) -> CString {
+    let same = |a: &str, b: &str| a.replace('-', "_") == b.replace('-', "_");
+    let mut parameters = String::new();
+    for word in words(line) {
+        let Some((name, parameter)) = word.split_once('.') else {
+            continue;
+        };
+        if !same(name, module) || parameter.is_empty() {
+            continue;
+        }
+        if !parameters.is_empty() {
+            parameters.push(' ');
+        }
+        match parameter.split_once('=') {
+            Some((key, value)) if value.contains(char::is_whitespace) => {
+                parameters.push_str(&format!("{key}=\"{value}\""));
+            }
+            Some(_) | None => parameters.push_str(parameter),
+        }
+    }
+    // A NUL cannot come from the kernel.
+    CString::new(parameters).unwrap_or_default()
+}
+
+fn once<T>(key: &'static str, slot: &mut Option<T>, value: T) -> Result<(), CommandLineError> {
+    match slot.replace(value) {
+        None => Ok(()),
+        Some(_) => Err(CommandLineError::Twice { key }),
+    }
+}
+
+fn invalid(key: &'static str, value: &str, expected: &'static str) -> CommandLineError {
+    CommandLineError::Invalid {
+        key,
+        value: value.to_owned(),
+        expected,
+    }
+}
+
+fn device(key: &'static str, value: &str) -> Result<PathBuf, CommandLineError> {
+    let name = value.strip_prefix("/dev/").unwrap_or_default();
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
+    if !name.is_empty() && name.len() <= 32 && name.bytes().all(plain) {
+        Ok(PathBuf::from(value))
+    } else {
+        Err(invalid(key, value, "a device like /dev/vda"))
+    }
+}
+
+/// One label of RFC 1123, in lower case or upper.
+fn host_name(value: &str) -> Result<String, CommandLineError> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+    let edges = value.starts_with('-') || value.ends_with('-');
+    if (1..=63).contains(&value.len()) && !edges && value.bytes().all(plain) {
+        Ok(value.to_owned())
+    } else {
+        Err(invalid(
+            HOSTNAME,
+            value,
+            "a host name of letters, digits and hyphens",
+        ))
+    }
+}
+
+fn init_choice(value: &str) -> Result<InitChoice, CommandLineError> {
+    if value == "agent" {
+        return Ok(InitChoice::Agent);
+    }
+    let path = Path::new(value);
+    let plain = path
+        .components()
+        .all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
+    if path.is_absolute() && plain && path.file_name().is_some() {
+        Ok(InitChoice::Path(path.to_owned()))
+    } else {
+        Err(invalid(INIT, value, "\"agent\" or an absolute path"))
+    }
+}
+
+fn network(value: &str) -> Result<Net, CommandLineError> {
+    let wrong = || invalid(NET, value, "INTERFACE,ADDRESS/PREFIX[,GATEWAY[,DNS]]");
+    let mut fields = value.split(',');
+    let interface = fields.next().unwrap_or_default();
+    // IFNAMSIZ is 16 with the NUL.
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
+    let named = (1..16).contains(&interface.len()) && interface.bytes().all(plain);
+    let (address, prefix) = fields
+        .next()
+        .and_then(|field| field.split_once('/'))
+        .ok_or_else(wrong)?;
+    let prefix = Some(prefix)
+        .filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()))
+        .and_then(|digits| digits.parse().ok())
+        .filter(|prefix| (1..=32).contains(prefix))
+        .ok_or_else(wrong)?;
+    let optional = |field: Option<&str>| match field {
+        None | Some("") => Ok(None),
+        Some(field) => Ipv4Addr::from_str(field).map(Some).map_err(|_| wrong()),
+    };
+    let gateway = optional(fields.next())?;
+    let dns = optional(fields.next())?;
+    if !named || interface == "." || interface == ".." || fields.next().is_some() {
+        return Err(wrong());
+    }
+    let address = Ipv4Addr::from_str(address).map_err(|_| wrong())?;
+    Ok(Net {
+        interface: interface.to_owned(),
+        address,
+        prefix,
+        gateway,
+        dns,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_whole_line() {
+        let spec = parse(
+            "console=ttyS0 panic=-1 banger.root=/dev/vda banger.overlay=/dev/vdb banger.hostname=dev-1 \
+             banger.init=agent banger.net=eth0,10.0.2.15/24,10.0.2.2,10.0.2.3 banger.later=x -- banger.root=/dev/vdc\n",
+        );
+        let net = Net {
+            interface: "eth0".to_owned(),
+            address: Ipv4Addr::new(10, 0, 2, 15),
+            prefix: 24,
+            gateway: Some(Ipv4Addr::new(10, 0, 2, 2)),
+            dns: Some(Ipv4Addr::new(10, 0, 2, 3)),
+        };
+        let expected = BootSpec {
+            root: "/dev/vda".into(),
+            overlay: Some("/dev/vdb".into()),
+            hostname: Some("dev-1".to_owned()),
+            init: InitChoice::Agent,
+            net: Some(net),
+            unknown: vec!["banger.later=x".to_owned()],
+        };
+        assert_eq!(spec, Ok(expected));
+    }
+
+    #[test]
+    fn the_least() {
+        let spec = parse("banger.root=/dev/vda").expect("enough");
+        assert_eq!(
+            (spec.init, spec.overlay, spec.net),
+            (InitChoice::Auto, None, None)
+        );
+        assert_eq!(
+            parse("root=/dev/vda"),
+            Err(CommandLineError::Missing { key: ROOT })
+        );
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        for wrong in [
+            "banger.root=vda",
+            "banger.root=/dev/../etc",
+            "banger.root=/dev/",
+            "banger.root",
+            "banger.overlay=/dev/vd.b",
+            "banger.hostname=",
+            "banger.hostname=-a",
+            "banger.hostname=a.b",
+            "banger.init=init",
+            "banger.init=/",
+            "banger.init=/sbin/../init",
+            "banger.net=eth0",
+            "banger.net=eth0,10.0.2.15",
+            "banger.net=eth0,10.0.2.15/0",
+            "banger.net=eth0,10.0.2.15/33",
+            "banger.net=eth0,10.0.2.15/+24",
+            "banger.net=,10.0.2.15/24",
+            "banger.net=a/b,10.0.2.15/24",
+            "banger.net=eth0,10.0.2.15/24,1,2,3",
+        ] {
+            let root = if wrong.starts_with(ROOT) {
+                ""
+            } else {
+                "banger.root=/dev/vda "
+            };
+            let line = format!("{root}{wrong}");
+            assert!(
+                matches!(parse(&line), Err(CommandLineError::Invalid { .. })),
+                "{wrong}"
+            );
+        }
+        let twice = parse("banger.root=/dev/vda banger.root=/dev/vdb");
+        assert_eq!(twice, Err(CommandLineError::Twice { key: ROOT }));
+    }
+
+    #[test]
+    fn gateway_and_dns_may_be_left_out() {
+        let net = network("eth0,172.16.0.2/30").expect("enough");
+        assert_eq!((net.gateway, net.dns), (None, None));
+        let net = network("eth0,172.16.0.2/30,,1.1.1.1").expect("no gateway");
+        assert_eq!((net.gateway, net.dns), (None, Some(Ipv4Addr::new(1, 1, 1, 1))));
+    }
+
+    #[test]
+    fn modules_get_their_parameters() {
+        let line = "virtio_mmio.device=4K@0xd0000000:5 quiet virtio-mmio.device=4K@0xd0001000:6 \
+                    dm_mod.create=\"a b\" loop.max_loop=1 xvirtio_mmio.device=no";
+        assert_eq!(
+            module_parameters(line, "virtio_mmio").to_str(),
+            Ok("device=4K@0xd0000000:5 device=4K@0xd0001000:6")
+        );
+        assert_eq!(module_parameters(line, "dm-mod").to_str(), Ok("create=\"a b\""));
+        assert_eq!(module_parameters(line, "overlay").to_str(), Ok(""));
+    }
+
+    proptest! {
+        #[test]
+        fn any_line_is_read_or_refused(line in "(banger\\.(root|overlay|init|net|hostname|x)=?[/a-z0-9.,\"-]{0,12}[ \n\"]?){0,6}") {
+            if let Ok(spec) = parse(&line) {
+                prop_assert!(spec.root.starts_with("/dev") && spec.root.components().count() == 3);
+                if let InitChoice::Path(path) = spec.init {
+                    prop_assert!(path.is_absolute());
+                }
+            }
+        }
+
+        #[test]
+        fn arbitrary_text_never_panics(line in "\\PC{0,200}", module in "[a-z_-]{1,8}") {
+            let _either = parse(&line);
+            let parameters = module_parameters(&line, &module);
+            prop_assert!(parameters.as_bytes().len() <= line.len() + 2 * line.len());
+        }
+
+        #[test]
+        fn good_values_are_kept(name in "[a-z0-9]([a-z0-9-]{0,20}[a-z0-9])?", a: [u8; 4], prefix in 1u8..=32) {
+            let address = Ipv4Addr::from(a);
+            let spec = parse(&format!("x banger.root=/dev/vda banger.hostname={name} banger.net=eth0,{address}/{prefix}"));
+            let spec = spec.expect("valid");
+            prop_assert_eq!(spec.hostname, Some(name));
+            prop_assert_eq!(spec.net.map(|net| (net.address, net.prefix)), Some((address, prefix)));
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! The calls: validate, convert, delegate.
+
+use super::power;
+use crate::{exec, transfer};
+use banger_agent_api::proto::agent_server::Agent;
+use banger_agent_api::proto::exec_input::Input as ExecIn;
+use banger_agent_api::proto::upload_input::Input as UploadIn;
+use banger_agent_api::proto::{self, ExecInput, UploadInput};
+use banger_agent_api::{Failure, FailureKind, MAX_STREAMS, MIN_PROTOCOL_VERSION, PROTOCOL_VERSION};
+use futures_util::Stream;
+use futures_util::stream::poll_fn;
+use rustix::fd::OwnedFd;
+use rustix::time::{ClockId, clock_gettime};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tonic::{Request, Response, Status, Streaming};
+
+/// Uploads and downloads at a time; each has a thread.
+const MAX_TRANSFERS: usize = 16;
+
+/// For a stream's first message to come.
+const FIRST_MESSAGE: Duration = Duration::from_secs(30);
+
+/// What the server is in its machine.
+#[derive(Debug)]
+pub(crate) enum Role {
+    /// The agent's other process is process 1.
+    Init {
+        /// The file system with the overlay's upper layer, to be made read-only last.
+        upper: Option<OwnedFd>,
+    },
+    /// The image's systemd is process 1.
+    UnderSystemd,
+    /// Another init of the image is process 1.
+    UnderOtherInit,
+    /// The agent has not booted this machine and must not end it.
+    Debug,
+}
+
+/// What the server knows about where it runs.
+#[derive(Debug)]
+pub(crate) struct Context {
+    pub(crate) role: Role,
+    /// `RLIMIT_NOFILE` for commands (the server has raised its own).
+    pub(crate) open_files: libc::rlimit,
+}
+
+/// The implementation of the calls.
+#[derive(Debug)]
+pub(crate) struct Service {
+    context: Arc<Context>,
+    running: exec::Running,
+    commands: Arc<Semaphore>,
+    transfers: Arc<Semaphore>,
+}
+
+impl Service {
+    pub(crate) fn new(context: Context) -> Self {
+        Self {
+            context: Arc::new(context),
+            running: exec::Running::default(),
+            commands: Arc::new(Semaphore::new(MAX_STREAMS as usize)),
+            transfers: Arc::new(Semaphore::new(MAX_TRANSFERS)),
+        }
+    }
+}
+
+/// A reply stream fed through a bounded channel.
+type Reply<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+fn reply<T: Send + 'static>(mut receiver: mpsc::Receiver<Result<T, Status>>) -> Response<Reply<T>> {
+    Response::new(Box::pin(poll_fn(move |context| receiver.poll_recv(context))))
+}
+
+fn permit(semaphore: &Arc<Semaphore>, what: &str, limit: usize) -> Result<OwnedSemaphorePermit, Status> {
+    Arc::clone(semaphore).try_acquire_owned().map_err(|_busy| {
+        let message = format!("start another of {limit} {what} in the guest: too many are at work");
+        Failure::new(FailureKind::Busy, what, message).into_status()
+    })
+}
+
+fn invalid(what: &str) -> Status {
+    Failure::new(FailureKind::InvalidRequest, "protocol", what).into_status()
+}
+
+/// A stream's first message, within its time.
+async fn first<T>(inputs: &mut Streaming<T>) -> Result<T, Status> {
+    match tokio::time::timeout(FIRST_MESSAGE, inputs.message()).await {
+        Ok(message) => message?.ok_or_else(|| invalid("read the first message: the stream is empty")),
+        Err(_elapsed) => Err(invalid("read the first message: none came")),
+    }
+}
+
+/// A task that was cancelled or has panicked (in debug builds; release builds abort and are started anew).
+fn lost(_join: tokio::task::JoinError) -> Status {
+    Failure::new(FailureKind::System, "agent", "finish the call: its task was lost").into_status()
+}
+
+#[tonic::async_trait]
+impl Agent for Service {
+    async fn hello(
+        &self,
+        _request: Request<proto::HelloRequest>,
+    ) -> Result<Response<proto::HelloReply>, Status> {
+        let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        let init_mode = match self.context.role {
+            Role::Init { .. } => proto::InitMode::Agent,
+            Role::UnderSystemd => proto::InitMode::Systemd,
+            Role::UnderOtherInit => proto::InitMode::Other,
+            Role::Debug => proto::InitMode::None,
+        };
+        Ok(Response::new(proto::HelloReply {
+            protocol_version: PROTOCOL_VERSION,
+            min_protocol_version: MIN_PROTOCOL_VERSION,
+            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+            kernel_release: rustix::system::uname().release().to_string_lossy().into_owned(),
+            boot_id: boot_id.trim_end().to_owned(),
+            init_mode: init_mode.into(),
+        }))
+    }
+
+    async fn ping(
+        &self,
+        _request: Request<proto::PingRequest>,
+    ) -> Result<Response<proto::PingReply>, Status> {
+        let now = clock_gettime(ClockId::Boottime);
+        let uptime_ms = now.tv_sec.unsigned_abs() * 1000 + now.tv_nsec.unsigned_abs() / 1_000_000;
+        Ok(Response::new(proto::PingReply { uptime_ms }))
+    }
+
+    type ExecStream = Reply<proto::ExecOutput>;
+
+    async fn exec(
+        &self,
+        request: Request<Streaming<ExecInput>>,
+    ) -> Result<Response<Self::ExecStream>, Status> {
+        let permit = permit(&self.commands, "commands", MAX_STREAMS as usize)?;
+        let mut inputs = request.into_inner();
+        let Some(ExecIn::Start(start)) = first(&mut inputs).await?.input else {
+            return Err(invalid("run a command: the first message is not its start"));
+        };
+        let running = self.running.clone();
+        let starting = exec::start(start, inputs, running, self.context.open_files, permit);
+        // A task of its own, so that a caller who goes away now leaves no process behind.
+        match tokio::spawn(starting).await.map_err(lost)? {
+            Ok(receiver) => Ok(reply(receiver)),
+            Err(failure) => Err(failure.into_status()),
+        }
+    }
+
+    async fn signal(
+        &self,
+        request: Request<proto::SignalRequest>,
+    ) -> Result<Response<proto::SignalReply>, Status> {
+        let proto::SignalRequest { pid, number } = request.into_inner();
+        self.running.signal(pid, number).map_err(Failure::into_status)?;
+        Ok(Response::new(proto::SignalReply {}))
+    }
+
+    async fn upload(
+        &self,
+        request: Request<Streaming<UploadInput>>,
+    ) -> Result<Response<proto::UploadReply>, Status> {
+        let permit = permit(&self.transfers, "transfers", MAX_TRANSFERS)?;
+        let mut inputs = request.into_inner();
+        let Some(UploadIn::Start(start)) = first(&mut inputs).await?.input else {
+            return Err(invalid("unpack an archive: the first message is not its start"));
+        };
+        transfer::upload(start, inputs, permit)
+            .await
+            .map(Response::new)
+            .map_err(Failure::into_status)
+    }
+
+    type DownloadStream = Reply<proto::DownloadOutput>;
+
+    async fn download(
+        &self,
+        request: Request<proto::DownloadRequest>,
+    ) -> Result<Response<Self::DownloadStream>, Status> {
+        let permit = permit(&self.transfers, "transfers", MAX_TRANSFERS)?;
+        let receiver = transfer::download(request.into_inner(), permit).await?;
+        Ok(reply(receiver))
+    }
+
+    async fn shutdown(
+        &self,
+        request: Request<proto::ShutdownRequest>,
+    ) -> Result<Response<proto::ShutdownReply>, Status> {
+        let request = request.into_inner();
+        power::begin(&self.context, request.mode(), request.deadline_ms).map_err(Failure::into_status)?;
+        Ok(Response::new(proto::ShutdownReply {}))
+    }
+}

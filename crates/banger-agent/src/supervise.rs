@@ -1,0 +1,157 @@
+//! Keeps the server running: a process of its own, started anew when it dies.
+//!
+//! The supervisor is single-threaded and does nothing but fork and wait, so the server is always forked from a small,
+//! quiet process. Where the agent is process 1, the supervisor is process 1, and reaps orphans besides. Under the
+//! image's init it is a child of process 1, and marks itself (and so the server) as to be spared when systemd ends all
+//! processes: argv[0] begins with `@` (systemd.io/ROOT_STORAGE_DAEMONS). So commands that are running when the machine
+//! stops still report how they ended, pings are answered to the very end, and systemd waits for nobody.
+
+use crate::boot::InitMode;
+use crate::listen::{self, Unix, Vsock};
+use crate::log;
+use crate::server::{self, Context, Role};
+use rustix::fd::OwnedFd;
+use rustix::process::{Pid, Resource, Rlimit, WaitOptions, getrlimit, setrlimit, waitpid};
+use std::io;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// Pauses before the server is started anew; one that ran this long starts over with the shortest.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+const LONG_LIFE: Duration = Duration::from_secs(60);
+
+/// Descriptors of the server: 256 commands with five each, and transfers.
+const OPEN_FILES: u64 = 8192;
+
+/// Threads for blocking work: 16 transfers, and commands being started.
+const BLOCKING_THREADS: usize = 48;
+
+/// What `ps` shows; the `@` is explained above.
+const ARGUMENTS: &[u8] = b"@banger-agent\0";
+
+/// Starts the server and keeps it running, for ever.
+pub(crate) fn supervise(mode: InitMode, upper: Option<OwnedFd>) -> ! {
+    if !matches!(mode, InitMode::Agent) {
+        spare_from_shutdown();
+    }
+    let mut upper = upper;
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let started = Instant::now();
+        // SAFETY: this process has one thread, so the child may do everything.
+        match unsafe { libc::fork() } {
+            0 => serve_in_guest(mode, upper.take()),
+            pid if pid > 0 => wait_for(pid),
+            _ => log::line(format_args!(
+                "failed to fork the server: {}",
+                io::Error::last_os_error()
+            )),
+        }
+        if started.elapsed() > LONG_LIFE {
+            pause = FIRST_PAUSE;
+        }
+        log::line(format_args!("the server has ended; starting it anew"));
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+/// Waits until the server has ended, reaping whatever else ends.
+fn wait_for(server: libc::pid_t) {
+    loop {
+        match waitpid(None, WaitOptions::empty()) {
+            Ok(Some((pid, _))) if pid.as_raw_pid() == server => return,
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            // No children at all: then the server is none either.
+            Err(_) => return,
+        }
+    }
+}
+
+/// The server's life, in a process of its own.
+fn serve_in_guest(mode: InitMode, upper: Option<OwnedFd>) -> ! {
+    log::to_kernel();
+    // A session of its own: the console's hang-ups are none of its business.
+    let _is_leader_already = rustix::process::setsid();
+    let role = match mode {
+        InitMode::Agent => Role::Init { upper },
+        InitMode::Systemd => Role::UnderSystemd,
+        InitMode::Other => Role::UnderOtherInit,
+    };
+    let result = run(async move {
+        let listener = Vsock::bind()?;
+        let hello = tokio::spawn(listen::say_hello());
+        server::serve(listener, context(role)).await;
+        hello.abort();
+        Ok(())
+    });
+    if let Err(error) = result {
+        log::line(format_args!("failed to serve: {error}"));
+    }
+    std::process::exit(1)
+}
+
+/// Serves on a Unix socket in this very process, on a machine which the agent has not booted.
+pub(crate) fn serve_for_debugging(path: &Path) -> io::Result<()> {
+    run(async {
+        server::serve(Unix::bind(path)?, context(Role::Debug)).await;
+        Ok(())
+    })
+}
+
+fn run(work: impl Future<Output = io::Result<()>>) -> io::Result<()> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(BLOCKING_THREADS)
+        // Walking a tree and tar headers need little.
+        .thread_stack_size(256 * 1024)
+        .build()?
+        .block_on(work)
+}
+
+/// Raises the server's own limit of descriptors, and remembers what commands are to have.
+fn context(role: Role) -> Context {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: Some(maximum.unwrap_or(OPEN_FILES).min(OPEN_FILES)),
+        maximum,
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        log::line(format_args!("failed to raise the limit of open files: {error}"));
+    }
+    let raw = |limit: Option<u64>| limit.unwrap_or(libc::RLIM_INFINITY);
+    Context {
+        role,
+        open_files: libc::rlimit {
+            rlim_cur: raw(current),
+            rlim_max: raw(maximum),
+        },
+    }
+}
+
+/// Makes argv[0] begin with `@`, by pointing the kernel to other arguments (`PR_SET_MM` of prctl(2)).
+fn spare_from_shutdown() {
+    let start = ARGUMENTS.as_ptr() as usize;
+    let end = start + ARGUMENTS.len();
+    let set = |what: libc::c_int, address: usize| {
+        // SAFETY: the kernel only notes the addresses, and reads them for /proc/PID/cmdline; the text is static.
+        unsafe { libc::prctl(libc::PR_SET_MM, what, address, 0usize, 0usize) == 0 }
+    };
+    // The kernel wants start below end at every step, and this text lies below the stack's old arguments.
+    if !(set(libc::PR_SET_MM_ARG_START, start) && set(libc::PR_SET_MM_ARG_END, end)) {
+        let error = io::Error::last_os_error();
+        log::line(format_args!(
+            "failed to mark the agent as to be spared at shutdown: {error}"
+        ));
+    }
+}
+
+/// Forks a supervisor beside the image's init.
+pub(crate) fn supervise_aside(mode: InitMode) -> io::Result<Pid> {
+    // SAFETY: this process has one thread, so the child may do everything.
+    match unsafe { libc::fork() } {
+        0 => supervise(mode, None),
+        pid => Pid::from_raw(pid.max(0)).ok_or_else(io::Error::last_os_error),
+    }
+}
