@@ -18,7 +18,10 @@ pub(crate) const AGENT: &str = "banger-agent";
 impl Assets {
     pub(crate) fn new(settings: &Settings) -> Self {
         let directories = settings.libexec.iter().chain(&settings.path).cloned().collect();
-        Self { agent: settings.agent.clone(), directories }
+        Self {
+            agent: settings.agent.clone(),
+            directories,
+        }
     }
 
     /// The static guest agent, which goes into every initramfs.
@@ -52,8 +55,13 @@ mod tests {
     fn the_first_place_that_has_it_wins_and_a_miss_says_where_it_looked() {
         let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let directories = vec![a.path().to_owned(), b.path().to_owned()];
-        let assets = Assets { agent: None, directories };
-        let Err(Error::Asset { looked, .. }) = assets.agent() else { panic!("found nothing") };
+        let assets = Assets {
+            agent: None,
+            directories,
+        };
+        let Err(Error::Asset { looked, .. }) = assets.agent() else {
+            panic!("found nothing")
+        };
         assert_eq!(looked.len(), 2);
         std::fs::write(b.path().join(AGENT), "").unwrap();
         assert_eq!(assets.agent().unwrap(), b.path().join(AGENT));
@@ -65,8 +73,10 @@ mod tests {
     fn a_configured_path_counts_alone() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join(AGENT), "").unwrap();
-        let assets =
-            Assets { agent: Some(dir.path().join("elsewhere")), directories: vec![dir.path().to_owned()] };
+        let assets = Assets {
+            agent: Some(dir.path().join("elsewhere")),
+            directories: vec![dir.path().to_owned()],
+        };
         assert!(assets.agent().is_err());
     }
 }

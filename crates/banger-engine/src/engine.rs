@@ -33,13 +33,13 @@ use crate::vmms::{FoundVmm, Vmms};
 use crate::{id, name, reconcile};
 
 /// Memory a machine needs at least: the kernel, an initramfs and an agent, with some room.
-pub const MEMORY_MINIMUM: u64 = 64 << 20;
+pub(crate) const MEMORY_MINIMUM: u64 = 64 << 20;
 /// Firecracker's limit, kept for all so that a machine can move between VMMs.
-pub const VCPUS_MAXIMUM: u32 = 32;
+pub(crate) const VCPUS_MAXIMUM: u32 = 32;
 /// The writable layer holds at least a small file system.
-pub const DISK_MINIMUM: u64 = 16 << 20;
+pub(crate) const DISK_MINIMUM: u64 = 16 << 20;
 /// ext4's limit with 4 KiB blocks.
-pub const DISK_MAXIMUM: u64 = 16 << 40;
+pub(crate) const DISK_MAXIMUM: u64 = 16 << 40;
 /// Longest timeouts that can be asked for.
 const TIMEOUT_MAXIMUM: Duration = Duration::from_hours(1);
 /// A ping's.
@@ -123,10 +123,14 @@ impl Engine {
     pub async fn open(settings: Settings) -> Result<Self, OpenError> {
         let store = Store::open(&settings.state_dir.join("banger.db"))?;
         for directory in registry::directories(&settings.state_dir) {
-            std::fs::create_dir_all(&directory)
-                .map_err(|source| OpenError::Directory { path: directory.clone(), source })?;
+            std::fs::create_dir_all(&directory).map_err(|source| OpenError::Directory {
+                path: directory.clone(),
+                source,
+            })?;
         }
-        let operations = Operations::open(store.clone()).await.map_err(OpenError::Reconcile)?;
+        let operations = Operations::open(store.clone())
+            .await
+            .map_err(OpenError::Reconcile)?;
         let host = Arc::new(Host {
             assets: Assets::new(&settings),
             ledger: Ledger::new(store.clone()),
@@ -136,7 +140,9 @@ impl Engine {
             settings,
         });
         let machines = Machines::default();
-        reconcile::run(&host, &machines).await.map_err(OpenError::Reconcile)?;
+        reconcile::run(&host, &machines)
+            .await
+            .map_err(OpenError::Reconcile)?;
         // Probing runs each VMM once; by the first start it is known.
         let probing = host.clone();
         tokio::spawn(async move { probing.vmms.probe().await });
@@ -153,7 +159,9 @@ impl Engine {
     pub async fn status(&self) -> Result<Status, Error> {
         let mut machines = BTreeMap::new();
         for handle in self.machines.all() {
-            *machines.entry(state_name(handle.view.borrow().phase.state())).or_default() += 1;
+            *machines
+                .entry(state_name(handle.view.borrow().phase.state()))
+                .or_default() += 1;
         }
         let images = self.host.store.read(banger_store::images::list).await?.len();
         Ok(Status {
@@ -199,7 +207,15 @@ impl Engine {
         kernel: Option<String>,
         replace: bool,
     ) -> Result<Operation, Error> {
-        registry::begin(&self.host, "image.register", name, Source::File(path), kernel, replace).await
+        registry::begin(
+            &self.host,
+            "image.register",
+            name,
+            Source::File(path),
+            kernel,
+            replace,
+        )
+        .await
     }
 
     /// Begins to make a bootstrap image.
@@ -239,7 +255,10 @@ impl Engine {
         let work = move |progress: Progress| create(host, machines, row, start, progress);
         let begun = self.host.operations.begin("vm.create", &subject, work).await;
         if begun.is_err() {
-            self.host.store.write(move |tx| banger_store::vms::remove(tx, &id)).await?;
+            self.host
+                .store
+                .write(move |tx| banger_store::vms::remove(tx, &id))
+                .await?;
         }
         begun
     }
@@ -254,7 +273,11 @@ impl Engine {
             })
         };
         let handles = self.machines.all();
-        Ok(handles.iter().filter(|h| wanted(&h.view.borrow().row)).map(|h| self.describe(h, &names)).collect())
+        Ok(handles
+            .iter()
+            .filter(|h| wanted(&h.view.borrow().row))
+            .map(|h| self.describe(h, &names))
+            .collect())
     }
 
     /// One machine.
@@ -282,7 +305,8 @@ impl Engine {
 
     /// Begins to remove a machine.
     pub async fn remove_vm(&self, reference: &str, force: bool) -> Result<Operation, Error> {
-        self.begin("vm.remove", reference, Request::Remove { force }, None).await
+        self.begin("vm.remove", reference, Request::Remove { force }, None)
+            .await
     }
 
     /// Measures the way to a guest's agent and back.
@@ -290,14 +314,23 @@ impl Engine {
         let handle = self.machines.find(reference)?;
         let client = guest::client(&handle)?;
         let began = Instant::now();
-        let uptime = client
-            .ping(PING)
-            .await
-            .map_err(|e| Error::Agent { vm: handle.name.clone(), source: Box::new(e) })?;
+        let uptime = client.ping(PING).await.map_err(|e| Error::Agent {
+            vm: handle.name.clone(),
+            source: Box::new(e),
+        })?;
         let latency = began.elapsed();
         let view = handle.view.borrow();
-        let agent_version = view.phase.running().map(|r| r.agent_version.clone()).unwrap_or_default();
-        Ok(Ping { vm: handle.name.clone(), latency, agent_version, uptime })
+        let agent_version = view
+            .phase
+            .running()
+            .map(|r| r.agent_version.clone())
+            .unwrap_or_default();
+        Ok(Ping {
+            vm: handle.name.clone(),
+            latency,
+            agent_version,
+            uptime,
+        })
     }
 
     /// The client of a running machine's agent.
@@ -307,7 +340,12 @@ impl Engine {
 
     /// A machine's serial console: chunks until the end, or, when following, until the machine stops or the receiver is
     /// dropped.
-    pub fn logs(&self, reference: &str, tail: Option<u32>, follow: bool) -> Result<mpsc::Receiver<Vec<u8>>, Error> {
+    pub fn logs(
+        &self,
+        reference: &str,
+        tail: Option<u32>,
+        follow: bool,
+    ) -> Result<mpsc::Receiver<Vec<u8>>, Error> {
         let handle = self.machines.find(reference)?;
         let settings = &self.host.settings;
         let console = Paths::new(&settings.state_dir, &settings.runtime_dir, &handle.id).console();
@@ -357,7 +395,13 @@ impl Engine {
         }
         let defaults = &self.host.settings.vm;
         let vcpus = new.vcpus.unwrap_or(defaults.vcpus);
-        in_range("vcpus", u64::from(vcpus), 1, u64::from(VCPUS_MAXIMUM), &u64::to_string)?;
+        in_range(
+            "vcpus",
+            u64::from(vcpus),
+            1,
+            u64::from(VCPUS_MAXIMUM),
+            &u64::to_string,
+        )?;
         let memory = new.memory.unwrap_or(defaults.memory);
         let most = hostkit_memory()?;
         in_range("memory", memory, MEMORY_MINIMUM, most, &bytes)?;
@@ -389,13 +433,21 @@ impl Engine {
                 None => made_up_name(attempt),
             };
             let inserted = row.clone();
-            match self.host.store.write(move |tx| banger_store::vms::insert(tx, &inserted)).await {
+            match self
+                .host
+                .store
+                .write(move |tx| banger_store::vms::insert(tx, &inserted))
+                .await
+            {
                 Ok(()) => return Ok(row),
                 Err(banger_store::StoreError::Exists { .. }) if new.name.is_none() => {}
                 Err(e) => return Err(e.into()),
             }
         }
-        Err(Error::Host { action: "make up a name", source: "all that were tried are taken; give one".into() })
+        Err(Error::Host {
+            action: "make up a name",
+            source: "all that were tried are taken; give one".into(),
+        })
     }
 
     async fn begin(
@@ -425,7 +477,10 @@ impl Engine {
             id: row.id.clone(),
             name: row.name.clone(),
             phase: view.phase.clone(),
-            image: images.get(&row.image).cloned().unwrap_or_else(|| row.image.clone()),
+            image: images
+                .get(&row.image)
+                .cloned()
+                .unwrap_or_else(|| row.image.clone()),
             image_id: row.image.clone(),
             kernel: row.kernel.clone(),
             vcpus: row.vcpus,
@@ -459,7 +514,11 @@ async fn create(
     if started.is_err() {
         match handle.ask(Request::Remove { force: true }, None, &progress).await {
             Ok(()) | Err(Error::Missing { .. }) => {}
-            Err(e) => tracing::error!(vm = handle.name, error = crate::error::chain(&e), "left after a failed start"),
+            Err(e) => tracing::error!(
+                vm = handle.name,
+                error = crate::error::chain(&e),
+                "left after a failed start"
+            ),
         }
     }
     started
@@ -490,7 +549,11 @@ fn in_range(
     } else {
         return Ok(());
     };
-    Err(Error::OutOfRange { field, value: shown(&value), problem })
+    Err(Error::OutOfRange {
+        field,
+        value: shown(&value),
+        problem,
+    })
 }
 
 /// Bytes for people: the largest binary unit that leaves no fraction, or one decimal.
@@ -500,7 +563,11 @@ fn bytes(value: &u64) -> String {
         if *value >= 1 << shift {
             let whole = value >> shift;
             let tenth = ((value - (whole << shift)) * 10) >> shift;
-            return if tenth == 0 { format!("{whole} {unit}") } else { format!("{whole}.{tenth} {unit}") };
+            return if tenth == 0 {
+                format!("{whole} {unit}")
+            } else {
+                format!("{whole}.{tenth} {unit}")
+            };
         }
     }
     format!("{value} B")
@@ -511,7 +578,9 @@ fn hostkit_memory() -> Result<u64, Error> {
     let path = "/proc/meminfo";
     let text = std::fs::read_to_string(path).map_err(io("read", path))?;
     let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
-    let kib = total.and_then(|rest| rest.trim().strip_suffix(" kB")).and_then(|n| n.trim().parse::<u64>().ok());
+    let kib = total
+        .and_then(|rest| rest.trim().strip_suffix(" kB"))
+        .and_then(|n| n.trim().parse::<u64>().ok());
     kib.map(|kib| kib << 10).ok_or_else(|| Error::Host {
         action: "read the host's memory",
         source: "no MemTotal in /proc/meminfo".into(),
@@ -520,8 +589,12 @@ fn hostkit_memory() -> Result<u64, Error> {
 
 /// Two words that people can say; a third part when these run out.
 fn made_up_name(attempt: u32) -> String {
-    let words = petname::petname(2, "-").unwrap_or_else(|| format!("vm-{}", id::new()));
-    if attempt < 8 { words } else { format!("{words}-{}", &id::new()[..4]) }
+    let name = petname::petname(2, "-").unwrap_or_else(|| format!("vm-{}", id::new()));
+    if attempt < 8 {
+        name
+    } else {
+        format!("{name}-{}", &id::new()[..4])
+    }
 }
 
 /// A state's name, as in the contract.
@@ -543,9 +616,13 @@ mod tests {
 
     #[test]
     fn sizes_for_people() {
-        for (value, expected) in
-            [(0, "0 B"), (1023, "1023 B"), (1 << 20, "1 MiB"), (3 << 29, "1.5 GiB"), (4 << 40, "4 TiB")]
-        {
+        for (value, expected) in [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1 << 20, "1 MiB"),
+            (3 << 29, "1.5 GiB"),
+            (4 << 40, "4 TiB"),
+        ] {
             assert_eq!(bytes(&value), expected);
         }
     }

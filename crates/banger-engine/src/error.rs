@@ -234,7 +234,10 @@ fn is_full(error: &(dyn std::error::Error + 'static)) -> bool {
     let mut next = Some(error);
     while let Some(e) = next {
         if let Some(io) = e.downcast_ref::<std::io::Error>()
-            && matches!(io.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
+            && matches!(
+                io.kind(),
+                std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded
+            )
         {
             return true;
         }
@@ -274,7 +277,10 @@ impl Error {
             | Self::Host { .. }
             | Self::Interrupted { .. }
             | Self::Store(
-                StoreError::ReadOnly | StoreError::Corrupt { .. } | StoreError::Sqlite(_) | StoreError::Closed,
+                StoreError::ReadOnly
+                | StoreError::Corrupt { .. }
+                | StoreError::Sqlite(_)
+                | StoreError::Closed,
             ) => Kind::Internal,
         }
     }
@@ -285,13 +291,21 @@ impl Error {
         }
         match self {
             Self::Missing { near: Some(near), .. } => Some(format!("did you mean {near:?}?")),
-            Self::Missing { what: "image", near: None, .. } => {
-                Some("`banger image ls` lists them; `banger image bootstrap debian` makes one".to_owned())
-            }
-            Self::Missing { what: "machine", near: None, .. } => Some("`banger vm ls` lists them".to_owned()),
-            Self::Missing { what: "kernel", near: None, .. } => {
-                Some("`banger kernel ls` lists them; `banger kernel add` adds one".to_owned())
-            }
+            Self::Missing {
+                what: "image",
+                near: None,
+                ..
+            } => Some("`banger image ls` lists them; `banger image bootstrap debian` makes one".to_owned()),
+            Self::Missing {
+                what: "machine",
+                near: None,
+                ..
+            } => Some("`banger vm ls` lists them".to_owned()),
+            Self::Missing {
+                what: "kernel",
+                near: None,
+                ..
+            } => Some("`banger kernel ls` lists them; `banger kernel add` adds one".to_owned()),
             Self::NotRunning { vm } => Some(format!("start it: banger vm start {vm}")),
             Self::Refused { vm, refusal } => refusal.hint(vm),
             Self::Busy { .. } => Some("wait for what it is doing, then try again".to_owned()),
@@ -301,9 +315,10 @@ impl Error {
                 _ => Some("`banger doctor` checks the whole host".to_owned()),
             },
             Self::NoVmm { .. } => Some("`banger doctor` says what each VMM needs".to_owned()),
-            Self::Silent { .. } => {
-                Some("a slow host may need a longer `start_timeout`; the console's last lines are above".to_owned())
-            }
+            Self::Silent { .. } => Some(
+                "a slow host may need a longer `start_timeout`; the console's last lines are above"
+                    .to_owned(),
+            ),
             Self::Store(StoreError::InUse { .. }) => Some("remove what uses it first".to_owned()),
             Self::Store(StoreError::ReadOnly) => {
                 Some("make the state directory writable again; nothing was changed".to_owned())
@@ -336,18 +351,42 @@ impl Error {
                     None => p.message.clone(),
                 })
                 .collect(),
-            _ => Vec::new(),
+            Self::Preflight { .. }
+            | Self::Missing { .. }
+            | Self::BadName { .. }
+            | Self::OutOfRange { .. }
+            | Self::BadFile { .. }
+            | Self::Refused { .. }
+            | Self::Busy { .. }
+            | Self::NotRunning { .. }
+            | Self::Launch { .. }
+            | Self::Kill { .. }
+            | Self::Agent { .. }
+            | Self::Asset { .. }
+            | Self::NoVmm { .. }
+            | Self::Make { .. }
+            | Self::Io { .. }
+            | Self::Host { .. }
+            | Self::Store(_)
+            | Self::Cancelled
+            | Self::ShuttingDown
+            | Self::Interrupted { .. } => Vec::new(),
         }
     }
 
     /// The form that is kept and sent: the message has all its causes in it.
     pub fn report(&self) -> Report {
-        Report { kind: self.kind(), message: chain(self), hint: self.hint(), details: self.details() }
+        Report {
+            kind: self.kind(),
+            message: chain(self),
+            hint: self.hint(),
+            details: self.details(),
+        }
     }
 }
 
 /// An error and its causes in one line.
-pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {
@@ -375,7 +414,11 @@ mod tests {
     #[test]
     fn a_full_file_system_is_recognised_through_its_causes() {
         let source = std::io::Error::from(std::io::ErrorKind::StorageFull);
-        let error = Error::Make { what: "image", name: "x".into(), source: Box::new(source) };
+        let error = Error::Make {
+            what: "image",
+            name: "x".into(),
+            source: Box::new(source),
+        };
         assert_eq!(error.kind(), Kind::OutOfResources);
         assert!(error.report().hint.is_some());
     }
@@ -384,7 +427,10 @@ mod tests {
     fn the_chain_says_each_cause_once() {
         let error = Error::Store(StoreError::Sqlite(rusqlite_like()));
         assert!(chain(&error).starts_with("the state file failed: "));
-        assert_eq!(chain(&Error::Store(StoreError::Full)), "no space left for the state file");
+        assert_eq!(
+            chain(&Error::Store(StoreError::Full)),
+            "no space left for the state file"
+        );
     }
 
     fn rusqlite_like() -> banger_store::SqliteError {

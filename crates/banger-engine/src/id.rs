@@ -5,10 +5,10 @@ const LENGTH: usize = 10;
 const ALPHABET: &[u8; 36] = b"abcdefghijklmnopqrstuvwxyz0123456789";
 
 /// The prefix of every host object's name, by which an orphan is known.
-pub const PREFIX: &str = "bgr";
+pub(crate) const PREFIX: &str = "bgr";
 
 /// A new id. Uniqueness is the store's to enforce; a clash is one in 10^15.
-pub fn new() -> String {
+pub(crate) fn new() -> String {
     let mut id = String::with_capacity(LENGTH);
     while id.len() < LENGTH {
         let mut bytes = [0_u8; 32];
@@ -21,13 +21,15 @@ pub fn new() -> String {
 }
 
 /// `bgr` and the id: the name of a machine's host objects.
-pub fn token(id: &str) -> String {
+pub(crate) fn token(id: &str) -> String {
     format!("{PREFIX}{id}")
 }
 
 /// The id within a token, if it is one.
-pub fn of_token(token: &str) -> Option<&str> {
-    token.strip_prefix(PREFIX).filter(|id| id.len() == LENGTH && id.bytes().all(|b| ALPHABET.contains(&b)))
+pub(crate) fn of_token(token: &str) -> Option<&str> {
+    token
+        .strip_prefix(PREFIX)
+        .filter(|id| id.len() == LENGTH && id.bytes().all(|b| ALPHABET.contains(&b)))
 }
 
 /// Random bytes from the kernel (getrandom(2)), which cannot fail for so few once the host has booted.

@@ -25,7 +25,7 @@ const DEATH: Duration = Duration::from_secs(10);
 
 /// Whose an object is.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Owner {
+pub(crate) enum Owner {
     /// A machine, until it is removed.
     Machine(String),
     /// A run of a machine, until it ends.
@@ -51,7 +51,7 @@ impl Owner {
     }
 
     /// The machine's id.
-    pub fn vm(&self) -> &str {
+    pub(crate) fn vm(&self) -> &str {
         match self {
             Self::Machine(id) | Self::Run(id) => id,
         }
@@ -61,7 +61,7 @@ impl Owner {
 /// A host object.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
-pub enum Object {
+pub(crate) enum Object {
     /// A directory with all that is in it.
     Directory {
         /// Ends in a `bgr` name.
@@ -86,18 +86,18 @@ pub enum Object {
 
 /// The ledger.
 #[derive(Clone)]
-pub struct Ledger {
+pub(crate) struct Ledger {
     store: Store,
 }
 
 impl Ledger {
     /// Over the store's table.
-    pub fn new(store: Store) -> Self {
+    pub(crate) fn new(store: Store) -> Self {
         Self { store }
     }
 
     /// Enters an object. Call before making it.
-    pub async fn enter(&self, owner: &Owner, object: &Object) -> Result<(), Error> {
+    pub(crate) async fn enter(&self, owner: &Owner, object: &Object) -> Result<(), Error> {
         let (owner, object) = (owner.to_string(), encode(object)?);
         self.store
             .note(move |tx| banger_store::ledger::insert(tx, &owner, &object, Timestamp::now()))
@@ -106,14 +106,19 @@ impl Ledger {
     }
 
     /// The recorded processes of a run.
-    pub async fn processes(&self, owner: &Owner) -> Result<Vec<ProcessRecord>, Error> {
+    pub(crate) async fn processes(&self, owner: &Owner) -> Result<Vec<ProcessRecord>, Error> {
         let rows = self.rows_of(owner).await?;
-        Ok(rows.iter().rev().filter_map(|row| decode(row).ok()).filter_map(|o| record(&o)).collect())
+        Ok(rows
+            .iter()
+            .rev()
+            .filter_map(|row| decode(row).ok())
+            .filter_map(|o| record(&o))
+            .collect())
     }
 
     /// Removes all of an owner's objects, newest first, and their rows. What cannot be removed keeps its row, and the
     /// first such failure is the error; the others are removed all the same.
-    pub async fn collect(&self, owner: &Owner) -> Result<(), Error> {
+    pub(crate) async fn collect(&self, owner: &Owner) -> Result<(), Error> {
         let mut first = None;
         for row in self.rows_of(owner).await? {
             let removed = match decode(&row) {
@@ -122,7 +127,9 @@ impl Ledger {
             };
             match removed {
                 Ok(()) => {
-                    self.store.note(move |tx| banger_store::ledger::remove(tx, row.id)).await?;
+                    self.store
+                        .note(move |tx| banger_store::ledger::remove(tx, row.id))
+                        .await?;
                 }
                 Err(e) => {
                     tracing::error!(%owner, object = row.object, error = crate::error::chain(&e), "object not removed");
@@ -137,7 +144,7 @@ impl Ledger {
     }
 
     /// Every owner that has rows.
-    pub async fn owners(&self) -> Result<Vec<Owner>, Error> {
+    pub(crate) async fn owners(&self) -> Result<Vec<Owner>, Error> {
         let rows = self.store.read(banger_store::ledger::list).await?;
         let mut owners: Vec<Owner> = Vec::new();
         for row in rows {
@@ -152,16 +159,19 @@ impl Ledger {
 
     async fn rows_of(&self, owner: &Owner) -> Result<Vec<LedgerRow>, Error> {
         let owner = owner.to_string();
-        Ok(self.store.read(move |tx| banger_store::ledger::of_owner(tx, &owner)).await?)
+        Ok(self
+            .store
+            .read(move |tx| banger_store::ledger::of_owner(tx, &owner))
+            .await?)
     }
 }
 
 /// Reports a launch's processes to the ledger as they are spawned.
-pub struct RunLog<'a> {
+pub(crate) struct RunLog<'a> {
     /// The ledger.
-    pub ledger: &'a Ledger,
+    pub(crate) ledger: &'a Ledger,
     /// The run.
-    pub owner: Owner,
+    pub(crate) owner: Owner,
 }
 
 #[async_trait::async_trait]
@@ -177,20 +187,42 @@ impl banger_vmm::ProcessLog for RunLog<'_> {
 }
 
 fn encode(object: &Object) -> Result<String, Error> {
-    serde_json::to_string(object)
-        .map_err(|source| StoreError::Corrupt { table: "ledger", column: "object", source }.into())
+    serde_json::to_string(object).map_err(|source| {
+        StoreError::Corrupt {
+            table: "ledger",
+            column: "object",
+            source,
+        }
+        .into()
+    })
 }
 
 fn decode(row: &LedgerRow) -> Result<Object, Error> {
-    serde_json::from_str(&row.object)
-        .map_err(|source| StoreError::Corrupt { table: "ledger", column: "object", source }.into())
+    serde_json::from_str(&row.object).map_err(|source| {
+        StoreError::Corrupt {
+            table: "ledger",
+            column: "object",
+            source,
+        }
+        .into()
+    })
 }
 
 fn record(object: &Object) -> Option<ProcessRecord> {
     match object {
-        Object::Process { role, pid, start_time } => {
+        Object::Process {
+            role,
+            pid,
+            start_time,
+        } => {
             let role: ProcessRole = role.parse().ok()?;
-            Some(ProcessRecord { role, id: ProcessId { pid: *pid, start_time: *start_time } })
+            Some(ProcessRecord {
+                role,
+                id: ProcessId {
+                    pid: *pid,
+                    start_time: *start_time,
+                },
+            })
         }
         Object::Directory { .. } | Object::Processes { .. } => None,
     }
@@ -201,10 +233,15 @@ async fn remove(object: &Object, token: &str) -> Result<(), Error> {
         Object::Directory { path } => remove_directory(path).await,
         Object::Processes { runtime } => kill_under(runtime).await,
         Object::Process { pid, start_time, .. } => {
-            let id = ProcessId { pid: *pid, start_time: *start_time };
+            let id = ProcessId {
+                pid: *pid,
+                start_time: *start_time,
+            };
             // Start times count from boot. After a reboot of the host number and time may by chance be those of a
             // stranger, and a stranger does not carry the token.
-            let args = hostkit::process::command_line(id).map(|line| line.args).unwrap_or_default();
+            let args = hostkit::process::command_line(id)
+                .map(|line| line.args)
+                .unwrap_or_default();
             let stranger = !args.is_empty() && !args.iter().any(|a| hostkit::process::has_token(a, token));
             if stranger { Ok(()) } else { end(id).await }
         }
@@ -213,22 +250,41 @@ async fn remove(object: &Object, token: &str) -> Result<(), Error> {
 
 /// Removes a directory of ours. The name is checked once more: a row must never make us remove anything else.
 pub(crate) async fn remove_directory(path: &Path) -> Result<(), Error> {
-    let ours = path.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.starts_with('.') || crate::id::of_token(n).is_some());
+    let ours = path
+        .file_name()
+        .and_then(|n| n.to_str())
+        .is_some_and(|n| n.starts_with('.') || crate::id::of_token(n).is_some());
     if !ours || !path.is_absolute() {
-        let source = std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a directory that banger makes");
-        return Err(Error::Io { action: "remove", path: path.to_owned(), source });
+        let source = std::io::Error::new(
+            std::io::ErrorKind::InvalidInput,
+            "not a directory that banger makes",
+        );
+        return Err(Error::Io {
+            action: "remove",
+            path: path.to_owned(),
+            source,
+        });
     }
     match tokio::fs::remove_dir_all(path).await {
         Ok(()) => Ok(()),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(source) => Err(Error::Io { action: "remove", path: path.to_owned(), source }),
+        Err(source) => Err(Error::Io {
+            action: "remove",
+            path: path.to_owned(),
+            source,
+        }),
     }
 }
 
 /// Ends every process that has a run's directory in its arguments.
 pub(crate) async fn kill_under(runtime: &Path) -> Result<(), Error> {
-    let Some(token) = runtime.file_name().and_then(|n| n.to_str()) else { return Ok(()) };
-    let host = |source: std::io::Error| Error::Host { action: "look for left processes", source: Box::new(source) };
+    let Some(token) = runtime.file_name().and_then(|n| n.to_str()) else {
+        return Ok(());
+    };
+    let host = |source: std::io::Error| Error::Host {
+        action: "look for left processes",
+        source: Box::new(source),
+    };
     let found = hostkit::process::find_by_token(token).map_err(host)?;
     // The token alone could be another daemon's machine restored from the same backup; the directory is ours alone.
     let prefix = runtime.to_string_lossy().into_owned();
@@ -242,7 +298,10 @@ pub(crate) async fn kill_under(runtime: &Path) -> Result<(), Error> {
 
 /// Kills a process and waits until it is gone. One that is gone already, or whose number is another's now, is fine.
 async fn end(id: ProcessId) -> Result<(), Error> {
-    let host = |source: ProcessError| Error::Host { action: "end a process", source: Box::new(source) };
+    let host = |source: ProcessError| Error::Host {
+        action: "end a process",
+        source: Box::new(source),
+    };
     let process = match Process::open(id) {
         Ok(process) => process,
         Err(ProcessError::Gone { .. }) => return Ok(()),
@@ -253,7 +312,12 @@ async fn end(id: ProcessId) -> Result<(), Error> {
         Ok(_) => Ok(()),
         Err(_) => Err(Error::Host {
             action: "end a process",
-            source: format!("process {} is still there {} s after SIGKILL", id.pid, DEATH.as_secs()).into(),
+            source: format!(
+                "process {} is still there {} s after SIGKILL",
+                id.pid,
+                DEATH.as_secs()
+            )
+            .into(),
         }),
     }
 }
@@ -270,10 +334,21 @@ mod tests {
         let vm = crate::id::new();
         let (machine, run) = (Owner::Machine(vm.clone()), Owner::Run(vm.clone()));
         let state = dir.path().join(crate::id::token(&vm));
-        ledger.enter(&machine, &Object::Directory { path: state.clone() }).await.unwrap();
+        ledger
+            .enter(&machine, &Object::Directory { path: state.clone() })
+            .await
+            .unwrap();
         std::fs::create_dir(&state).unwrap();
         std::fs::write(state.join("overlay.img"), "x").unwrap();
-        ledger.enter(&run, &Object::Processes { runtime: dir.path().join("run").join(crate::id::token(&vm)) }).await.unwrap();
+        ledger
+            .enter(
+                &run,
+                &Object::Processes {
+                    runtime: dir.path().join("run").join(crate::id::token(&vm)),
+                },
+            )
+            .await
+            .unwrap();
 
         ledger.collect(&run).await.unwrap();
         assert!(state.exists());
@@ -290,21 +365,44 @@ mod tests {
         let vm = crate::id::new();
         let run = Owner::Run(vm.clone());
         let runtime = dir.path().join(crate::id::token(&vm));
-        ledger.enter(&run, &Object::Processes { runtime: runtime.clone() }).await.unwrap();
+        ledger
+            .enter(
+                &run,
+                &Object::Processes {
+                    runtime: runtime.clone(),
+                },
+            )
+            .await
+            .unwrap();
 
         std::fs::create_dir(&runtime).unwrap();
         let file = runtime.join("console");
         std::fs::write(&file, "").unwrap();
-        let mut recorded = std::process::Command::new("tail").arg("-f").arg(&file).spawn().unwrap();
+        let recorded = std::process::Command::new("tail")
+            .arg("-f")
+            .arg(&file)
+            .spawn()
+            .unwrap();
         let id = hostkit::process::id_of(recorded.id()).unwrap();
-        let object = Object::Process { role: "vmm".into(), pid: id.pid, start_time: id.start_time };
+        let object = Object::Process {
+            role: "vmm".into(),
+            pid: id.pid,
+            start_time: id.start_time,
+        };
         ledger.enter(&run, &object).await.unwrap();
         // Started, and the daemon died before it wrote the row: only its arguments say whose it is.
-        let mut unrecorded = std::process::Command::new("tail").arg("-f").arg(&file).spawn().unwrap();
+        let unrecorded = std::process::Command::new("tail")
+            .arg("-f")
+            .arg(&file)
+            .spawn()
+            .unwrap();
+        let unrecorded_id = hostkit::process::id_of(unrecorded.id());
 
         ledger.collect(&run).await.unwrap();
-        assert!(!recorded.wait().unwrap().success());
-        assert!(!unrecorded.wait().unwrap().success());
+        // Ended, and since they were ours, reaped.
+        assert_ne!(hostkit::process::id_of(recorded.id()), Some(id));
+        assert_ne!(hostkit::process::id_of(unrecorded.id()), unrecorded_id);
+        assert!(unrecorded_id.is_some());
     }
 
     #[tokio::test]

@@ -3,12 +3,15 @@
 use crate::error::Error;
 
 /// A machine's name is a DNS label (RFC 1123), because it becomes the guest's host name.
-pub fn machine(name: &str) -> Result<(), Error> {
+pub(crate) fn machine(name: &str) -> Result<(), Error> {
     let problem = if name.is_empty() {
         "it is empty"
     } else if name.len() > 63 {
         "it is longer than 63 characters"
-    } else if !name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-') {
+    } else if !name
+        .bytes()
+        .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+    {
         "only a-z, 0-9 and `-` may be in it"
     } else if !name.starts_with(|c: char| c.is_ascii_lowercase()) {
         "it must begin with a letter"
@@ -21,13 +24,16 @@ pub fn machine(name: &str) -> Result<(), Error> {
 }
 
 /// An image's name is what OCI allows for a repository (distribution-spec, `<name>`), up to 128 characters.
-pub fn image(name: &str) -> Result<(), Error> {
+pub(crate) fn image(name: &str) -> Result<(), Error> {
     let separators = |b: u8| matches!(b, b'.' | b'_' | b'-' | b'/' | b':');
     let problem = if name.is_empty() {
         "it is empty"
     } else if name.len() > 128 {
         "it is longer than 128 characters"
-    } else if !name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || separators(b)) {
+    } else if !name
+        .bytes()
+        .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || separators(b))
+    {
         "only a-z, 0-9 and `.`, `_`, `-`, `/`, `:` may be in it"
     } else if name.bytes().next().is_some_and(separators) || name.bytes().last().is_some_and(separators) {
         "it must begin and end with a letter or digit"
@@ -40,12 +46,15 @@ pub fn image(name: &str) -> Result<(), Error> {
 }
 
 /// A kernel's name becomes a directory.
-pub fn kernel(name: &str) -> Result<(), Error> {
+pub(crate) fn kernel(name: &str) -> Result<(), Error> {
     let problem = if name.is_empty() {
         "it is empty"
     } else if name.len() > 63 {
         "it is longer than 63 characters"
-    } else if !name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.') {
+    } else if !name
+        .bytes()
+        .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.')
+    {
         "only a-z, 0-9, `-` and `.` may be in it"
     } else if !name.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit()) {
         "it must begin with a letter or digit"
@@ -56,7 +65,7 @@ pub fn kernel(name: &str) -> Result<(), Error> {
 }
 
 /// A label's key and value.
-pub fn label(key: &str, value: &str) -> Result<(), Error> {
+pub(crate) fn label(key: &str, value: &str) -> Result<(), Error> {
     let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'_' | b'/' | b'-');
     let problem = if key.is_empty() || key.len() > 63 {
         "the key must have 1 to 63 characters"
@@ -75,11 +84,15 @@ pub fn label(key: &str, value: &str) -> Result<(), Error> {
 fn bad(what: &'static str, name: &str, problem: &'static str) -> Error {
     // A name may be anything: megabytes, escape sequences. The message shows its beginning, escaped.
     let shown: String = name.chars().take(80).collect();
-    Error::BadName { what, name: shown, problem }
+    Error::BadName {
+        what,
+        name: shown,
+        problem,
+    }
 }
 
 /// The known name that a mistyped one most likely meant.
-pub fn nearest<'a>(typed: &str, known: impl IntoIterator<Item = &'a str>) -> Option<String> {
+pub(crate) fn nearest<'a>(typed: &str, known: impl IntoIterator<Item = &'a str>) -> Option<String> {
     known
         .into_iter()
         .map(|name| (strsim::jaro_winkler(typed, name), name))
@@ -99,7 +112,20 @@ mod tests {
         for good in ["a", "dev", "dev-2", &"a".repeat(63)] {
             machine(good).unwrap();
         }
-        for bad in ["", "-a", "a-", "1a", "Dev", "a.b", "a/b", "a b", "a_b", "ä", "..", &"a".repeat(64)] {
+        for bad in [
+            "",
+            "-a",
+            "a-",
+            "1a",
+            "Dev",
+            "a.b",
+            "a/b",
+            "a b",
+            "a_b",
+            "ä",
+            "..",
+            &"a".repeat(64),
+        ] {
             assert!(machine(bad).is_err(), "{bad:?}");
         }
     }
@@ -109,14 +135,27 @@ mod tests {
         for good in ["debian", "debian:12", "a/b/c", "x_y.z-1"] {
             image(good).unwrap();
         }
-        for bad in ["", "/a", "a/", "a//b", "a..b", "../a", "A", "a b", &"a".repeat(129)] {
+        for bad in [
+            "",
+            "/a",
+            "a/",
+            "a//b",
+            "a..b",
+            "../a",
+            "A",
+            "a b",
+            &"a".repeat(129),
+        ] {
             assert!(image(bad).is_err(), "{bad:?}");
         }
     }
 
     #[test]
     fn a_near_match_is_found_and_a_far_one_is_not() {
-        assert_eq!(nearest("debain", ["busybox", "debian"]).as_deref(), Some("debian"));
+        assert_eq!(
+            nearest("debain", ["busybox", "debian"]).as_deref(),
+            Some("debian")
+        );
         assert_eq!(nearest("zzz", ["busybox", "debian"]), None);
     }
 

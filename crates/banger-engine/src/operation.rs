@@ -117,15 +117,26 @@ impl Operations {
                 tracing::warn!(record, "unreadable operation");
                 continue;
             };
-            operation.error = Some(Error::Interrupted { stage: operation.stage.clone() }.report());
+            operation.error = Some(
+                Error::Interrupted {
+                    stage: operation.stage.clone(),
+                }
+                .report(),
+            );
             operation.state = OperationState::Failed;
             operation.generation += 1;
             operation.ended = Some(now);
             put(&store, &operation).await?;
         }
         let before = now - jiff::SignedDuration::try_from(KEPT).unwrap_or_default();
-        store.note(move |tx| banger_store::operations::forget_before(tx, before)).await?;
-        Ok(Self { store, entries: Arc::default(), closing: watch::Sender::new(false) })
+        store
+            .note(move |tx| banger_store::operations::forget_before(tx, before))
+            .await?;
+        Ok(Self {
+            store,
+            entries: Arc::default(),
+            closing: watch::Sender::new(false),
+        })
     }
 
     /// Begins an operation; its work runs in a task of its own.
@@ -154,10 +165,18 @@ impl Operations {
         };
         put(&self.store, &operation).await?;
         let before = operation.began - jiff::SignedDuration::try_from(KEPT).unwrap_or_default();
-        self.store.note(move |tx| banger_store::operations::forget_before(tx, before)).await?;
-        let entry = Arc::new(Entry { now: watch::Sender::new(operation.clone()), cancel: watch::Sender::new(false) });
+        self.store
+            .note(move |tx| banger_store::operations::forget_before(tx, before))
+            .await?;
+        let entry = Arc::new(Entry {
+            now: watch::Sender::new(operation.clone()),
+            cancel: watch::Sender::new(false),
+        });
         self.remember(&operation.id, entry.clone());
-        let progress = Progress { entry: entry.clone(), store: self.store.clone() };
+        let progress = Progress {
+            entry: entry.clone(),
+            store: self.store.clone(),
+        };
         let store = self.store.clone();
         // A task of its own inside the task: should the work panic, the operation still ends.
         tokio::spawn(async move {
@@ -165,7 +184,11 @@ impl Operations {
             finish(&entry, outcome);
             let ended = entry.now.borrow().clone();
             if let Err(e) = put(&store, &ended).await {
-                tracing::error!(operation = ended.id, error = crate::error::chain(&e), "outcome not kept");
+                tracing::error!(
+                    operation = ended.id,
+                    error = crate::error::chain(&e),
+                    "outcome not kept"
+                );
             }
         });
         Ok(operation)
@@ -177,15 +200,27 @@ impl Operations {
             return Ok(entry.now.borrow().clone());
         }
         let wanted = id.to_owned();
-        let record = self.store.read(move |tx| banger_store::operations::find(tx, &wanted)).await?;
-        record.and_then(|r| serde_json::from_str(&r).ok()).ok_or_else(|| missing(id))
+        let record = self
+            .store
+            .read(move |tx| banger_store::operations::find(tx, &wanted))
+            .await?;
+        record
+            .and_then(|r| serde_json::from_str(&r).ok())
+            .ok_or_else(|| missing(id))
     }
 
     /// All, newest first.
     pub async fn list(&self) -> Result<Vec<Operation>, Error> {
-        let records = self.store.read(|tx| banger_store::operations::list(tx, LISTED)).await?;
-        let kept = records.iter().filter_map(|r| serde_json::from_str::<Operation>(r).ok());
-        Ok(kept.map(|op| self.entry(&op.id).map_or(op, |entry| entry.now.borrow().clone())).collect())
+        let records = self
+            .store
+            .read(|tx| banger_store::operations::list(tx, LISTED))
+            .await?;
+        let kept = records
+            .iter()
+            .filter_map(|r| serde_json::from_str::<Operation>(r).ok());
+        Ok(kept
+            .map(|op| self.entry(&op.id).map_or(op, |entry| entry.now.borrow().clone()))
+            .collect())
     }
 
     /// Each change of an operation, beginning with how it stands. The sender's end means that it has ended.
@@ -199,7 +234,9 @@ impl Operations {
 
     /// Asks an operation to stop and waits until it has ended. A finished one is left as it is.
     pub async fn cancel(&self, id: &str) -> Result<Operation, Error> {
-        let Some(entry) = self.entry(id) else { return self.show(id).await };
+        let Some(entry) = self.entry(id) else {
+            return self.show(id).await;
+        };
         entry.request_cancel();
         let mut now = entry.now.subscribe();
         let ended = now.wait_for(|op| op.state.ended()).await.map(|op| op.clone());
@@ -215,8 +252,13 @@ impl Operations {
     /// Cancels what is at work and waits for its end; new ones are refused from now on.
     pub async fn close(&self) {
         self.closing.send_replace(true);
-        let entries: Vec<_> =
-            self.entries.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+        let entries: Vec<_> = self
+            .entries
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .values()
+            .cloned()
+            .collect();
         for entry in &entries {
             entry.request_cancel();
         }
@@ -227,7 +269,11 @@ impl Operations {
     }
 
     fn entry(&self, id: &str) -> Option<Arc<Entry>> {
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
+        self.entries
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(id)
+            .cloned()
     }
 
     fn remember(&self, id: &str, entry: Arc<Entry>) {
@@ -294,12 +340,20 @@ fn finish(entry: &Entry, outcome: Result<Result<(), Error>, tokio::task::JoinErr
 }
 
 fn missing(id: &str) -> Error {
-    Error::Missing { what: "operation", name: id.to_owned(), near: None }
+    Error::Missing {
+        what: "operation",
+        name: id.to_owned(),
+        near: None,
+    }
 }
 
 async fn put(store: &Store, operation: &Operation) -> Result<(), Error> {
     let record = serde_json::to_string(operation).map_err(|source| {
-        Error::Store(banger_store::StoreError::Corrupt { table: "operations", column: "record", source })
+        Error::Store(banger_store::StoreError::Corrupt {
+            table: "operations",
+            column: "record",
+            source,
+        })
     })?;
     let row = OperationRow {
         id: operation.id.clone(),
@@ -308,7 +362,9 @@ async fn put(store: &Store, operation: &Operation) -> Result<(), Error> {
         ended: operation.ended,
         record,
     };
-    Ok(store.note(move |tx| banger_store::operations::put(tx, &row)).await?)
+    Ok(store
+        .note(move |tx| banger_store::operations::put(tx, &row))
+        .await?)
 }
 
 impl Progress {
@@ -322,8 +378,26 @@ impl Progress {
         });
         let now = self.entry.now.borrow().clone();
         if let Err(e) = put(&self.store, &now).await {
-            tracing::warn!(operation = now.id, error = crate::error::chain(&e), "stage not kept");
+            tracing::warn!(
+                operation = now.id,
+                error = crate::error::chain(&e),
+                "stage not kept"
+            );
         }
+    }
+
+    /// As [`Self::stage`], from where nothing can be awaited; the store learns of it with the next change that is kept.
+    /// The same stage again changes nothing.
+    pub fn stage_now(&self, name: &str) {
+        if self.entry.now.borrow().stage == name {
+            return;
+        }
+        self.entry.change(|op| {
+            name.clone_into(&mut op.stage);
+            op.message = None;
+            op.done = None;
+            op.total = None;
+        });
     }
 
     /// What the stage is at, for people.
@@ -397,7 +471,10 @@ mod tests {
             .await
             .unwrap();
         let op = ended(&operations, &begun.id).await;
-        assert_eq!((op.state, op.stage.as_str(), op.done, op.total), (OperationState::Succeeded, "disks", Some(1), Some(2)));
+        assert_eq!(
+            (op.state, op.stage.as_str(), op.done, op.total),
+            (OperationState::Succeeded, "disks", Some(1), Some(2))
+        );
         assert_eq!(op.notices, ["slow"]);
         assert_eq!(operations.list().await.unwrap(), [op]);
     }
@@ -420,7 +497,10 @@ mod tests {
         assert!(cleaned.load(std::sync::atomic::Ordering::SeqCst));
         assert_eq!(op.state, OperationState::Cancelled);
         // Again, when it has ended: as it is.
-        assert_eq!(operations.cancel(&begun.id).await.unwrap().generation, op.generation);
+        assert_eq!(
+            operations.cancel(&begun.id).await.unwrap().generation,
+            op.generation
+        );
     }
 
     #[tokio::test]
@@ -459,7 +539,13 @@ mod tests {
     #[tokio::test]
     async fn an_unknown_operation_is_missing() {
         let (_dir, operations) = operations().await;
-        assert_eq!(operations.show("nothing").await.unwrap_err().kind(), Kind::NotFound);
-        assert_eq!(operations.cancel("nothing").await.unwrap_err().kind(), Kind::NotFound);
+        assert_eq!(
+            operations.show("nothing").await.unwrap_err().kind(),
+            Kind::NotFound
+        );
+        assert_eq!(
+            operations.cancel("nothing").await.unwrap_err().kind(),
+            Kind::NotFound
+        );
     }
 }

@@ -107,7 +107,11 @@ async fn take_up(host: &Arc<Host>, machines: &Machines, row: VmRow, tally: &mut 
     if let Err(e) = task::keep(host, &row.id, &next, false).await {
         tracing::error!(vm = row.name, error = chain(&e), "phase not kept");
     }
-    let begin = if row.ephemeral { Begin::Remove } else { Begin::Resting(next) };
+    let begin = if row.ephemeral {
+        Begin::Remove
+    } else {
+        Begin::Resting(next)
+    };
     task::spawn(host.clone(), machines, row, begin);
 }
 
@@ -131,8 +135,14 @@ async fn adopt(host: &Arc<Host>, row: &VmRow, running: &Running) -> Result<Adopt
 
 fn failed(row: &VmRow, e: &Error, tally: &mut Tally) -> Phase {
     tally.failed += 1;
-    tracing::error!(vm = row.name, error = chain(e), "could not be cleaned; the next start tries again");
-    Phase::Failed { reason: e.report().message }
+    tracing::error!(
+        vm = row.name,
+        error = chain(e),
+        "could not be cleaned; the next start tries again"
+    );
+    Phase::Failed {
+        reason: e.report().message,
+    }
 }
 
 /// What no row speaks for: owners in the ledger without a machine, and directories that only their name betrays.
@@ -149,7 +159,10 @@ async fn collect_orphans(host: &Arc<Host>, known: &HashSet<String>, tally: &mut 
         }
         Err(e) => tracing::error!(error = chain(&e), "ledger not read"),
     }
-    for directory in [&host.settings.runtime_dir, &machines_dir(&host.settings.state_dir)] {
+    for directory in [
+        &host.settings.runtime_dir,
+        &machines_dir(&host.settings.state_dir),
+    ] {
         for orphan in strangers(directory, known) {
             tally.orphans += 1;
             tracing::warn!(path = %orphan.display(), "orphan");
@@ -167,10 +180,18 @@ async fn collect_orphans(host: &Arc<Host>, known: &HashSet<String>, tally: &mut 
 
 /// Directories with a machine's name that no machine has.
 fn strangers(directory: &Path, known: &HashSet<String>) -> Vec<std::path::PathBuf> {
-    let Ok(entries) = std::fs::read_dir(directory) else { return Vec::new() };
+    let Ok(entries) = std::fs::read_dir(directory) else {
+        return Vec::new();
+    };
     let stranger = |entry: &std::fs::DirEntry| {
         let name = entry.file_name();
-        name.to_str().and_then(id::of_token).is_some_and(|id| !known.contains(id))
+        name.to_str()
+            .and_then(id::of_token)
+            .is_some_and(|id| !known.contains(id))
     };
-    entries.flatten().filter(stranger).map(|entry| entry.path()).collect()
+    entries
+        .flatten()
+        .filter(stranger)
+        .map(|entry| entry.path())
+        .collect()
 }

@@ -26,6 +26,14 @@ pub struct Settings {
     pub default_kernel: String,
 }
 
+impl Settings {
+    /// Where programs are looked for: `PATH`, then the administrators' directories, which Debian leaves out of it.
+    pub(crate) fn tool_dirs(&self) -> Vec<PathBuf> {
+        let admin = ["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from);
+        self.path.iter().cloned().chain(admin).collect()
+    }
+}
+
 /// Which VMMs, and where.
 #[derive(Debug, Clone)]
 pub struct VmmSettings {

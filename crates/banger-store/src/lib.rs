@@ -310,3 +310,9 @@ fn unsigned<T: TryFrom<i64>>(row: &rusqlite::Row<'_>, index: usize) -> rusqlite:
 fn signed(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
+
+/// Writes and removes a row, to find out whether writing works.
+pub fn probe(tx: &Transaction<'_>) -> Result<(), StoreError> {
+    let id = ledger::insert(tx, "probe:", "{}", jiff::Timestamp::now())?;
+    ledger::remove(tx, id)
+}

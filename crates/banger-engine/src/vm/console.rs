@@ -65,8 +65,11 @@ pub(crate) fn rotate(path: &Path) -> io::Result<()> {
 /// The last lines of this run's console, for an error message.
 pub(crate) fn last_lines(console: &Path) -> Vec<String> {
     let text = read_end(console, LOOKED_AT).unwrap_or_default();
-    let lines: Vec<String> =
-        String::from_utf8_lossy(&text).lines().map(printable).filter(|line| !line.trim().is_empty()).collect();
+    let lines: Vec<String> = String::from_utf8_lossy(&text)
+        .lines()
+        .map(printable)
+        .filter(|line| !line.trim().is_empty())
+        .collect();
     lines[lines.len().saturating_sub(SHOWN)..].to_vec()
 }
 
@@ -123,7 +126,8 @@ pub(crate) fn testimony(console: &Path) -> Option<String> {
         if let Some(at) = line.find("Kernel panic") {
             return Some(format!("guest kernel panic: {}", &line[at..]));
         }
-        line.find("banger-agent: failed to").map(|at| line[at..].trim().to_owned())
+        line.find("banger-agent: failed to")
+            .map(|at| line[at..].trim().to_owned())
     })
 }
 
@@ -146,7 +150,11 @@ pub(crate) async fn send(
     mut view: watch::Receiver<View>,
     out: mpsc::Sender<Vec<u8>>,
 ) -> io::Result<()> {
-    let changes = if follow { Some(Changes::of(&console)?) } else { None };
+    let changes = if follow {
+        Some(Changes::of(&console)?)
+    } else {
+        None
+    };
     let mut position = match tail {
         None => {
             send_from(&beside(&console, ".old"), &mut 0, &out).await?;
@@ -155,9 +163,12 @@ pub(crate) async fn send(
         Some(lines) => start_of_last(&console, lines)?,
     };
     loop {
-        let runs = view.borrow_and_update().phase.running().is_some() || view.borrow().phase.state().in_motion();
+        let runs =
+            view.borrow_and_update().phase.running().is_some() || view.borrow().phase.state().in_motion();
         send_from(&console, &mut position, &out).await?;
-        let Some(changes) = changes.as_ref().filter(|_| runs) else { return Ok(()) };
+        let Some(changes) = changes.as_ref().filter(|_| runs) else {
+            return Ok(());
+        };
         tokio::select! {
             // Each arm only waits, and what woke it is read again above; nothing is lost by dropping the others.
             changed = changes.wait() => changed?,
@@ -204,7 +215,12 @@ fn start_of_last(path: &Path, lines: u32) -> io::Result<u64> {
     let start = if wanted == 0 {
         bytes.len()
     } else {
-        let newlines = body.iter().enumerate().rev().filter(|(_, b)| **b == b'\n').map(|(at, _)| at + 1);
+        let newlines = body
+            .iter()
+            .enumerate()
+            .rev()
+            .filter(|(_, b)| **b == b'\n')
+            .map(|(at, _)| at + 1);
         newlines.take(wanted).nth(wanted - 1).unwrap_or(0)
     };
     let kept = u64::try_from(bytes.len() - start).unwrap_or(0);
@@ -220,7 +236,10 @@ impl Changes {
     fn of(path: &Path) -> io::Result<Self> {
         let fd = inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC)?;
         inotify::add_watch(&fd, path, inotify::WatchFlags::MODIFY)?;
-        Ok(Self { inotify: AsyncFd::with_interest(fd, Interest::READABLE)? })
+        // SAFETY: `OwnedFd` returns the same descriptor every time and keeps it open until it is dropped, which happens
+        // after `AsyncFd` has taken it off the poller; it is never replaced or moved out.
+        let inotify = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?;
+        Ok(Self { inotify })
     }
 
     async fn wait(&self) -> io::Result<()> {
@@ -244,7 +263,11 @@ mod tests {
     use super::*;
 
     fn exit(role: ProcessRole, exit: Exit) -> MachineExit {
-        MachineExit { role, exit, reason: None }
+        MachineExit {
+            role,
+            exit,
+            reason: None,
+        }
     }
 
     #[test]
@@ -258,10 +281,23 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let console = dir.path().join("console.log");
         std::fs::write(&console, "[    1.0] hello\n[    2.0] reboot: Restarting system\n").unwrap();
-        assert_eq!(ending(&exit(ProcessRole::Vmm, Exit::Code(0)), &console), Ending::Orderly);
-        assert!(matches!(ending(&exit(ProcessRole::Vmm, Exit::Signal(9)), &console), Ending::Bad(_)));
-        assert!(matches!(ending(&exit(ProcessRole::VsockDevice, Exit::Code(0)), &console), Ending::Bad(_)));
-        std::fs::write(&console, "[    2.0] Kernel panic - not syncing: sysrq\n---[ end\n").unwrap();
+        assert_eq!(
+            ending(&exit(ProcessRole::Vmm, Exit::Code(0)), &console),
+            Ending::Orderly
+        );
+        assert!(matches!(
+            ending(&exit(ProcessRole::Vmm, Exit::Signal(9)), &console),
+            Ending::Bad(_)
+        ));
+        assert!(matches!(
+            ending(&exit(ProcessRole::VsockDevice, Exit::Code(0)), &console),
+            Ending::Bad(_)
+        ));
+        std::fs::write(
+            &console,
+            "[    2.0] Kernel panic - not syncing: sysrq\n---[ end\n",
+        )
+        .unwrap();
         let expected = Ending::Bad("guest kernel panic: Kernel panic - not syncing: sysrq".to_owned());
         assert_eq!(ending(&exit(ProcessRole::Vmm, Exit::Code(0)), &console), expected);
     }
@@ -271,9 +307,19 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("console.log");
         std::fs::write(&path, "one\ntwo\nthree\n").unwrap();
-        for (lines, expected) in [(0, ""), (1, "three\n"), (2, "two\nthree\n"), (3, "one\ntwo\nthree\n"), (9, "one\ntwo\nthree\n")] {
+        for (lines, expected) in [
+            (0, ""),
+            (1, "three\n"),
+            (2, "two\nthree\n"),
+            (3, "one\ntwo\nthree\n"),
+            (9, "one\ntwo\nthree\n"),
+        ] {
             let at = usize::try_from(start_of_last(&path, lines).unwrap()).unwrap();
-            assert_eq!(&std::fs::read_to_string(&path).unwrap()[at..], expected, "{lines}");
+            assert_eq!(
+                &std::fs::read_to_string(&path).unwrap()[at..],
+                expected,
+                "{lines}"
+            );
         }
     }
 

@@ -53,7 +53,10 @@ pub(crate) async fn start(
     let plan = plan(host, row, paths, chosen.vmm.as_ref()).await?;
     let problems = plan.problems().await;
     if !problems.is_empty() {
-        return Err(Error::Preflight { vm: row.name.clone(), problems });
+        return Err(Error::Preflight {
+            vm: row.name.clone(),
+            problems,
+        });
     }
 
     progress.stage("preparing").await;
@@ -71,27 +74,43 @@ pub(crate) async fn start(
         })
         .collect();
     if !problems.is_empty() {
-        return Err(Error::Preflight { vm: row.name.clone(), problems });
+        return Err(Error::Preflight {
+            vm: row.name.clone(),
+            problems,
+        });
     }
 
     progress.stage("launching").await;
-    let hello = plan.hello.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+    let hello = plan
+        .hello
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
+        .take();
     let hello = hello.ok_or_else(|| Error::Host {
         action: "listen for the guest",
         source: "the guest's socket was not prepared".into(),
     })?;
-    let log = RunLog { ledger: &host.ledger, owner: Owner::Run(row.id.clone()) };
+    let log = RunLog {
+        ledger: &host.ledger,
+        owner: Owner::Run(row.id.clone()),
+    };
     let machine = chosen
         .vmm
         .launch(&spec, &log)
         .await
-        .map_err(|source| Error::Launch { vm: row.name.clone(), source })?;
+        .map_err(|source| Error::Launch {
+            vm: row.name.clone(),
+            source,
+        })?;
 
     progress.stage("booting").await;
     let guest = AgentClient::new(&paths.vsock());
     let answered = async {
         hear_hello(&hello).await;
-        guest.hello(timeout).await.map_err(|e| Error::Agent { vm: row.name.clone(), source: Box::new(e) })
+        guest.hello(timeout).await.map_err(|e| Error::Agent {
+            vm: row.name.clone(),
+            source: Box::new(e),
+        })
     };
     let left = timeout.saturating_sub(began.elapsed());
     let info = tokio::select! {
@@ -135,7 +154,11 @@ pub(crate) async fn start(
         init = ?info.init_mode,
         "started"
     );
-    Ok(Started { machine, guest, running })
+    Ok(Started {
+        machine,
+        guest,
+        running,
+    })
 }
 
 /// What a start would be made of.
@@ -146,8 +169,15 @@ async fn plan<'a>(
     vmm: &'a dyn Vmm,
 ) -> Result<Start<'a>, Error> {
     let name = row.kernel.clone();
-    let kernel = host.store.read(move |tx| banger_store::kernels::find(tx, &name)).await?;
-    let kernel = kernel.ok_or_else(|| Error::Missing { what: "kernel", name: row.kernel.clone(), near: None })?;
+    let kernel = host
+        .store
+        .read(move |tx| banger_store::kernels::find(tx, &name))
+        .await?;
+    let kernel = kernel.ok_or_else(|| Error::Missing {
+        what: "kernel",
+        name: row.kernel.clone(),
+        near: None,
+    })?;
     let state = &host.settings.state_dir;
     Ok(Start {
         host,
@@ -195,12 +225,18 @@ pub(crate) async fn adopt(
     paths: &Paths,
     running: &Running,
 ) -> Result<(Arc<dyn Machine>, AgentClient), Error> {
-    let fail = |source: Box<dyn std::error::Error + Send + Sync>| Error::Host { action: "adopt the machine", source };
+    let fail = |source: Box<dyn std::error::Error + Send + Sync>| Error::Host {
+        action: "adopt the machine",
+        source,
+    };
     let kind = vmm_kind(&running.vmm).ok_or_else(|| fail(format!("unknown VMM {:?}", running.vmm).into()))?;
     let vmm = host.vmms.for_adoption(kind).await?;
     let spec = plan(host, row, paths, vmm.as_ref()).await?.spec();
     let processes = host.ledger.processes(&Owner::Run(row.id.clone())).await?;
-    let machine = vmm.adopt(&spec, &processes).await.map_err(|e| fail(Box::new(e)))?;
+    let machine = vmm
+        .adopt(&spec, &processes)
+        .await
+        .map_err(|e| fail(Box::new(e)))?;
     Ok((machine, AgentClient::new(&paths.vsock())))
 }
 
@@ -215,20 +251,32 @@ pub(crate) async fn stop(
     if let Some(guest) = guest.filter(|_| !timeout.is_zero()) {
         progress.stage("stopping").await;
         let began = Instant::now();
-        match guest.shutdown(Some(timeout), timeout.min(Duration::from_secs(10))).await {
+        match guest
+            .shutdown(Some(timeout), timeout.min(Duration::from_secs(10)))
+            .await
+        {
             Ok(()) => {
                 let left = timeout.saturating_sub(began.elapsed());
                 if tokio::time::timeout(left, machine.exited()).await.is_ok() {
                     return Ok(());
                 }
-                progress.notice(format!("did not stop within {} s and was forced", timeout.as_secs()));
+                progress.notice(format!(
+                    "did not stop within {} s and was forced",
+                    timeout.as_secs()
+                ));
             }
             Err(e) => {
                 // The machine may be ending this very moment, which breaks the connection.
-                if tokio::time::timeout(Duration::from_millis(500), machine.exited()).await.is_ok() {
+                if tokio::time::timeout(Duration::from_millis(500), machine.exited())
+                    .await
+                    .is_ok()
+                {
                     return Ok(());
                 }
-                progress.notice(format!("its agent did not take the request and it was forced: {}", crate::error::chain(&e)));
+                progress.notice(format!(
+                    "its agent did not take the request and it was forced: {}",
+                    crate::error::chain(&e)
+                ));
             }
         }
     }
@@ -238,7 +286,10 @@ pub(crate) async fn stop(
 
 /// Ends a machine at once.
 pub(crate) async fn kill(vm: &str, machine: &dyn Machine) -> Result<(), Error> {
-    machine.kill().await.map_err(|source| Error::Kill { vm: vm.to_owned(), source })
+    machine.kill().await.map_err(|source| Error::Kill {
+        vm: vm.to_owned(),
+        source,
+    })
 }
 
 /// Removes all that a machine has on the host, its row last.
@@ -246,7 +297,9 @@ pub(crate) async fn remove(host: &Host, id: &str) -> Result<(), Error> {
     host.ledger.collect(&Owner::Run(id.to_owned())).await?;
     host.ledger.collect(&Owner::Machine(id.to_owned())).await?;
     let id = id.to_owned();
-    host.store.write(move |tx| banger_store::vms::remove(tx, &id)).await?;
+    host.store
+        .write(move |tx| banger_store::vms::remove(tx, &id))
+        .await?;
     Ok(())
 }
 

@@ -22,11 +22,17 @@ pub(crate) struct Machines {
 
 impl Machines {
     pub(crate) fn add(&self, handle: Handle) {
-        self.handles.write().unwrap_or_else(PoisonError::into_inner).insert(handle.id.clone(), handle);
+        self.handles
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(handle.id.clone(), handle);
     }
 
     pub(crate) fn forget(&self, id: &str) {
-        self.handles.write().unwrap_or_else(PoisonError::into_inner).remove(id);
+        self.handles
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(id);
     }
 
     /// By name, else by id.
@@ -40,13 +46,22 @@ impl Machines {
         }
         let near = name::nearest(reference, handles.values().map(|h| h.name.as_str()));
         let shown = reference.chars().take(80).collect();
-        Err(Error::Missing { what: "machine", name: shown, near })
+        Err(Error::Missing {
+            what: "machine",
+            name: shown,
+            near,
+        })
     }
 
     /// All, by name.
     pub(crate) fn all(&self) -> Vec<Handle> {
-        let mut all: Vec<Handle> =
-            self.handles.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+        let mut all: Vec<Handle> = self
+            .handles
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .values()
+            .cloned()
+            .collect();
         all.sort_by(|a, b| a.name.cmp(&b.name));
         all
     }
@@ -59,7 +74,10 @@ impl Machines {
 
     /// Closes every mailbox and waits for the tasks to end their work. Machines go on running.
     pub(crate) async fn close(&self, within: Duration) {
-        self.handles.write().unwrap_or_else(PoisonError::into_inner).clear();
+        self.handles
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
         let mut tasks = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
         let all = async { while tasks.join_next().await.is_some() {} };
         if tokio::time::timeout(within, all).await.is_err() {
@@ -70,12 +88,24 @@ impl Machines {
 
 /// A phase as its row keeps it.
 pub(crate) fn phase_text(phase: &Phase) -> Result<String, Error> {
-    serde_json::to_string(phase)
-        .map_err(|source| StoreError::Corrupt { table: "vms", column: "phase", source }.into())
+    serde_json::to_string(phase).map_err(|source| {
+        StoreError::Corrupt {
+            table: "vms",
+            column: "phase",
+            source,
+        }
+        .into()
+    })
 }
 
 /// A row's phase.
 pub(crate) fn phase_of(text: &str) -> Result<Phase, Error> {
-    serde_json::from_str(text)
-        .map_err(|source| StoreError::Corrupt { table: "vms", column: "phase", source }.into())
+    serde_json::from_str(text).map_err(|source| {
+        StoreError::Corrupt {
+            table: "vms",
+            column: "phase",
+            source,
+        }
+        .into()
+    })
 }

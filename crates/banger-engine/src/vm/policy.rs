@@ -70,8 +70,13 @@ pub enum Request {
 
 impl Request {
     /// All, for exhaustive tests.
-    pub const ALL: [Self; 5] =
-        [Self::Start, Self::Stop, Self::Kill, Self::Remove { force: false }, Self::Remove { force: true }];
+    pub const ALL: [Self; 5] = [
+        Self::Start,
+        Self::Stop,
+        Self::Kill,
+        Self::Remove { force: false },
+        Self::Remove { force: true },
+    ];
 }
 
 /// What is done with a request.
@@ -121,7 +126,10 @@ impl Refusal {
 pub fn decide(state: State, request: Request) -> Decision {
     use Decision::{Done, Preempt, Queue, Refuse, Run};
     match (state, request) {
-        (State::Creating, Request::Start | Request::Stop | Request::Kill | Request::Remove { force: false }) => Queue,
+        (
+            State::Creating,
+            Request::Start | Request::Stop | Request::Kill | Request::Remove { force: false },
+        ) => Queue,
         (State::Creating, Request::Remove { force: true }) => Preempt,
 
         (State::Stopped | State::Failed, Request::Start | Request::Remove { .. }) => Run,
@@ -171,7 +179,9 @@ mod tests {
         for state in State::ALL {
             for request in Request::ALL {
                 match decide(state, request) {
-                    Decision::Queue | Decision::Preempt => assert!(state.in_motion(), "{state:?} {request:?}"),
+                    Decision::Queue | Decision::Preempt => {
+                        assert!(state.in_motion(), "{state:?} {request:?}");
+                    }
                     Decision::Run => assert!(!state.in_motion(), "{state:?} {request:?}"),
                     Decision::Done | Decision::Refuse(_) => {}
                 }
@@ -191,7 +201,13 @@ mod tests {
     #[test]
     fn force_is_never_refused() {
         for state in State::ALL {
-            assert!(!matches!(decide(state, Request::Remove { force: true }), Decision::Refuse(_)), "{state:?}");
+            assert!(
+                !matches!(
+                    decide(state, Request::Remove { force: true }),
+                    Decision::Refuse(_)
+                ),
+                "{state:?}"
+            );
         }
     }
 

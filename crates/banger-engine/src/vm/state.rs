@@ -79,7 +79,9 @@ impl Phase {
 
 /// The driver's kind by its stored name.
 pub fn vmm_kind(name: &str) -> Option<VmmKind> {
-    [VmmKind::Firecracker, VmmKind::Qemu].into_iter().find(|kind| kind.as_str() == name)
+    [VmmKind::Firecracker, VmmKind::Qemu]
+        .into_iter()
+        .find(|kind| kind.as_str() == name)
 }
 
 /// A machine as others see it: what its task last published.
@@ -145,7 +147,11 @@ impl Paths {
     /// A machine's paths.
     pub fn new(state_dir: &Path, runtime_dir: &Path, vm: &str) -> Self {
         let token = id::token(vm);
-        Self { state: machines_dir(state_dir).join(&token), runtime: runtime_dir.join(&token), token }
+        Self {
+            state: machines_dir(state_dir).join(&token),
+            runtime: runtime_dir.join(&token),
+            token,
+        }
     }
 
     /// The writable layer of the system disk.
@@ -175,7 +181,8 @@ impl Paths {
 
     /// Where the guest's hello arrives.
     pub fn hello(&self) -> PathBuf {
-        self.runtime.join(format!("vsock.sock_{}", banger_agent_api::HELLO_PORT))
+        self.runtime
+            .join(format!("vsock.sock_{}", banger_agent_api::HELLO_PORT))
     }
 }
 

@@ -63,16 +63,27 @@ impl Handle {
         progress: &Progress,
     ) -> Result<(), Error> {
         let (reply, answer) = oneshot::channel();
-        let asked = Asked { request, timeout, progress: progress.clone(), reply };
+        let asked = Asked {
+            request,
+            timeout,
+            progress: progress.clone(),
+            reply,
+        };
         self.mailbox.try_send(asked).map_err(|e| match e {
-            mpsc::error::TrySendError::Full(_) => Error::Busy { vm: self.name.clone() },
+            mpsc::error::TrySendError::Full(_) => Error::Busy {
+                vm: self.name.clone(),
+            },
             mpsc::error::TrySendError::Closed(_) => self.gone(),
         })?;
         answer.await.map_err(|_| self.gone())?
     }
 
     fn gone(&self) -> Error {
-        Error::Missing { what: "machine", name: self.name.clone(), near: None }
+        Error::Missing {
+            what: "machine",
+            name: self.name.clone(),
+            near: None,
+        }
     }
 }
 
@@ -139,10 +150,20 @@ pub(crate) fn spawn(host: Arc<Host>, machines: &Machines, row: VmRow, begin: Beg
         Begin::Adopted(phase, machine, guest) => (phase.clone(), Some(machine.clone()), Some(guest.clone())),
         Begin::Remove => (Phase::Removing, None, None),
     };
-    let first = View { row: row.clone(), phase: phase.clone(), generation: 0, guest: guest.clone() };
+    let first = View {
+        row: row.clone(),
+        phase: phase.clone(),
+        generation: 0,
+        guest: guest.clone(),
+    };
     let (view, watched) = watch::channel(first);
     let (mailbox, requests) = mpsc::channel(WAITING);
-    let handle = Handle { id: row.id.clone(), name: row.name.clone(), mailbox, view: watched };
+    let handle = Handle {
+        id: row.id.clone(),
+        name: row.name.clone(),
+        mailbox,
+        view: watched,
+    };
     let mut task = Task {
         host,
         machines: machines.clone(),
@@ -250,18 +271,32 @@ impl Task {
 
     fn begin_create(&mut self, progress: Progress, reply: oneshot::Sender<Result<(), Error>>) {
         let (host, row, paths) = (self.host.clone(), self.row.clone(), self.paths.clone());
-        let asked = Asked { request: Request::Stop, timeout: None, progress: progress.clone(), reply };
+        let asked = Asked {
+            request: Request::Stop,
+            timeout: None,
+            progress: progress.clone(),
+            reply,
+        };
         let future = Box::pin(async move {
             progress.stage("disks").await;
-            let made = progress.or_cancelled(system_disk::create(&host, &row, &paths)).await;
+            let made = progress
+                .or_cancelled(system_disk::create(&host, &row, &paths))
+                .await;
             if made.is_err()
                 && let Err(e) = lifecycle::remove(&host, &row.id).await
             {
-                tracing::error!(vm = row.name, error = crate::error::chain(&e), "left after a failed create");
+                tracing::error!(
+                    vm = row.name,
+                    error = crate::error::chain(&e),
+                    "left after a failed create"
+                );
             }
             Outcome::Created(made)
         });
-        self.work = Some(Work { asked: Some(asked), future });
+        self.work = Some(Work {
+            asked: Some(asked),
+            future,
+        });
     }
 
     async fn begin_start(&mut self, asked: Asked) {
@@ -279,30 +314,47 @@ impl Task {
                 // A start that was preempted may have left something.
                 host.ledger.collect(&run).await?;
                 // Dropping a start is safe: what it made is in the ledger.
-                progress.or_cancelled(lifecycle::start(&host, &row, &paths, timeout, &progress)).await
+                progress
+                    .or_cancelled(lifecycle::start(&host, &row, &paths, timeout, &progress))
+                    .await
             };
             let started = started.await;
             if started.is_err()
                 && let Err(e) = host.ledger.collect(&run).await
             {
-                tracing::error!(vm = row.name, error = crate::error::chain(&e), "left after a failed start");
+                tracing::error!(
+                    vm = row.name,
+                    error = crate::error::chain(&e),
+                    "left after a failed start"
+                );
             }
             Outcome::Started(started.map(Box::new))
         });
-        self.work = Some(Work { asked: Some(asked), future });
+        self.work = Some(Work {
+            asked: Some(asked),
+            future,
+        });
     }
 
     async fn begin_stop(&mut self, asked: Asked, at_once: bool) {
         if let Some(running) = self.phase.running().cloned() {
             let entered = self.enter(Phase::Stopping(running)).await;
             if let Err(e) = entered {
-                tracing::warn!(vm = self.row.name, error = crate::error::chain(&e), "phase not kept");
+                tracing::warn!(
+                    vm = self.row.name,
+                    error = crate::error::chain(&e),
+                    "phase not kept"
+                );
             }
         }
         let host = self.host.clone();
         let (id, name) = (self.row.id.clone(), self.row.name.clone());
         let (machine, guest) = (self.machine.clone(), self.guest.clone());
-        let timeout = if at_once { Duration::ZERO } else { asked.timeout.unwrap_or(host.settings.vm.stop_timeout) };
+        let timeout = if at_once {
+            Duration::ZERO
+        } else {
+            asked.timeout.unwrap_or(host.settings.vm.stop_timeout)
+        };
         let progress = asked.progress.clone();
         let future = Box::pin(async move {
             if let Some(machine) = machine {
@@ -315,7 +367,10 @@ impl Task {
             }
             Outcome::Stopped(host.ledger.collect(&Owner::Run(id)).await)
         });
-        self.work = Some(Work { asked: Some(asked), future });
+        self.work = Some(Work {
+            asked: Some(asked),
+            future,
+        });
     }
 
     fn begin_remove(&mut self, asked: Option<Asked>) {
@@ -367,13 +422,22 @@ impl Task {
                 return;
             }
             Outcome::Started(Ok(started)) => {
-                let Started { machine, guest, running } = *started;
+                let Started {
+                    machine,
+                    guest,
+                    running,
+                } = *started;
                 self.machine = Some(machine);
                 self.guest = Some(guest);
                 (Some(Phase::Running(running)), Ok(()))
             }
             Outcome::Started(Err(e @ Error::Cancelled)) => (Some(Phase::Stopped), Err(e)),
-            Outcome::Started(Err(e)) => (Some(Phase::Failed { reason: e.report().message }), Err(e)),
+            Outcome::Started(Err(e)) => (
+                Some(Phase::Failed {
+                    reason: e.report().message,
+                }),
+                Err(e),
+            ),
             Outcome::Stopped(Ok(())) => {
                 self.machine = None;
                 self.guest = None;
@@ -383,22 +447,44 @@ impl Task {
                 // Still there, and still a run: nothing is hidden, and a kill may be tried again.
                 (self.phase.running().cloned().map(Phase::Running), Err(e))
             }
-            Outcome::Stopped(Err(e)) => (Some(Phase::Failed { reason: e.report().message }), Err(e)),
-            Outcome::StopCancelled => (self.phase.running().cloned().map(Phase::Running), Err(Error::Cancelled)),
+            Outcome::Stopped(Err(e)) => (
+                Some(Phase::Failed {
+                    reason: e.report().message,
+                }),
+                Err(e),
+            ),
+            Outcome::StopCancelled => (
+                self.phase.running().cloned().map(Phase::Running),
+                Err(Error::Cancelled),
+            ),
             Outcome::Ended(Ending::Orderly, Ok(())) => (Some(Phase::Stopped), Ok(())),
             Outcome::Ended(Ending::Bad(reason), Ok(())) => (Some(Phase::Failed { reason }), Ok(())),
-            Outcome::Ended(_, Err(e)) => (Some(Phase::Failed { reason: e.report().message }), Ok(())),
+            Outcome::Ended(_, Err(e)) => (
+                Some(Phase::Failed {
+                    reason: e.report().message,
+                }),
+                Ok(()),
+            ),
             Outcome::Removed(Ok(())) => {
                 self.leave(asked, Ok(()));
                 return;
             }
-            Outcome::Removed(Err(e)) => (Some(Phase::Failed { reason: e.report().message }), Err(e)),
+            Outcome::Removed(Err(e)) => (
+                Some(Phase::Failed {
+                    reason: e.report().message,
+                }),
+                Err(e),
+            ),
         };
         let created = matches!(self.phase, Phase::Creating);
         if let Some(phase) = phase {
             // A machine that was promised to its creator must survive a loss of power; a run does not anyway.
             if let Err(e) = keep(&self.host, &self.row.id, &phase, created).await {
-                tracing::error!(vm = self.row.name, error = crate::error::chain(&e), "phase not kept");
+                tracing::error!(
+                    vm = self.row.name,
+                    error = crate::error::chain(&e),
+                    "phase not kept"
+                );
             }
             self.publish(phase);
         }
@@ -424,9 +510,11 @@ impl Task {
         for asked in std::mem::take(&mut self.waiting) {
             let outcome = match asked.request {
                 Request::Remove { .. } => Ok(()),
-                Request::Start | Request::Stop | Request::Kill => {
-                    Err(Error::Missing { what: "machine", name: self.row.name.clone(), near: None })
-                }
+                Request::Start | Request::Stop | Request::Kill => Err(Error::Missing {
+                    what: "machine",
+                    name: self.row.name.clone(),
+                    near: None,
+                }),
             };
             answer(asked, outcome);
         }
@@ -467,11 +555,14 @@ fn answer(asked: Asked, result: Result<(), Error>) {
 pub(crate) async fn keep(host: &Host, id: &str, phase: &Phase, synced: bool) -> Result<(), Error> {
     let text = crate::vm::machines::phase_text(phase)?;
     let id = id.to_owned();
-    let job = move |tx: &_| banger_store::vms::set_phase(tx, &id, &text);
     if synced {
-        host.store.write(job).await?;
+        host.store
+            .write(move |tx| banger_store::vms::set_phase(tx, &id, &text))
+            .await?;
     } else {
-        host.store.note(job).await?;
+        host.store
+            .note(move |tx| banger_store::vms::set_phase(tx, &id, &text))
+            .await?;
     }
     Ok(())
 }

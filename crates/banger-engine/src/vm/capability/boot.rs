@@ -23,7 +23,10 @@ impl Capability for BootFiles {
         }
         if let Err(e) = start.host.assets.agent() {
             let report = e.report();
-            problems.push(Problem { message: report.message, fix: report.hint });
+            problems.push(Problem {
+                message: report.message,
+                fix: report.hint,
+            });
         }
         problems
     }
@@ -34,8 +37,14 @@ impl Capability for BootFiles {
         let kernel = start.kernel.clone();
         let made = tokio::task::spawn_blocking(move || initramfs::build(&dir, &agent, &kernel))
             .await
-            .map_err(|e| Error::Host { action: "build the initramfs", source: Box::new(e) })?
-            .map_err(|e| Error::Host { action: "build the initramfs", source: Box::new(e) })?;
+            .map_err(|e| Error::Host {
+                action: "build the initramfs",
+                source: Box::new(e),
+            })?
+            .map_err(|e| Error::Host {
+                action: "build the initramfs",
+                source: Box::new(e),
+            })?;
         // Shared by all machines with this kernel and agent, and kept: not an object of this run.
         drop(start.initramfs.set(made.path));
         Ok(())

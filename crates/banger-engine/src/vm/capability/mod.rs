@@ -53,8 +53,13 @@ pub(crate) trait Capability: Send + Sync {
 }
 
 /// All, in the order of preparation.
-pub(crate) const ALL: &[&dyn Capability] =
-    &[&vsock::GuestSocket, &console::Console, &system_disk::SystemDisk, &boot::BootFiles, &network::UserNetwork];
+pub(crate) const ALL: &[&dyn Capability] = &[
+    &vsock::GuestSocket,
+    &console::Console,
+    &system_disk::SystemDisk,
+    &boot::BootFiles,
+    &network::UserNetwork,
+];
 
 impl Start<'_> {
     /// All failed checks of all capabilities.
@@ -72,9 +77,16 @@ impl Start<'_> {
             token: self.paths.token.clone(),
             vcpus: u8::try_from(self.row.vcpus).unwrap_or(u8::MAX),
             memory_mib: self.row.memory_mib,
-            boot: Boot { kernel: PathBuf::new(), initramfs: PathBuf::new(), args: Vec::new() },
+            boot: Boot {
+                kernel: PathBuf::new(),
+                initramfs: PathBuf::new(),
+                args: Vec::new(),
+            },
             disks: Vec::new(),
-            vsock: Vsock { guest_cid: banger_agent_api::GUEST_CID, socket: self.paths.vsock() },
+            vsock: Vsock {
+                guest_cid: banger_agent_api::GUEST_CID,
+                socket: self.paths.vsock(),
+            },
             network: None,
             console: self.paths.console(),
             runtime_dir: self.paths.runtime.clone(),

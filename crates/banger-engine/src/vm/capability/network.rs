@@ -24,7 +24,9 @@ impl Capability for UserNetwork {
     fn contribute(&self, start: &Start<'_>, spec: &mut MachineSpec) {
         match start.vmm.kind() {
             VmmKind::Qemu => {
-                spec.network = Some(Network::User { mac: mac(&start.row.id) });
+                spec.network = Some(Network::User {
+                    mac: mac(&start.row.id),
+                });
                 spec.boot.args.push(format!("banger.net={GUEST}"));
             }
             VmmKind::Firecracker => {}

@@ -35,13 +35,37 @@ impl Capability for GuestSocket {
     async fn prepare(&self, start: &Start<'_>) -> Result<(), Error> {
         let owner = Owner::Run(start.row.id.clone());
         let runtime = &start.paths.runtime;
-        start.host.ledger.enter(&owner, &Object::Directory { path: runtime.clone() }).await?;
-        std::fs::DirBuilder::new().mode(0o700).create(runtime).map_err(io("create", runtime))?;
+        start
+            .host
+            .ledger
+            .enter(
+                &owner,
+                &Object::Directory {
+                    path: runtime.clone(),
+                },
+            )
+            .await?;
+        std::fs::DirBuilder::new()
+            .mode(0o700)
+            .create(runtime)
+            .map_err(io("create", runtime))?;
         // From here on a process may exist; this row finds the one that dies unrecorded with us.
-        start.host.ledger.enter(&owner, &Object::Processes { runtime: runtime.clone() }).await?;
+        start
+            .host
+            .ledger
+            .enter(
+                &owner,
+                &Object::Processes {
+                    runtime: runtime.clone(),
+                },
+            )
+            .await?;
         let path = start.paths.hello();
         let listener = UnixListener::bind(&path).map_err(io("listen on", path))?;
-        *start.hello.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(listener);
+        *start
+            .hello
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner) = Some(listener);
         Ok(())
     }
 

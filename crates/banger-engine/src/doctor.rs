@@ -1,0 +1,286 @@
+//! Checks of the host, each with what to do. A check never changes anything.
+
+use std::path::Path;
+
+use banger_vmm::{HostVirtualization, host_virtualization};
+use hostkit::exec::Tool;
+
+use crate::error::chain;
+use crate::host::Host;
+use crate::image::registry;
+
+/// Free space under which a warning is due: a bootstrap takes about one GiB for a while.
+const SPACE_WARNING: u64 = 2 << 30;
+/// Free space under which nothing can be made.
+const SPACE_FAILURE: u64 = 200 << 20;
+
+/// Outcome of a check.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Outcome {
+    /// Fine.
+    Fine,
+    /// Works, with a limit.
+    Warning,
+    /// Something will not work.
+    Failure,
+}
+
+/// One check.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Check {
+    /// `host`, `vmm`, `guest`, `images`, `state`.
+    pub group: &'static str,
+    /// Stable name.
+    pub name: &'static str,
+    /// Outcome.
+    pub outcome: Outcome,
+    /// What was found.
+    pub reason: String,
+    /// What to do, unless fine.
+    pub fix: Option<String>,
+}
+
+fn fine(group: &'static str, name: &'static str, reason: impl Into<String>) -> Check {
+    Check {
+        group,
+        name,
+        outcome: Outcome::Fine,
+        reason: reason.into(),
+        fix: None,
+    }
+}
+
+fn off(
+    group: &'static str,
+    name: &'static str,
+    outcome: Outcome,
+    reason: impl Into<String>,
+    fix: impl Into<String>,
+) -> Check {
+    Check {
+        group,
+        name,
+        outcome,
+        reason: reason.into(),
+        fix: Some(fix.into()),
+    }
+}
+
+/// All checks.
+pub(crate) async fn run(host: &Host) -> Vec<Check> {
+    let mut checks = vec![virtualization()];
+    checks.extend(vmms(host).await);
+    checks.push(agent(host));
+    checks.extend(tools(host));
+    checks.push(space(&host.settings.state_dir));
+    checks.push(store(host).await);
+    checks.push(images(host).await);
+    checks
+}
+
+fn virtualization() -> Check {
+    let (group, name) = ("host", "virtualization");
+    match host_virtualization() {
+        HostVirtualization::Usable => fine(group, name, "/dev/kvm is usable"),
+        HostVirtualization::Doubtful { reason } => off(
+            group,
+            name,
+            Outcome::Warning,
+            format!("{reason}; machines are emulated, several times slower"),
+            "run on a host with hardware virtualization, or enable nested virtualization for this one",
+        ),
+        HostVirtualization::Unusable { reason, fix } => off(
+            group,
+            name,
+            Outcome::Warning,
+            format!("{reason}; machines are emulated, several times slower"),
+            fix,
+        ),
+    }
+}
+
+async fn vmms(host: &Host) -> Vec<Check> {
+    let mut checks = Vec::new();
+    for found in host.vmms.found().await {
+        let name = found.kind.as_str();
+        checks.push(match found.info {
+            Ok(info) => {
+                let with: Vec<String> = info
+                    .companions
+                    .iter()
+                    .map(|c| format!("{} {}", c.name, c.version))
+                    .collect();
+                let with = if with.is_empty() {
+                    String::new()
+                } else {
+                    format!(", with {}", with.join(", "))
+                };
+                fine(
+                    "vmm",
+                    name,
+                    format!("{} {}{with}", info.path.display(), info.version),
+                )
+            }
+            // One of them suffices; whether that is so is the next check's.
+            Err(reason) => off(
+                "vmm",
+                name,
+                Outcome::Warning,
+                reason,
+                match found.kind {
+                    banger_vmm::VmmKind::Firecracker => {
+                        "put `firecracker` on PATH, or set `firecracker` under `[vmm]` in the configuration"
+                    }
+                    banger_vmm::VmmKind::Qemu => {
+                        "run `make setup` (it installs qemu-system-x86 and vhost-device-vsock)"
+                    }
+                },
+            ),
+        });
+    }
+    checks.push(match host.vmms.choose(None).await {
+        Ok(chosen) => fine(
+            "vmm",
+            "choice",
+            format!("{} ({})", chosen.vmm.kind(), chosen.reason),
+        ),
+        Err(e) => off(
+            "vmm",
+            "choice",
+            Outcome::Failure,
+            chain(&e),
+            "mend one of the two above",
+        ),
+    });
+    checks
+}
+
+fn agent(host: &Host) -> Check {
+    match host.assets.agent() {
+        Ok(path) => fine("guest", "agent", path.display().to_string()),
+        Err(e) => {
+            let report = e.report();
+            off(
+                "guest",
+                "agent",
+                Outcome::Failure,
+                report.message,
+                report.hint.unwrap_or_default(),
+            )
+        }
+    }
+}
+
+fn tools(host: &Host) -> Vec<Check> {
+    // Name of the check, program, what cannot be done without it, package, how bad that is.
+    let wanted = [
+        (
+            "mke2fs",
+            "machines and images cannot be made",
+            "e2fsprogs",
+            Outcome::Failure,
+        ),
+        (
+            "debugfs",
+            "images cannot be made from archives",
+            "e2fsprogs",
+            Outcome::Failure,
+        ),
+        (
+            "mmdebstrap",
+            "the image `debian` cannot be bootstrapped",
+            "mmdebstrap",
+            Outcome::Warning,
+        ),
+        (
+            "apt-get",
+            "kernels cannot be fetched as Debian packages",
+            "apt",
+            Outcome::Warning,
+        ),
+        (
+            "dpkg-deb",
+            "kernels cannot be unpacked from Debian packages",
+            "dpkg",
+            Outcome::Warning,
+        ),
+    ];
+    let directories = host.settings.tool_dirs();
+    wanted
+        .into_iter()
+        .map(
+            |(name, without, package, outcome)| match Tool::find(name, &directories) {
+                Ok(tool) => fine("images", name, tool.path().display().to_string()),
+                Err(e) => off(
+                    "images",
+                    name,
+                    outcome,
+                    format!("{}; without it {without}", chain(&e)),
+                    format!("apt-get install {package}"),
+                ),
+            },
+        )
+        .collect()
+}
+
+fn space(state: &Path) -> Check {
+    let (group, name) = ("state", "space");
+    match rustix::fs::statvfs(state) {
+        Ok(stat) => {
+            let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+            let reason = format!("{} MiB free for {}", free >> 20, state.display());
+            let fix = "free space there, or move `state_dir` under `[daemon]` in the configuration";
+            if free < SPACE_FAILURE {
+                off(group, name, Outcome::Failure, reason, fix)
+            } else if free < SPACE_WARNING {
+                off(group, name, Outcome::Warning, reason, fix)
+            } else {
+                fine(group, name, reason)
+            }
+        }
+        Err(e) => off(
+            group,
+            name,
+            Outcome::Failure,
+            e.to_string(),
+            "make the state directory reachable",
+        ),
+    }
+}
+
+async fn store(host: &Host) -> Check {
+    let (group, name) = ("state", "store");
+    match host.store.write(banger_store::probe).await {
+        Ok(()) => fine(group, name, "the state file can be written"),
+        Err(e) => off(
+            group,
+            name,
+            Outcome::Failure,
+            chain(&e),
+            "make the state directory writable and free space",
+        ),
+    }
+}
+
+async fn images(host: &Host) -> Check {
+    match registry::list(host).await {
+        Ok(images) if images.is_empty() => off(
+            "images",
+            "images",
+            Outcome::Warning,
+            "there are none",
+            "banger image bootstrap debian",
+        ),
+        Ok(images) => {
+            let names: Vec<_> = images.into_iter().map(|image| image.row.name).collect();
+            fine("images", "images", names.join(", "))
+        }
+        Err(e) => off(
+            "images",
+            "images",
+            Outcome::Failure,
+            chain(&e),
+            "see the daemon's log",
+        ),
+    }
+}
