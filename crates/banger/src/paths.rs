@@ -38,7 +38,7 @@ pub(crate) struct Surroundings<'a> {
 impl Paths {
     /// Paths of this process.
     pub(crate) fn of_this_process(socket: Option<&Path>) -> Result<Self, CliError> {
-        let uid = rustix::process::getuid().as_raw();
+        let uid = rustix::process::geteuid().as_raw();
         let variable = |name: &str| {
             std::env::var_os(name)
                 .filter(|value| !value.is_empty())

@@ -99,7 +99,15 @@ pub(crate) async fn start(paths: &Paths) -> Result<(), CliError> {
     }
 }
 
+/// The daemon says why in one line, `bangerd: failed to … (hint: …)`.
 fn cannot_start(reason: &str, paths: &Paths) -> CliError {
+    let reason = reason.strip_prefix("bangerd: ").unwrap_or(reason);
+    if let Some((reason, hint)) = reason
+        .strip_suffix(')')
+        .and_then(|reason| reason.rsplit_once(" (hint: "))
+    {
+        return CliError::new(Kind::Unreachable, format!("the daemon does not start: {reason}")).hint(hint);
+    }
     CliError::new(Kind::Unreachable, format!("failed to start the daemon: {reason}")).hint(format!(
         "its log is {}; `banger daemon run` starts it in the foreground",
         paths.log.display()

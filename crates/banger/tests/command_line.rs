@@ -1,0 +1,506 @@
+//! The command line as a process, joined to the server of `banger-api` with a local service behind it: exit codes,
+//! streams, signals, terminals. What a guest adds is the end-to-end suite's matter.
+
+#![expect(clippy::unwrap_used, reason = "in tests a panic is the report")]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "what the process prints is what these tests look at"
+)]
+
+mod support;
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::os::fd::OwnedFd;
+use std::process::{Child, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+use support::{Daemon, Ended, eventually};
+
+fn signal(child: &Child, signal: Signal) {
+    let pid = Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
+    kill_process(pid, signal).unwrap();
+}
+
+fn ended(code: i32, stdout: &str, stderr: &str) -> Ended {
+    Ended {
+        code: Some(code),
+        stdout: stdout.into(),
+        stderr: stderr.into(),
+    }
+}
+
+#[test]
+fn listings() {
+    let daemon = Daemon::start();
+    let header = "NAME   STATE   IMAGE   VCPUS   MEMORY   DISK   VMM   AGE\n";
+    assert_eq!(
+        daemon.run(&["ps"]),
+        ended(0, header, ""),
+        "an empty table is its headers"
+    );
+    assert_eq!(daemon.run(&["vm", "ls", "-o", "json"]), ended(0, "[]\n", ""));
+    assert_eq!(daemon.run(&["ls", "-q"]), ended(0, "", ""));
+    daemon.add_vm("dev");
+    daemon.add_vm("ci");
+    assert_eq!(daemon.run(&["vm", "ls", "-q"]), ended(0, "ci\ndev\n", ""));
+    let json = daemon.run(&["ps", "-o", "json"]);
+    let vms: serde_json::Value = serde_json::from_str(&json.stdout).unwrap();
+    assert_eq!(vms[1]["memory"], 128 << 20);
+    assert!(daemon.run(&["ps", "-o", "yaml"]).stdout.starts_with("- id: "));
+    assert_eq!(daemon.run(&["ps", "-q", "-o", "json"]).code, Some(2));
+}
+
+#[test]
+fn errors_have_codes_and_hints() {
+    let daemon = Daemon::start();
+    assert_eq!(
+        daemon.run(&["vm", "show", "dve"]),
+        ended(3, "", "error: no machine is named dve\nhint: did you mean dev?\n")
+    );
+    let mut nobody = daemon.banger(&["ps"]);
+    let nobody = Ended::from(
+        nobody
+            .env("BANGER_SOCKET", "/nonexistent/socket")
+            .output()
+            .unwrap(),
+    );
+    assert_eq!((nobody.code, nobody.stdout.as_str()), (Some(9), ""));
+    assert!(
+        nobody.stderr.starts_with("error: the daemon is not running"),
+        "{}",
+        nobody.stderr
+    );
+    let long = "/tmp/".to_owned() + &"x".repeat(120);
+    let long = Ended::from(daemon.banger(&["--socket", &long, "ps"]).output().unwrap());
+    assert_eq!(long.code, Some(9));
+    assert!(long.stderr.contains("107 bytes"), "{}", long.stderr);
+    let version = daemon.run(&["version", "--socket", "/nonexistent/socket"]);
+    assert_eq!(version.code, Some(0));
+    assert!(
+        version.stdout.contains("the daemon is not running"),
+        "{}",
+        version.stdout
+    );
+}
+
+#[test]
+fn a_closed_standard_output_is_no_error() {
+    let daemon = Daemon::start();
+    daemon.add_vm("dev");
+    for arguments in [
+        &["ps"][..],
+        &["--help"],
+        &["vm", "logs", "dev"],
+        &["exec", "dev", "--", "yes"],
+    ] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = daemon.banger(arguments).stdout(writer).output().unwrap();
+        assert_eq!(output.status.code(), Some(141), "{arguments:?}");
+        assert_eq!(String::from_utf8(output.stderr).unwrap(), "", "{arguments:?}");
+    }
+}
+
+#[test]
+fn exec_passes_streams_and_codes() {
+    let daemon = Daemon::start();
+    daemon.add_vm("dev");
+    let exec = |words: &[&str]| {
+        let mut arguments = vec!["exec", "dev", "--"];
+        arguments.extend(words);
+        daemon.run(&arguments)
+    };
+    assert_eq!(
+        exec(&["sh", "-c", "echo out; echo err >&2; exit 3"]),
+        ended(3, "out\n", "err\n")
+    );
+    assert_eq!(exec(&["sh", "-c", "kill -9 $$"]), ended(137, "", ""));
+    assert_eq!(exec(&["cat"]), ended(0, "", ""), "without -i input is empty");
+    assert_eq!(exec(&["no-such-command"]).code, Some(127));
+    assert_eq!(daemon.run(&["exec", "dve", "--", "true"]).code, Some(125));
+    let variable = daemon.run(&["exec", "-e", "A=b c", "dev", "--", "sh", "-c", "echo $A"]);
+    assert_eq!(variable, ended(0, "b c\n", ""));
+    let terminal = daemon.run(&["exec", "-it", "dev", "--", "sh"]);
+    assert_eq!(terminal.code, Some(2), "standard input is no terminal");
+}
+
+#[test]
+fn a_large_stream_passes_byte_for_byte() {
+    let daemon = Daemon::start();
+    daemon.add_vm("dev");
+    let directory = tempfile::tempdir().unwrap();
+    // Neither periodic in a chunk's length nor compressible to nothing.
+    let mut state: u32 = 1;
+    let sent: Vec<u8> = std::iter::repeat_with(|| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        state.to_le_bytes()[3]
+    })
+    .take((24 << 20) + 17)
+    .collect();
+    std::fs::write(directory.path().join("in"), &sent).unwrap();
+    let input = std::fs::File::open(directory.path().join("in")).unwrap();
+    let output = std::fs::File::create(directory.path().join("out")).unwrap();
+    let mut command = daemon.banger(&["exec", "-i", "dev", "--", "cat"]);
+    let status = command.stdin(input).stdout(output).status().unwrap();
+    assert_eq!(status.code(), Some(0));
+    assert!(std::fs::read(directory.path().join("out")).unwrap() == sent);
+    // A command that stops reading is not waited for.
+    let input = std::fs::File::open(directory.path().join("in")).unwrap();
+    let mut command = daemon.banger(&["exec", "-i", "dev", "--", "head", "-c1"]);
+    let output = command.stdin(input).output().unwrap();
+    assert_eq!((output.status.code(), output.stdout.len()), (Some(0), 1));
+}
+
+#[test]
+fn signals_reach_the_command() {
+    let daemon = Daemon::start();
+    daemon.add_vm("dev");
+    for (name, number, code) in [
+        ("INT", Signal::INT, 11),
+        ("TERM", Signal::TERM, 12),
+        ("HUP", Signal::HUP, 13),
+    ] {
+        let script = format!("trap 'exit {code}' {name}; echo ready; while :; do sleep 0.05; done");
+        let mut child = daemon
+            .banger(&["exec", "dev", "--", "sh", "-c", &script])
+            .spawn()
+            .unwrap();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        stdout.read_line(&mut line).unwrap();
+        assert_eq!(line, "ready\n");
+        signal(&child, number);
+        assert_eq!(child.wait().unwrap().code(), Some(code), "{name}");
+    }
+}
+
+#[test]
+fn three_times_ctrl_c_leaves_a_command_that_ignores_it() {
+    let daemon = Daemon::start();
+    daemon.add_vm("dev");
+    let script = "trap 'echo ignored' INT; echo ready; while :; do sleep 0.05; done";
+    let mut child = daemon
+        .banger(&["exec", "dev", "--", "sh", "-c", script])
+        .spawn()
+        .unwrap();
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    for expected in ["ready\n", "ignored\n", "ignored\n"] {
+        let mut line = String::new();
+        stdout.read_line(&mut line).unwrap();
+        assert_eq!(line, expected);
+        signal(&child, Signal::INT);
+    }
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+}
+
+#[test]
+fn run_creates_runs_and_removes() {
+    let daemon = Daemon::start();
+    let ran = daemon.run(&[
+        "run",
+        "busybox",
+        "--rm",
+        "-q",
+        "--",
+        "sh",
+        "-c",
+        "echo hi; exit 3",
+    ]);
+    assert_eq!(ran, ended(3, "hi\n", ""));
+    assert_eq!(
+        daemon.calls(),
+        [
+            "vm.create made-up ephemeral=true start=true",
+            "vm.remove made-upxxx force=true"
+        ]
+    );
+    let noted = daemon.run(&["run", "busybox", "--name", "dev"]);
+    assert_eq!(
+        noted,
+        ended(0, "dev\n", "note: slow mode: no hardware virtualization\n")
+    );
+    assert_eq!(daemon.run(&["ps", "-q"]).stdout, "dev\n", "left running");
+    assert_eq!(daemon.run(&["run", "nosuch", "--", "true"]).code, Some(125));
+    assert_eq!(daemon.run(&["run", "nosuch"]).code, Some(3));
+    let failed = daemon.run(&["run", "busybox", "--rm", "-q", "--name", "x", "nosuch-command"]);
+    assert_eq!(failed.code, Some(127));
+    assert_eq!(
+        daemon.calls().last().unwrap(),
+        "vm.remove xxxxxxxxxx force=true",
+        "removed after a failure too"
+    );
+}
+
+#[test]
+fn ctrl_c_cancels_an_operation_and_waits() {
+    let daemon = Daemon::start();
+    *daemon.world.slow.lock().unwrap() = true;
+    let child = daemon
+        .banger(&["vm", "create", "dev", "--image", "busybox"])
+        .spawn()
+        .unwrap();
+    eventually("the operation", || {
+        daemon
+            .world
+            .operations
+            .lock()
+            .unwrap()
+            .values()
+            .any(|operation| operation.receiver_count() > 0)
+    });
+    signal(&child, Signal::INT);
+    let ended = Ended::from(child.wait_with_output().unwrap());
+    assert_eq!(ended.code, Some(130));
+    assert_eq!(
+        ended.stderr,
+        "note: slow mode: no hardware virtualization\n\
+         cancelling; press Ctrl-C again to leave the clean-up to the daemon\n\
+         error: cancelled: vm.create of dev\n"
+    );
+    assert_eq!(
+        daemon.calls(),
+        ["vm.create dev ephemeral=false start=false", "op.cancel op0"]
+    );
+}
+
+#[test]
+fn watching_does_not_cancel() {
+    let daemon = Daemon::start();
+    *daemon.world.slow.lock().unwrap() = true;
+    let create = daemon
+        .banger(&["vm", "create", "dev", "--image", "busybox"])
+        .spawn()
+        .unwrap();
+    eventually("the operation", || {
+        daemon.world.operations.lock().unwrap().contains_key("op0")
+    });
+    let watch = daemon.banger(&["op", "watch", "op0"]).spawn().unwrap();
+    eventually("two watchers", || {
+        daemon.world.operations.lock().unwrap()["op0"].receiver_count() == 2
+    });
+    signal(&watch, Signal::INT);
+    let watch = Ended::from(watch.wait_with_output().unwrap());
+    assert_eq!(watch.code, Some(130));
+    assert!(watch.stderr.contains("goes on in the daemon"), "{}", watch.stderr);
+    assert!(!daemon.calls().iter().any(|call| call.starts_with("op.cancel")));
+    assert_eq!(daemon.run(&["op", "cancel", "op0"]), ended(0, "op0\n", ""));
+    assert_eq!(
+        create.wait_with_output().unwrap().status.code(),
+        Some(130),
+        "cancelled by somebody else"
+    );
+}
+
+#[test]
+fn several_machines_are_stopped_and_the_first_failure_counts() {
+    let daemon = Daemon::start();
+    daemon.add_vm("a");
+    daemon.add_vm("b");
+    let stopped = daemon.run(&["vm", "stop", "-q", "--timeout", "0", "a", "missing", "b"]);
+    assert_eq!((stopped.code, stopped.stdout.as_str()), (Some(3), "a\nb\n"));
+    assert_eq!(daemon.calls(), ["vm.stop a Some(0)", "vm.stop b Some(0)"]);
+}
+
+#[test]
+fn copies_both_ways() {
+    let daemon = Daemon::start();
+    daemon.add_vm("dev");
+    let directory = tempfile::tempdir().unwrap();
+    let at = |path: &str| {
+        directory
+            .path()
+            .join(path)
+            .into_os_string()
+            .into_string()
+            .unwrap()
+    };
+    std::fs::create_dir(at("tree")).unwrap();
+    std::fs::write(at("tree/file"), vec![7; 3 << 20]).unwrap();
+    assert_eq!(daemon.run(&["cp", &at("tree"), "dev:/srv"]), ended(0, "", ""));
+    assert_eq!(daemon.calls(), ["guest.upload /srv contents_only=false"]);
+    let archive = daemon.world.uploaded.lock().unwrap().clone();
+    *daemon.world.download.lock().unwrap() = archive.clone();
+    assert_eq!(
+        daemon.run(&["cp", "dev:/srv/tree", &at("copy")]),
+        ended(0, "", "")
+    );
+    assert_eq!(std::fs::read(at("copy/file")).unwrap(), vec![7; 3 << 20]);
+
+    let stream = daemon.banger(&["cp", "dev:/srv/tree", "-"]).output().unwrap();
+    assert!(stream.stdout == archive, "passed on as it is");
+    std::fs::write(at("archive"), &stream.stdout).unwrap();
+    let input = std::fs::File::open(at("archive")).unwrap();
+    let output = daemon
+        .banger(&["cp", "-", "dev:/srv"])
+        .stdin(input)
+        .output()
+        .unwrap();
+    assert_eq!(Ended::from(output), ended(0, "", ""));
+    assert_eq!(
+        daemon.calls().last().unwrap(),
+        "guest.upload /srv contents_only=true"
+    );
+
+    assert_eq!(
+        daemon.run(&["cp", &at("tree"), "dev:/full"]),
+        ended(1, "", "error: the guest's disk is full\n"),
+        "the guest's reason"
+    );
+    assert_eq!(daemon.run(&["cp", &at("missing"), "dev:/x"]).code, Some(3));
+    assert_eq!(daemon.run(&["cp", "a", "b"]).code, Some(2));
+    assert_eq!(daemon.run(&["cp", "dev:/a", "ci:/b"]).code, Some(2));
+    daemon.world.download.lock().unwrap().truncate(1 << 20);
+    let cut = daemon.run(&["cp", "dev:/srv/tree", &at("cut")]);
+    assert_eq!(cut.code, Some(1), "{}", cut.stderr);
+    assert_eq!(
+        std::fs::read_dir(at("cut")).unwrap().count(),
+        0,
+        "no part of a file stays"
+    );
+}
+
+/// A pseudo-terminal: our side, and the name of the other.
+fn pty() -> (OwnedFd, std::path::PathBuf) {
+    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+    let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
+    grantpt(&master).unwrap();
+    unlockpt(&master).unwrap();
+    let name = ptsname(&master, Vec::new()).unwrap().into_string().unwrap();
+    (master, name.into())
+}
+
+#[test]
+fn the_terminal_is_raw_in_a_session_and_restored_on_every_way_out() {
+    use rustix::termios::{LocalModes, tcgetattr};
+    for way_out in ["exit", "signal", "daemon"] {
+        let daemon = Daemon::start();
+        daemon.add_vm("dev");
+        let (master, name) = pty();
+        let open = || {
+            std::fs::File::options()
+                .read(true)
+                .write(true)
+                .open(&name)
+                .unwrap()
+        };
+        let (input, output) = (open(), open());
+        let is_cooked = || {
+            tcgetattr(&input)
+                .unwrap()
+                .local_modes
+                .contains(LocalModes::ICANON | LocalModes::ECHO)
+        };
+        assert!(is_cooked());
+        let script = "echo ready; read line; echo got $line";
+        let mut child = daemon
+            .banger(&["exec", "-it", "dev", "--", "sh", "-c", script])
+            .stdin(open())
+            .stdout(output)
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        eventually("raw mode", || !is_cooked());
+        let mut terminal = std::fs::File::from(master);
+        let mut seen = [0; 6];
+        terminal.read_exact(&mut seen).unwrap();
+        assert_eq!(&seen, b"ready\n", "raw: no carriage return is added");
+        let code = match way_out {
+            "exit" => {
+                terminal.write_all(b"x\n").unwrap();
+                0
+            }
+            "signal" => {
+                signal(&child, Signal::TERM);
+                143
+            }
+            _ => {
+                drop(daemon);
+                125
+            }
+        };
+        assert_eq!(child.wait().unwrap().code(), Some(code), "{way_out}");
+        assert!(is_cooked(), "{way_out}");
+    }
+}
+
+#[test]
+fn a_daemon_that_cannot_start_says_why() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |path: &str| directory.path().join(path);
+    // Copied, because the daemon is looked for beside the program.
+    std::fs::copy(env!("CARGO_BIN_EXE_banger"), at("banger")).unwrap();
+    std::fs::write(
+        at("bangerd"),
+        "#!/bin/sh\necho noise\necho 'bangerd: failed to x: no (hint: do y)' >&2\nexit 1\n",
+    )
+    .unwrap();
+    std::fs::set_permissions(at("bangerd"), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let run = |arguments: &[&str]| {
+        let mut command = std::process::Command::new(at("banger"));
+        command.args(arguments).env_clear().env("PATH", "/usr/bin:/bin");
+        command
+            .env("BANGER_STATE_DIR", at("state"))
+            .env("BANGER_RUNTIME_DIR", at("run"));
+        Ended::from(command.stdin(Stdio::null()).output().unwrap())
+    };
+    assert_eq!(
+        run(&["ps"]),
+        ended(
+            9,
+            "",
+            "error: the daemon does not start: failed to x: no\nhint: do y\n"
+        )
+    );
+    let doctor = run(&["doctor"]);
+    assert_eq!(doctor.code, Some(1));
+    assert!(
+        doctor
+            .stdout
+            .contains("✗ failure  daemon  the daemon does not start: failed to x: no"),
+        "{}",
+        doctor.stdout
+    );
+    assert!(doctor.stdout.contains("fix: do y"), "{}", doctor.stdout);
+    assert_eq!(run(&["ps", "--no-start"]).code, Some(9));
+    assert_eq!(run(&["daemon", "status"]).code, Some(9));
+    assert_eq!(run(&["daemon", "stop"]).code, Some(0));
+    assert_eq!(
+        std::fs::read_to_string(at("state/bangerd.log"))
+            .unwrap()
+            .lines()
+            .count(),
+        4,
+        "two starts"
+    );
+    std::fs::remove_file(at("bangerd")).unwrap();
+    let missing = run(&["ps"]);
+    assert_eq!(missing.code, Some(6));
+    assert!(missing.stderr.contains("looked in "), "{}", missing.stderr);
+}
+
+#[test]
+fn the_daemon_does_not_inherit_what_the_command_line_was_given() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |path: &str| directory.path().join(path);
+    std::fs::copy(env!("CARGO_BIN_EXE_banger"), at("banger")).unwrap();
+    let script = "#!/bin/sh\nls /proc/self/fd >&2\nps -o sid= -p $$ | tr -d ' ' >&2\necho $$ >&2\npwd >&2\n";
+    std::fs::write(at("bangerd"), script).unwrap();
+    std::fs::set_permissions(at("bangerd"), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let mut command = std::process::Command::new("sh");
+    // Descriptor 7 is open in the command line, as a test's pipe or a shell's redirection would be.
+    command
+        .arg("-c")
+        .arg(format!("exec {} ps 7>&1", at("banger").display()))
+        .env_clear();
+    command
+        .env("PATH", "/usr/bin:/bin")
+        .env("BANGER_STATE_DIR", at("state"))
+        .env("BANGER_RUNTIME_DIR", at("run"));
+    assert_eq!(command.output().unwrap().status.code(), Some(9));
+    let log = std::fs::read_to_string(at("state/bangerd.log")).unwrap();
+    let lines: Vec<&str> = log.lines().collect();
+    // 3 is the directory that `ls` reads.
+    assert_eq!(lines[..4], ["0", "1", "2", "3"]);
+    assert_eq!(lines[4], lines[5], "leads a session of its own");
+    assert_eq!(lines[6], "/");
+}

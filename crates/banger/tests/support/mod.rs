@@ -1,0 +1,497 @@
+//! A daemon for tests of the command line: the real server of `banger-api`, with a service behind it whose "machine" is
+//! this host. `exec` runs real processes, copies go to and from memory, operations take as long as they are told.
+//! It behaves like the daemon where the command line can tell, and knows nothing of virtual machines.
+
+use std::collections::BTreeMap;
+use std::process::{Output, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use banger_api::contract::{Caller, Events, Service, StreamHandler};
+use banger_api::frame::{ExitStatus, Frame, FrameStream};
+use banger_api::server::{Access, Server, bind};
+use banger_api::types::*;
+use banger_api::{ErrorKind, RpcError};
+use bytes::{Bytes, BytesMut};
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::sync::{mpsc, watch};
+
+/// What the service has seen and keeps.
+#[derive(Default)]
+pub(crate) struct World {
+    pub(crate) vms: Mutex<BTreeMap<String, Vm>>,
+    pub(crate) operations: Mutex<BTreeMap<String, watch::Sender<Operation>>>,
+    /// Methods called that change something, in order.
+    pub(crate) calls: Mutex<Vec<String>>,
+    /// The last upload.
+    pub(crate) uploaded: Mutex<Vec<u8>>,
+    /// What a download gives.
+    pub(crate) download: Mutex<Vec<u8>>,
+    /// Operations wait to be cancelled.
+    pub(crate) slow: Mutex<bool>,
+}
+
+/// A running daemon.
+pub(crate) struct Daemon {
+    pub(crate) world: Arc<World>,
+    directory: TempDir,
+    _runtime: tokio::runtime::Runtime,
+}
+
+impl Daemon {
+    pub(crate) fn start() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let world = Arc::new(World::default());
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .unwrap();
+        let (listener, bound) = runtime.block_on(async { bind(&directory.path().join("s"), None).unwrap() });
+        let service = Arc::new(Local(world.clone()));
+        runtime.spawn(async move {
+            let _bound = bound;
+            Server::new(Access::of_this_process(None))
+                .serve(listener, service, std::future::pending())
+                .await;
+        });
+        Self {
+            world,
+            directory,
+            _runtime: runtime,
+        }
+    }
+
+    /// A machine that runs.
+    pub(crate) fn add_vm(&self, name: &str) {
+        self.world.vms.lock().unwrap().insert(name.into(), vm(name));
+    }
+
+    pub(crate) fn socket(&self) -> std::path::PathBuf {
+        self.directory.path().join("s")
+    }
+
+    /// The command line, joined to this daemon. Standard input is empty.
+    pub(crate) fn banger(&self, arguments: &[&str]) -> std::process::Command {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_banger"));
+        command
+            .args(arguments)
+            .env_clear()
+            .env("BANGER_SOCKET", self.socket());
+        command
+            .env("HOME", self.directory.path())
+            .env("PATH", std::env::var_os("PATH").unwrap());
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command
+    }
+
+    /// Runs it to its end.
+    pub(crate) fn run(&self, arguments: &[&str]) -> Ended {
+        Ended::from(
+            self.banger(arguments)
+                .spawn()
+                .unwrap()
+                .wait_with_output()
+                .unwrap(),
+        )
+    }
+
+    /// Names of the methods called, in order.
+    pub(crate) fn calls(&self) -> Vec<String> {
+        self.world.calls.lock().unwrap().clone()
+    }
+}
+
+/// How a command ended.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Ended {
+    pub(crate) code: Option<i32>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+impl From<Output> for Ended {
+    fn from(output: Output) -> Self {
+        Self {
+            code: output.status.code(),
+            stdout: String::from_utf8(output.stdout).unwrap(),
+            stderr: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+}
+
+fn vm(name: &str) -> Vm {
+    let created = "2026-02-01T00:00:00Z".parse().unwrap();
+    Vm {
+        id: format!("{name:x<10}"),
+        name: name.into(),
+        state: VmState::Running,
+        failure: None,
+        image: "busybox".into(),
+        image_id: "a1b2c3d4e5".into(),
+        kernel: "debian".into(),
+        vcpus: 1,
+        memory: 128 << 20,
+        disk: 1 << 30,
+        disk_used: 0,
+        vmm: None,
+        labels: BTreeMap::new(),
+        ephemeral: false,
+        created,
+        running: None,
+    }
+}
+
+struct Local(Arc<World>);
+
+impl Local {
+    fn find(&self, name: &str) -> Result<Vm, RpcError> {
+        let vms = self.0.vms.lock().unwrap();
+        vms.values()
+            .find(|vm| vm.name == name || vm.id == name)
+            .cloned()
+            .ok_or_else(|| {
+                RpcError::new(ErrorKind::NotFound, format!("no machine is named {name}"))
+                    .hint("did you mean dev?")
+            })
+    }
+
+    fn called(&self, what: String) {
+        self.0.calls.lock().unwrap().push(what);
+    }
+
+    /// Begins an operation; it ends at once, or when it is cancelled.
+    fn begin(&self, kind: &str, subject: &str) -> Operation {
+        let slow = *self.0.slow.lock().unwrap();
+        let operation = Operation {
+            id: format!("op{}", self.0.operations.lock().unwrap().len()),
+            kind: kind.into(),
+            subject: subject.into(),
+            state: if slow {
+                OperationState::Running
+            } else {
+                OperationState::Succeeded
+            },
+            generation: 1,
+            stage: "booting".into(),
+            message: None,
+            done: None,
+            total: None,
+            notices: vec!["slow mode: no hardware virtualization".into()],
+            error: None,
+            began: jiff::Timestamp::now(),
+            ended: None,
+        };
+        let (sender, _) = watch::channel(operation.clone());
+        self.0
+            .operations
+            .lock()
+            .unwrap()
+            .insert(operation.id.clone(), sender);
+        operation
+    }
+
+    fn operation(&self, id: &str) -> Result<watch::Receiver<Operation>, RpcError> {
+        let operations = self.0.operations.lock().unwrap();
+        let sender = operations
+            .get(id)
+            .ok_or_else(|| RpcError::new(ErrorKind::NotFound, "no such operation"))?;
+        Ok(sender.subscribe())
+    }
+}
+
+/// Methods that no test of the command line needs.
+fn absent<T>(method: &str) -> Result<T, RpcError> {
+    Err(RpcError::new(
+        ErrorKind::UnknownMethod,
+        format!("the test's daemon has no {method}"),
+    ))
+}
+
+impl Service for Local {
+    async fn daemon_status(&self, _: Caller, _: Empty) -> Result<DaemonStatus, RpcError> {
+        absent("daemon.status")
+    }
+    async fn daemon_shutdown(&self, _: Caller, _: Empty) -> Result<Empty, RpcError> {
+        absent("daemon.shutdown")
+    }
+    async fn doctor_run(&self, _: Caller, _: Empty) -> Result<DoctorReport, RpcError> {
+        let check = Check {
+            group: "vmm".into(),
+            name: "qemu".into(),
+            state: CheckState::Warning,
+            reason: "old".into(),
+            fix: Some("install a newer one".into()),
+        };
+        Ok(DoctorReport { checks: vec![check] })
+    }
+    async fn image_list(&self, _: Caller, _: Empty) -> Result<Vec<Image>, RpcError> {
+        Ok(Vec::new())
+    }
+    async fn image_show(&self, _: Caller, _: ImageRef) -> Result<Image, RpcError> {
+        absent("image.show")
+    }
+    async fn image_remove(&self, _: Caller, _: ImageRef) -> Result<Image, RpcError> {
+        absent("image.remove")
+    }
+    async fn image_register(&self, _: Caller, params: ImageRegister) -> Result<Operation, RpcError> {
+        self.called(format!("image.register {} {}", params.name, params.path));
+        Ok(self.begin("image.register", &params.name))
+    }
+    async fn image_bootstrap(&self, _: Caller, _: ImageBootstrap) -> Result<Operation, RpcError> {
+        absent("image.bootstrap")
+    }
+    async fn kernel_list(&self, _: Caller, _: Empty) -> Result<Vec<Kernel>, RpcError> {
+        Ok(Vec::new())
+    }
+    async fn kernel_add(&self, _: Caller, _: KernelAdd) -> Result<Operation, RpcError> {
+        absent("kernel.add")
+    }
+    async fn kernel_remove(&self, _: Caller, _: KernelRef) -> Result<Kernel, RpcError> {
+        absent("kernel.remove")
+    }
+    async fn vm_create(&self, _: Caller, params: VmCreate) -> Result<Operation, RpcError> {
+        let name = params.name.clone().unwrap_or_else(|| "made-up".into());
+        self.called(format!(
+            "vm.create {name} ephemeral={} start={}",
+            params.ephemeral, params.start
+        ));
+        if params.image != "busybox" {
+            return Err(RpcError::new(
+                ErrorKind::NotFound,
+                format!("no image is named {}", params.image),
+            ));
+        }
+        self.0.vms.lock().unwrap().insert(name.clone(), vm(&name));
+        Ok(self.begin("vm.create", &name))
+    }
+    async fn vm_list(&self, _: Caller, _: VmList) -> Result<Vec<Vm>, RpcError> {
+        Ok(self.0.vms.lock().unwrap().values().cloned().collect())
+    }
+    async fn vm_show(&self, _: Caller, params: VmRef) -> Result<Vm, RpcError> {
+        self.find(&params.vm)
+    }
+    async fn vm_start(&self, _: Caller, params: VmStart) -> Result<Operation, RpcError> {
+        let vm = self.find(&params.vm)?;
+        Ok(self.begin("vm.start", &vm.name))
+    }
+    async fn vm_stop(&self, _: Caller, params: VmStop) -> Result<Operation, RpcError> {
+        let vm = self.find(&params.vm)?;
+        self.called(format!("vm.stop {} {:?}", vm.name, params.timeout_seconds));
+        Ok(self.begin("vm.stop", &vm.name))
+    }
+    async fn vm_kill(&self, _: Caller, _: VmRef) -> Result<Operation, RpcError> {
+        absent("vm.kill")
+    }
+    async fn vm_remove(&self, _: Caller, params: VmRemove) -> Result<Operation, RpcError> {
+        let vm = self.find(&params.vm)?;
+        self.called(format!("vm.remove {} force={}", params.vm, params.force));
+        self.0.vms.lock().unwrap().remove(&vm.name);
+        Ok(self.begin("vm.remove", &vm.name))
+    }
+    async fn vm_ping(&self, _: Caller, _: VmRef) -> Result<VmPing, RpcError> {
+        absent("vm.ping")
+    }
+    async fn op_list(&self, _: Caller, _: Empty) -> Result<Vec<Operation>, RpcError> {
+        Ok(Vec::new())
+    }
+    async fn op_show(&self, _: Caller, params: OperationRef) -> Result<Operation, RpcError> {
+        Ok(self.operation(&params.operation)?.borrow().clone())
+    }
+    async fn op_cancel(&self, _: Caller, params: OperationRef) -> Result<Operation, RpcError> {
+        self.called(format!("op.cancel {}", params.operation));
+        let operations = self.0.operations.lock().unwrap();
+        let sender = &operations[&params.operation];
+        sender.send_modify(|operation| {
+            if !operation.state.ended() {
+                operation.state = OperationState::Cancelled;
+            }
+        });
+        Ok(sender.borrow().clone())
+    }
+    async fn rpc_discover(&self, _: Caller, _: Empty) -> Result<serde_json::Value, RpcError> {
+        absent("rpc.discover")
+    }
+
+    async fn op_watch(&self, _: Caller, params: OperationRef) -> Result<Events<Operation>, RpcError> {
+        let mut operation = self.operation(&params.operation)?;
+        let (events, receiver) = mpsc::channel(4);
+        tokio::spawn(async move {
+            loop {
+                let latest = operation.borrow_and_update().clone();
+                let ended = latest.state.ended();
+                if events.send(Ok(latest)).await.is_err() || ended || operation.changed().await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(receiver)
+    }
+
+    async fn guest_exec(&self, _: Caller, params: ExecOpen) -> Result<StreamHandler, RpcError> {
+        self.find(&params.vm)?;
+        let mut command = tokio::process::Command::new(&params.command[0]);
+        command
+            .args(&params.command[1..])
+            .envs(&params.env)
+            .process_group(0)
+            .kill_on_drop(true);
+        command.stdin(if params.stdin {
+            Stdio::piped()
+        } else {
+            Stdio::null()
+        });
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let child = command.spawn().map_err(|error| {
+            RpcError::new(
+                ErrorKind::CommandNotFound,
+                format!("no command {}: {error}", params.command[0]),
+            )
+        })?;
+        Ok(Box::new(move |stream| Box::pin(exec(stream, child))))
+    }
+
+    async fn guest_upload(&self, _: Caller, params: UploadOpen) -> Result<StreamHandler, RpcError> {
+        self.find(&params.vm)?;
+        self.called(format!(
+            "guest.upload {} contents_only={}",
+            params.path, params.contents_only
+        ));
+        let world = self.0.clone();
+        Ok(Box::new(move |mut stream| {
+            Box::pin(async move {
+                let mut bytes = Vec::new();
+                loop {
+                    match stream.next().await {
+                        Ok(Some(Frame::Data(chunk))) => bytes.extend_from_slice(&chunk),
+                        Ok(Some(Frame::DataEof)) => break,
+                        _ => return,
+                    }
+                }
+                let end = match params.path.as_str() {
+                    "/full" => Frame::Error(RpcError::new(
+                        ErrorKind::OutOfResources,
+                        "the guest's disk is full",
+                    )),
+                    _ => Frame::End,
+                };
+                *world.uploaded.lock().unwrap() = bytes;
+                stream.send(end).await.ok();
+            })
+        }))
+    }
+
+    async fn guest_download(&self, _: Caller, params: DownloadOpen) -> Result<StreamHandler, RpcError> {
+        self.find(&params.vm)?;
+        let bytes = Bytes::from(self.0.download.lock().unwrap().clone());
+        Ok(Box::new(move |mut stream| {
+            Box::pin(async move {
+                if stream.send(Frame::Data(bytes)).await.is_ok() {
+                    stream.send(Frame::End).await.ok();
+                }
+            })
+        }))
+    }
+
+    async fn vm_logs(&self, _: Caller, params: LogsOpen) -> Result<StreamHandler, RpcError> {
+        self.find(&params.vm)?;
+        Ok(Box::new(|mut stream| {
+            Box::pin(async move {
+                stream
+                    .send(Frame::Data(Bytes::from_static(b"console\n")))
+                    .await
+                    .ok();
+                stream.send(Frame::End).await.ok();
+            })
+        }))
+    }
+}
+
+/// Joins a process to a stream, as the daemon joins a guest's command.
+async fn exec(stream: FrameStream, mut child: tokio::process::Child) {
+    let (mut reader, mut writer) = stream.split();
+    let pid = i32::try_from(child.id().unwrap()).unwrap();
+    let mut stdin = child.stdin.take();
+    let (frames, mut queue) = mpsc::channel::<Frame>(4);
+    let out = tokio::spawn(pump(child.stdout.take().unwrap(), frames.clone(), Frame::Stdout));
+    let err = tokio::spawn(pump(child.stderr.take().unwrap(), frames.clone(), Frame::Stderr));
+    drop(frames);
+    let (closed, mut gone) = mpsc::channel::<()>(1);
+    let input = tokio::spawn(async move {
+        let _closed = closed;
+        while let Ok(Some(frame)) = reader.next().await {
+            match (frame, &mut stdin) {
+                (Frame::Stdin(bytes), Some(pipe)) => {
+                    if pipe.write_all(&bytes).await.is_err() {
+                        stdin = None;
+                    }
+                }
+                (Frame::StdinEof, _) => stdin = None,
+                (Frame::Signal(number), _) => {
+                    let pid = rustix::process::Pid::from_raw(pid).unwrap();
+                    let signal = rustix::process::Signal::from_named_raw(number).unwrap();
+                    rustix::process::kill_process_group(pid, signal).ok();
+                }
+                (_, _) => {}
+            }
+        }
+    });
+    let output = async {
+        while let Some(frame) = queue.recv().await {
+            if writer.send(frame).await.is_err() {
+                return None;
+            }
+        }
+        child.wait().await.ok()
+    };
+    let status = tokio::select! {
+        status = output => status,
+        _ = gone.recv() => None,
+    };
+    if let Some(status) = status {
+        use std::os::unix::process::ExitStatusExt as _;
+        let status = match (status.code(), status.signal()) {
+            (Some(code), _) => ExitStatus::Code(code),
+            (None, signal) => ExitStatus::Signal(signal.unwrap()),
+        };
+        writer.send(Frame::Exit(status)).await.ok();
+    }
+    for task in [out, err, input] {
+        task.abort();
+    }
+}
+
+async fn pump(
+    mut from: impl tokio::io::AsyncRead + Unpin,
+    to: mpsc::Sender<Frame>,
+    frame: fn(Bytes) -> Frame,
+) {
+    let mut buffer = BytesMut::new();
+    loop {
+        buffer.reserve(64 << 10);
+        match from.read_buf(&mut buffer).await {
+            Ok(0) | Err(_) => return,
+            Ok(_) => {
+                if to.send(frame(buffer.split().freeze())).await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// Waits for something to become true; fails loudly when it does not in 20 s.
+pub(crate) fn eventually(what: &str, mut check: impl FnMut() -> bool) {
+    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    while !check() {
+        assert!(
+            std::time::Instant::now() < deadline,
+            "{what} did not happen in 20 s"
+        );
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
