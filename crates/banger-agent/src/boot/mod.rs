@@ -72,7 +72,7 @@ pub(crate) fn run() -> ! {
         Ok(never) => match never {},
         Err(error) => error,
     };
-    log::line(format_args!("failed to {}", log::Chain(&error)));
+    log::line(format_args!("cannot boot: failed to {}", log::Chain(&error)));
     // The console may be a slow serial line; what is lost now, nobody ever reads.
     // SAFETY: a system call with a plain number.
     unsafe {

@@ -123,10 +123,10 @@ pub(crate) fn testimony(console: &Path) -> Option<String> {
     let text = String::from_utf8_lossy(&text);
     let mut lines = text.lines().rev().map(printable);
     lines.find_map(|line| {
-        if let Some(at) = line.find("Kernel panic") {
+        if let Some(at) = line.find("Kernel panic - not syncing") {
             return Some(format!("guest kernel panic: {}", &line[at..]));
         }
-        line.find("banger-agent: failed to")
+        line.find("banger-agent: cannot boot")
             .map(|at| line[at..].trim().to_owned())
     })
 }
