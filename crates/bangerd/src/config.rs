@@ -1,0 +1,327 @@
+//! The configuration file: TOML, read once at the start. `config.default.toml` beside this crate documents every key.
+//!
+//! A mistake in a value is an error that names file, line and key. An unknown key is a warning with its exact path, so
+//! that a file written for a newer release still works.
+
+pub(crate) mod units;
+
+use std::fmt::Write as _;
+use std::num::NonZeroU32;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use units::{AbsolutePath, Seconds, Size};
+
+/// Longest file that is read, in bytes.
+const MAX_FILE: u64 = 1 << 20;
+
+/// The whole file. Absent keys have their defaults.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub(crate) struct Config {
+    pub(crate) daemon: Daemon,
+    pub(crate) vm: Vm,
+    pub(crate) vmm: Vmm,
+    pub(crate) kernel: Kernel,
+    pub(crate) agent: Agent,
+}
+
+/// `[daemon]`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub(crate) struct Daemon {
+    pub(crate) state_dir: Option<AbsolutePath>,
+    pub(crate) runtime_dir: Option<AbsolutePath>,
+    pub(crate) group: Option<String>,
+    pub(crate) log_level: LogLevel,
+    pub(crate) log_format: LogFormat,
+}
+
+/// How much is logged.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum LogLevel {
+    Error,
+    Warn,
+    #[default]
+    Info,
+    Debug,
+    Trace,
+}
+
+/// What a line of the log looks like.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum LogFormat {
+    #[default]
+    Text,
+    Json,
+}
+
+/// `[vm]`: defaults of new machines.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub(crate) struct Vm {
+    pub(crate) vcpus: NonZeroU32,
+    pub(crate) memory: Size,
+    pub(crate) disk: Size,
+    pub(crate) start_timeout: Seconds,
+    pub(crate) stop_timeout: Seconds,
+}
+
+impl Default for Vm {
+    fn default() -> Self {
+        Self {
+            vcpus: NonZeroU32::MIN.saturating_add(1),
+            memory: Size(1 << 30),
+            disk: Size(10 << 30),
+            start_timeout: Seconds(std::time::Duration::from_secs(120)),
+            stop_timeout: Seconds(std::time::Duration::from_secs(30)),
+        }
+    }
+}
+
+/// `[vmm]`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub(crate) struct Vmm {
+    pub(crate) choice: VmmChoice,
+    pub(crate) firecracker: Option<AbsolutePath>,
+    pub(crate) qemu: Option<AbsolutePath>,
+    pub(crate) vhost_device_vsock: Option<AbsolutePath>,
+}
+
+/// Which VMM runs machines that pin none.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum VmmChoice {
+    #[default]
+    Auto,
+    Firecracker,
+    Qemu,
+}
+
+/// `[kernel]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub(crate) struct Kernel {
+    pub(crate) default: String,
+}
+
+impl Default for Kernel {
+    fn default() -> Self {
+        Self {
+            default: "debian".to_owned(),
+        }
+    }
+}
+
+/// `[agent]`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub(crate) struct Agent {
+    pub(crate) path: Option<AbsolutePath>,
+}
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConfigError {
+    /// The file cannot be read.
+    #[error("read the configuration {}", path.display())]
+    Read { path: PathBuf, source: std::io::Error },
+    /// It is no configuration file.
+    #[error("read the configuration {}: it is larger than 1 MiB", path.display())]
+    TooLarge { path: PathBuf },
+    /// A line is wrong.
+    #[error("understand the configuration: {}", place(path, *line, text, problem))]
+    Invalid {
+        path: PathBuf,
+        /// Line, from 1, where it is known.
+        line: Option<usize>,
+        /// That line.
+        text: String,
+        problem: String,
+    },
+}
+
+/// `FILE:LINE: TEXT: PROBLEM`, with what is known of it.
+fn place(path: &Path, line: Option<usize>, text: &str, problem: &str) -> String {
+    let mut place = path.display().to_string();
+    // Writing to a string does not fail.
+    if let Some(line) = line {
+        write!(place, ":{line}").unwrap_or_default();
+    }
+    if !text.is_empty() {
+        write!(place, ": `{text}`").unwrap_or_default();
+    }
+    format!("{place}: {problem}")
+}
+
+/// A configuration and what it came from.
+#[derive(Debug, Default)]
+pub(crate) struct Loaded {
+    pub(crate) config: Config,
+    /// The file, if one was read.
+    pub(crate) file: Option<PathBuf>,
+    /// Unknown keys, to be warned about once there is a log.
+    pub(crate) unknown_keys: Vec<String>,
+}
+
+impl Loaded {
+    /// Reads a file. One that is missing is an error only where it `must_exist`, that is, was named by the user.
+    pub(crate) fn read(path: &Path, must_exist: bool) -> Result<Self, ConfigError> {
+        let fail = |source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        };
+        match std::fs::metadata(path) {
+            Ok(found) if found.len() > MAX_FILE => Err(ConfigError::TooLarge {
+                path: path.to_owned(),
+            }),
+            Ok(_) => Self::parse(path, &std::fs::read_to_string(path).map_err(fail)?),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound && !must_exist => Ok(Self::default()),
+            Err(e) => Err(fail(e)),
+        }
+    }
+
+    /// Parses a file's text; `path` is for messages.
+    fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        let mut unknown_keys = Vec::new();
+        let config = toml::Deserializer::parse(text)
+            .and_then(|toml| serde_ignored::deserialize(toml, |key| unknown_keys.push(key.to_string())))
+            .map_err(|error| invalid(path, text, &error))?;
+        Ok(Self {
+            config,
+            file: Some(path.to_owned()),
+            unknown_keys,
+        })
+    }
+}
+
+/// One line for a TOML error, which by itself takes several.
+fn invalid(path: &Path, text: &str, error: &toml::de::Error) -> ConfigError {
+    let start = error.span().map(|span| span.start.min(text.len()));
+    let line = start.map(|start| text[..start].matches('\n').count());
+    let shown = line.and_then(|line| text.lines().nth(line)).unwrap_or("").trim();
+    ConfigError::Invalid {
+        path: path.to_owned(),
+        line: line.map(|line| line + 1),
+        text: shown
+            .chars()
+            .take(120)
+            .map(|c| if c.is_control() { '\u{fffd}' } else { c })
+            .collect(),
+        problem: error.message().lines().collect::<Vec<_>>().join("; "),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DEFAULT: &str = include_str!("../config.default.toml");
+
+    fn parse(text: &str) -> Result<Loaded, String> {
+        Loaded::parse(Path::new("/etc/banger/config.toml"), text).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn the_shipped_file_says_the_defaults() {
+        let loaded = parse(DEFAULT).unwrap();
+        assert_eq!(loaded.unknown_keys, [""; 0]);
+        assert_eq!(loaded.config, Config::default());
+    }
+
+    #[test]
+    fn the_shipped_file_names_every_key() {
+        // With the examples uncommented nothing is absent and nothing unknown.
+        let all: String = DEFAULT
+            .lines()
+            .map(|line| match line.strip_prefix('#') {
+                Some(example) if !example.starts_with(' ') => example,
+                Some(_) | None => line,
+            })
+            .fold(String::new(), |text, line| text + line + "\n");
+        let loaded = parse(&all).unwrap();
+        assert_eq!(loaded.unknown_keys, [""; 0]);
+        let Config {
+            daemon,
+            vm: _,
+            vmm,
+            kernel: _,
+            agent,
+        } = loaded.config;
+        let Daemon {
+            state_dir,
+            runtime_dir,
+            group,
+            log_level: _,
+            log_format: _,
+        } = daemon;
+        let Vmm {
+            choice: _,
+            firecracker,
+            qemu,
+            vhost_device_vsock,
+        } = vmm;
+        let Agent { path } = agent;
+        for (key, value) in [
+            ("state_dir", state_dir),
+            ("runtime_dir", runtime_dir),
+            ("firecracker", firecracker),
+            ("qemu", qemu),
+            ("vhost_device_vsock", vhost_device_vsock),
+            ("agent.path", path),
+        ] {
+            assert!(value.is_some(), "{key} is not in the default file");
+        }
+        assert!(group.is_some());
+    }
+
+    #[test]
+    fn unknown_keys_are_told_with_their_path() {
+        let loaded = parse("colour = 1\n[vm]\nmemroy = \"1GiB\"\nvcpus = 4\n[vm.nested]\na = 1\n").unwrap();
+        assert_eq!(loaded.unknown_keys, ["colour", "vm.memroy", "vm.nested"]);
+        assert_eq!(loaded.config.vm.vcpus.get(), 4);
+    }
+
+    #[test]
+    fn mistakes_name_file_line_and_key() {
+        let refusals: Vec<String> = [
+            "[vm]\nmemory = \"1GB\"",
+            "[vm]\n\nvcpus = 0",
+            "[vm]\nvcpus = \"2\"",
+            "[vm]\nvcpus = -1",
+            "[vm]\nstart_timeout = 120",
+            "[vmm]\nchoice = \"xen\"",
+            "[vmm]\nqemu = \"qemu\"",
+            "[daemon]\nlog_level = \"loud\"",
+            "[daemon]\nlog_level = \"info\"\nlog_level = \"info\"",
+            "[daemon\n",
+            "vm = 1",
+            "\u{0}",
+        ]
+        .into_iter()
+        .map(|text| parse(text).unwrap_err())
+        .collect();
+        insta::assert_snapshot!(refusals.join("\n"));
+        assert!(refusals.iter().all(|refusal| !refusal.contains('\n')));
+    }
+
+    #[test]
+    fn a_missing_file_is_an_error_only_when_it_was_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("none.toml");
+        assert_eq!(Loaded::read(&path, false).unwrap().file, None);
+        assert!(matches!(Loaded::read(&path, true), Err(ConfigError::Read { .. })));
+        std::fs::write(&path, vec![b'#'; 2 << 20]).unwrap();
+        assert!(matches!(
+            Loaded::read(&path, true),
+            Err(ConfigError::TooLarge { .. })
+        ));
+        assert!(matches!(
+            Loaded::read(dir.path(), true),
+            Err(ConfigError::Read { .. })
+        ));
+    }
+}

@@ -1,0 +1,423 @@
+//! The contract's methods. Each validates, converts and delegates to the engine; nothing else happens here.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use banger_agent_api::{AgentClient, proto};
+use banger_api::contract::{Caller, Events, StreamHandler, openrpc};
+use banger_api::types::*;
+use banger_api::{RpcError, Service};
+use banger_engine::image::registry::{KernelSource as EngineKernelSource, Source};
+use banger_engine::{Engine, NewVm};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::guest_stream::Session;
+use crate::{convert, process, validate};
+
+/// Changes of an operation that may wait for a slow watcher. What changes meanwhile is seen as one change.
+const WATCH_QUEUE: usize = 4;
+
+/// What the daemon knows of itself.
+#[derive(Debug)]
+pub(crate) struct Facts {
+    /// The user it runs as.
+    pub(crate) owner: u32,
+    pub(crate) socket: PathBuf,
+    pub(crate) state_dir: PathBuf,
+    pub(crate) config_file: Option<PathBuf>,
+    pub(crate) started: Instant,
+}
+
+/// The service.
+pub(crate) struct Rpc {
+    engine: Engine,
+    /// Set when the daemon stops; setting it stops the daemon.
+    stopping: CancellationToken,
+    facts: Arc<Facts>,
+}
+
+impl Rpc {
+    pub(crate) fn new(engine: Engine, stopping: CancellationToken, facts: Facts) -> Self {
+        Self {
+            engine,
+            stopping,
+            facts: Arc::new(facts),
+        }
+    }
+
+    fn session(&self, vm: String) -> Session {
+        Session {
+            vm,
+            stopping: self.stopping.clone(),
+        }
+    }
+
+    fn guest(&self, vm: &str) -> Result<AgentClient, RpcError> {
+        self.engine.guest(vm).map_err(convert::error)
+    }
+}
+
+fn seconds(timeout: Option<u32>) -> Option<Duration> {
+    timeout.map(|seconds| Duration::from_secs(seconds.into()))
+}
+
+impl Service for Rpc {
+    // ---- daemon ----------------------------------------------------------------------------------------------------
+
+    async fn daemon_status(&self, _: Caller, Empty {}: Empty) -> Result<DaemonStatus, RpcError> {
+        let status = self.engine.status().await.map_err(convert::error)?;
+        let (chosen_vmm, chosen_vmm_reason) = match status.chosen {
+            Ok((kind, reason)) => (Some(convert::vmm(kind)), reason),
+            Err(reason) => (None, reason),
+        };
+        Ok(DaemonStatus {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            uptime_seconds: self.facts.started.elapsed().as_secs(),
+            socket: self.facts.socket.to_string_lossy().into_owned(),
+            state_directory: self.facts.state_dir.to_string_lossy().into_owned(),
+            config_file: self
+                .facts
+                .config_file
+                .as_ref()
+                .map(|path| path.to_string_lossy().into_owned()),
+            memory: process::resident_memory(),
+            agent: match status.agent {
+                Ok(path) => Component {
+                    path: Some(path.to_string_lossy().into_owned()),
+                    version: None,
+                    problem: None,
+                },
+                Err(problem) => Component {
+                    path: None,
+                    version: None,
+                    problem: Some(problem),
+                },
+            },
+            vmms: status.vmms.iter().map(convert::found_vmm).collect(),
+            chosen_vmm,
+            chosen_vmm_reason,
+            machines: convert::machines(&status.machines),
+            images: u32::try_from(status.images).unwrap_or(u32::MAX),
+            operations: u32::try_from(status.operations).unwrap_or(u32::MAX),
+        })
+    }
+
+    async fn daemon_shutdown(&self, caller: Caller, Empty {}: Empty) -> Result<Empty, RpcError> {
+        tracing::info!(uid = caller.uid, pid = caller.pid, "told to stop");
+        self.stopping.cancel();
+        Ok(Empty {})
+    }
+
+    async fn doctor_run(&self, _: Caller, Empty {}: Empty) -> Result<DoctorReport, RpcError> {
+        Ok(DoctorReport {
+            checks: self
+                .engine
+                .doctor()
+                .await
+                .into_iter()
+                .map(convert::check)
+                .collect(),
+        })
+    }
+
+    async fn rpc_discover(&self, _: Caller, Empty {}: Empty) -> Result<serde_json::Value, RpcError> {
+        Ok(openrpc())
+    }
+
+    // ---- images and kernels ----------------------------------------------------------------------------------------
+
+    async fn image_list(&self, _: Caller, Empty {}: Empty) -> Result<Vec<Image>, RpcError> {
+        let images = self.engine.images().await.map_err(convert::error)?;
+        Ok(images.into_iter().map(convert::image).collect())
+    }
+
+    async fn image_show(&self, _: Caller, params: ImageRef) -> Result<Image, RpcError> {
+        self.engine
+            .image(&params.image)
+            .await
+            .map(convert::image)
+            .map_err(convert::error)
+    }
+
+    async fn image_remove(&self, _: Caller, params: ImageRef) -> Result<Image, RpcError> {
+        self.engine
+            .remove_image(&params.image)
+            .await
+            .map(convert::image)
+            .map_err(convert::error)
+    }
+
+    async fn image_register(&self, caller: Caller, params: ImageRegister) -> Result<Operation, RpcError> {
+        let ImageRegister {
+            name,
+            path,
+            kernel,
+            replace,
+        } = params;
+        let path = validate::host_path(caller, self.facts.owner, "path", path)?;
+        let begun = self.engine.register_image(name, path, kernel, replace).await;
+        begun.map(convert::operation).map_err(convert::error)
+    }
+
+    async fn image_bootstrap(&self, _: Caller, params: ImageBootstrap) -> Result<Operation, RpcError> {
+        let ImageBootstrap {
+            source,
+            name,
+            kernel,
+            replace,
+        } = params;
+        let source = match source {
+            BootstrapSource::Debian => Source::Debian,
+            BootstrapSource::Busybox => Source::Busybox,
+        };
+        let begun = self.engine.bootstrap_image(source, name, kernel, replace).await;
+        begun.map(convert::operation).map_err(convert::error)
+    }
+
+    async fn kernel_list(&self, _: Caller, Empty {}: Empty) -> Result<Vec<Kernel>, RpcError> {
+        let kernels = self.engine.kernels().await.map_err(convert::error)?;
+        Ok(kernels.into_iter().map(convert::kernel).collect())
+    }
+
+    async fn kernel_add(&self, caller: Caller, params: KernelAdd) -> Result<Operation, RpcError> {
+        let KernelAdd { name, source } = params;
+        let path = |path| validate::host_path(caller, self.facts.owner, "source", path);
+        let source = match source {
+            KernelSource::File(file) => EngineKernelSource::File(path(file)?),
+            // A package's name has no slash; everything else is a file.
+            KernelSource::Debian(package) if package.contains('/') => {
+                path(package.clone())?;
+                EngineKernelSource::Debian(package)
+            }
+            KernelSource::Debian(package) => EngineKernelSource::Debian(package),
+        };
+        self.engine
+            .add_kernel(name, source)
+            .await
+            .map(convert::operation)
+            .map_err(convert::error)
+    }
+
+    async fn kernel_remove(&self, _: Caller, params: KernelRef) -> Result<Kernel, RpcError> {
+        self.engine
+            .remove_kernel(&params.kernel)
+            .await
+            .map(convert::kernel)
+            .map_err(convert::error)
+    }
+
+    // ---- machines --------------------------------------------------------------------------------------------------
+
+    async fn vm_create(&self, _: Caller, params: VmCreate) -> Result<Operation, RpcError> {
+        let VmCreate {
+            name,
+            image,
+            vcpus,
+            memory,
+            disk,
+            kernel,
+            vmm,
+            labels,
+            start,
+            ephemeral,
+        } = params;
+        let new = NewVm {
+            name,
+            image,
+            vcpus,
+            memory: memory.map(validate::memory).transpose()?,
+            disk,
+            kernel,
+            vmm: vmm.map(convert::vmm_of),
+            labels,
+            start,
+            ephemeral,
+        };
+        self.engine
+            .create_vm(new)
+            .await
+            .map(convert::operation)
+            .map_err(convert::error)
+    }
+
+    async fn vm_list(&self, _: Caller, params: VmList) -> Result<Vec<Vm>, RpcError> {
+        let vms = self.engine.vms(&params.labels).await.map_err(convert::error)?;
+        Ok(vms.into_iter().map(convert::vm).collect())
+    }
+
+    async fn vm_show(&self, _: Caller, params: VmRef) -> Result<Vm, RpcError> {
+        self.engine
+            .vm(&params.vm)
+            .await
+            .map(convert::vm)
+            .map_err(convert::error)
+    }
+
+    async fn vm_start(&self, _: Caller, params: VmStart) -> Result<Operation, RpcError> {
+        let begun = self
+            .engine
+            .start_vm(&params.vm, seconds(params.timeout_seconds))
+            .await;
+        begun.map(convert::operation).map_err(convert::error)
+    }
+
+    async fn vm_stop(&self, _: Caller, params: VmStop) -> Result<Operation, RpcError> {
+        let begun = self
+            .engine
+            .stop_vm(&params.vm, seconds(params.timeout_seconds))
+            .await;
+        begun.map(convert::operation).map_err(convert::error)
+    }
+
+    async fn vm_kill(&self, _: Caller, params: VmRef) -> Result<Operation, RpcError> {
+        self.engine
+            .kill_vm(&params.vm)
+            .await
+            .map(convert::operation)
+            .map_err(convert::error)
+    }
+
+    async fn vm_remove(&self, _: Caller, params: VmRemove) -> Result<Operation, RpcError> {
+        let begun = self.engine.remove_vm(&params.vm, params.force).await;
+        begun.map(convert::operation).map_err(convert::error)
+    }
+
+    async fn vm_ping(&self, _: Caller, params: VmRef) -> Result<VmPing, RpcError> {
+        self.engine
+            .ping_vm(&params.vm)
+            .await
+            .map(convert::ping)
+            .map_err(convert::error)
+    }
+
+    // ---- operations ------------------------------------------------------------------------------------------------
+
+    async fn op_list(&self, _: Caller, Empty {}: Empty) -> Result<Vec<Operation>, RpcError> {
+        let operations = self.engine.operations().await.map_err(convert::error)?;
+        Ok(operations.into_iter().map(convert::operation).collect())
+    }
+
+    async fn op_show(&self, _: Caller, params: OperationRef) -> Result<Operation, RpcError> {
+        self.engine
+            .operation(&params.operation)
+            .await
+            .map(convert::operation)
+            .map_err(convert::error)
+    }
+
+    async fn op_cancel(&self, _: Caller, params: OperationRef) -> Result<Operation, RpcError> {
+        let cancelled = self.engine.cancel_operation(&params.operation).await;
+        cancelled.map(convert::operation).map_err(convert::error)
+    }
+
+    async fn op_watch(&self, _: Caller, params: OperationRef) -> Result<Events<Operation>, RpcError> {
+        let mut changes = self
+            .engine
+            .watch_operation(&params.operation)
+            .await
+            .map_err(convert::error)?;
+        let (sender, events) = mpsc::channel(WATCH_QUEUE);
+        tokio::spawn(async move {
+            loop {
+                let operation = convert::operation(changes.borrow_and_update().clone());
+                let ended = operation.state.ended();
+                // An error means that the watcher has gone.
+                if sender.send(Ok(operation)).await.is_err() || ended {
+                    return;
+                }
+                tokio::select! {
+                    // Cancel-safe: a change that was not seen is there the next time.
+                    changed = changes.changed() => if changed.is_err() { return },
+                    () = sender.closed() => return,
+                }
+            }
+        });
+        Ok(events)
+    }
+
+    // ---- guest -----------------------------------------------------------------------------------------------------
+
+    async fn guest_exec(&self, _: Caller, params: ExecOpen) -> Result<StreamHandler, RpcError> {
+        validate::command(&params)?;
+        let ExecOpen {
+            vm,
+            command,
+            env,
+            workdir,
+            user,
+            stdin,
+            terminal,
+        } = params;
+        let start = proto::ExecStart {
+            argv: command,
+            env: env.into_iter().collect(),
+            workdir: workdir.unwrap_or_default(),
+            user: user.unwrap_or_default(),
+            stdin,
+            terminal: terminal.map(|Terminal { term, rows, columns }| proto::Terminal {
+                term,
+                size: Some(proto::TerminalSize {
+                    rows: rows.into(),
+                    cols: columns.into(),
+                }),
+            }),
+        };
+        let client = self.guest(&vm)?;
+        let (input, output) = client
+            .exec(start)
+            .await
+            .map_err(|e| convert::agent_error(&vm, &e))?;
+        let session = self.session(vm);
+        Ok(Box::new(|stream| Box::pin(session.exec(stream, input, output))))
+    }
+
+    async fn guest_upload(&self, _: Caller, params: UploadOpen) -> Result<StreamHandler, RpcError> {
+        let UploadOpen {
+            vm,
+            path,
+            contents_only,
+            keep_owner,
+        } = params;
+        validate::guest_path("path", &path)?;
+        let start = proto::UploadStart {
+            path,
+            user: String::new(),
+            keep_owner,
+            contents_only,
+        };
+        let upload = self.guest(&vm)?.upload(start);
+        let session = self.session(vm);
+        Ok(Box::new(|stream| Box::pin(session.upload(stream, upload))))
+    }
+
+    async fn guest_download(&self, _: Caller, params: DownloadOpen) -> Result<StreamHandler, RpcError> {
+        let DownloadOpen {
+            vm,
+            path,
+            follow_link,
+        } = params;
+        validate::guest_path("path", &path)?;
+        let request = proto::DownloadRequest {
+            path,
+            user: String::new(),
+            follow_link,
+        };
+        let client = self.guest(&vm)?;
+        let download = client
+            .download(request)
+            .await
+            .map_err(|e| convert::agent_error(&vm, &e))?;
+        let session = self.session(vm);
+        Ok(Box::new(|stream| Box::pin(session.download(stream, download))))
+    }
+
+    async fn vm_logs(&self, _: Caller, params: LogsOpen) -> Result<StreamHandler, RpcError> {
+        let LogsOpen { vm, follow, tail } = params;
+        let chunks = self.engine.logs(&vm, tail, follow).map_err(convert::error)?;
+        let session = self.session(vm);
+        Ok(Box::new(|stream| Box::pin(session.logs(stream, chunks))))
+    }
+}

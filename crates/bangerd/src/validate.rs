@@ -1,0 +1,217 @@
+//! What a request's values must be, as far as it can be said without looking at anything: the engine and the guest's
+//! agent check the rest.
+
+use std::path::PathBuf;
+
+use banger_agent_api::{MAX_ARG_STRLEN, MAX_ARGS, MAX_ARGS_BYTES, MAX_PATH};
+use banger_api::contract::Caller;
+use banger_api::types::ExecOpen;
+use banger_api::{ErrorKind, RpcError};
+
+fn invalid(message: impl Into<String>) -> RpcError {
+    RpcError::new(ErrorKind::InvalidArgument, message)
+}
+
+/// Memory is given to machines in whole MiB.
+pub(crate) fn memory(bytes: u64) -> Result<u64, RpcError> {
+    if bytes.is_multiple_of(1 << 20) {
+        Ok(bytes)
+    } else {
+        Err(invalid(format!(
+            "memory of {bytes} bytes is not a whole number of MiB"
+        )))
+    }
+}
+
+/// A path of the host that a caller names, to be read with the caller's rights. The daemon's own user and root have at
+/// least its rights. Another member of the group may be able to read less than the daemon, and a check beforehand could
+/// be tricked by a link changed after it, so such a caller cannot name paths.
+pub(crate) fn host_path(caller: Caller, owner: u32, what: &str, path: String) -> Result<PathBuf, RpcError> {
+    if caller.uid != 0 && caller.uid != owner {
+        return Err(RpcError::new(
+            ErrorKind::PermissionDenied,
+            format!("{what}: only root and the daemon's own user (id {owner}) may name files of the host"),
+        )
+        .hint("ask one of them to do it"));
+    }
+    text(what, &path, MAX_PATH)?;
+    let path = PathBuf::from(path);
+    if path.is_absolute() {
+        Ok(path)
+    } else {
+        Err(invalid(format!("{what} {:?} is not an absolute path", path)).hint("begin it with /"))
+    }
+}
+
+/// Text that becomes a C string of a guest or of the host.
+fn text(what: &str, text: &str, limit: usize) -> Result<(), RpcError> {
+    if text.is_empty() {
+        Err(invalid(format!("{what} is empty")))
+    } else if text.contains('\0') {
+        Err(invalid(format!("{what} holds a zero byte")))
+    } else if text.len() >= limit {
+        Err(invalid(format!("{what} is longer than {limit} bytes")))
+    } else {
+        Ok(())
+    }
+}
+
+/// A path in a guest.
+pub(crate) fn guest_path(what: &str, path: &str) -> Result<(), RpcError> {
+    text(what, path, MAX_PATH)
+}
+
+/// A command with all that goes with it, within the guest kernel's limits.
+pub(crate) fn command(open: &ExecOpen) -> Result<(), RpcError> {
+    match open.command.first() {
+        None => return Err(invalid("command is empty").hint("name a program to run")),
+        Some(program) => text("the command's program", program, MAX_PATH)?,
+    }
+    if let Some(argument) = open.command.iter().find(|argument| argument.contains('\0')) {
+        return Err(invalid(format!(
+            "the argument {:?} holds a zero byte",
+            shorten(argument)
+        )));
+    }
+    for (name, value) in &open.env {
+        if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
+            let name = shorten(name);
+            return Err(invalid(format!(
+                "{name:?} cannot be set in the environment: a name is not empty and has no \"=\""
+            )));
+        }
+    }
+    let entries = open.command.iter().map(|argument| argument.len() + 1);
+    let entries = entries.chain(open.env.iter().map(|(name, value)| name.len() + value.len() + 2));
+    let (mut count, mut bytes) = (0, 0);
+    for entry in entries {
+        count += 1;
+        bytes += entry;
+        if entry > MAX_ARG_STRLEN {
+            return Err(invalid(format!(
+                "an argument of {entry} bytes is more than a guest takes ({MAX_ARG_STRLEN})"
+            ))
+            .hint("send it through standard input"));
+        }
+    }
+    if count > MAX_ARGS || bytes > MAX_ARGS_BYTES {
+        return Err(invalid(format!(
+            "{count} arguments of {bytes} bytes in all are more than a guest takes ({MAX_ARGS} of {MAX_ARGS_BYTES})"
+        ))
+        .hint("send them through standard input, to xargs"));
+    }
+    if let Some(workdir) = &open.workdir {
+        guest_path("workdir", workdir)?;
+    }
+    if let Some(user) = &open.user {
+        text("user", user, 256)?;
+    }
+    if let Some(terminal) = &open.terminal {
+        text("terminal.term", &terminal.term, 128)?;
+        if terminal.rows == 0 || terminal.columns == 0 {
+            return Err(invalid("a terminal has at least one row and one column"));
+        }
+    }
+    Ok(())
+}
+
+fn shorten(text: &str) -> String {
+    text.chars().take(80).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use banger_api::types::Terminal;
+
+    use super::*;
+
+    fn open(command: &[&str]) -> ExecOpen {
+        ExecOpen {
+            vm: "dev".into(),
+            command: command.iter().map(ToString::to_string).collect(),
+            env: BTreeMap::new(),
+            workdir: None,
+            user: None,
+            stdin: false,
+            terminal: None,
+        }
+    }
+
+    #[test]
+    fn commands() {
+        assert_eq!(command(&open(&["true"])), Ok(()));
+        assert_eq!(command(&open(&["echo", "", "a b", "é"])), Ok(()));
+        let env = |name: &str, value: &str| ExecOpen {
+            env: [(name.into(), value.into())].into(),
+            ..open(&["a"])
+        };
+        assert_eq!(command(&env("A", "b=c")), Ok(()));
+        let long = "x".repeat(MAX_ARG_STRLEN);
+        let many = vec!["x"; MAX_ARGS + 1];
+        let full: Vec<&str> = std::iter::once("a")
+            .chain(std::iter::repeat_n(&long[1..], 9))
+            .collect();
+        let terminal = |rows, columns| ExecOpen {
+            terminal: Some(Terminal {
+                term: "xterm".into(),
+                rows,
+                columns,
+            }),
+            ..open(&["a"])
+        };
+        assert_eq!(command(&terminal(1, 1)), Ok(()));
+        let refusals: Vec<String> = [
+            open(&[]),
+            open(&[""]),
+            open(&["a\0"]),
+            open(&["a", "b\0c"]),
+            open(&["a", &long]),
+            open(&many),
+            open(&full),
+            env("", "x"),
+            env("A=B", "x"),
+            env("A", "\0"),
+            ExecOpen {
+                workdir: Some(String::new()),
+                ..open(&["a"])
+            },
+            ExecOpen {
+                user: Some(String::new()),
+                ..open(&["a"])
+            },
+            terminal(0, 80),
+        ]
+        .iter()
+        .map(|open| command(open).unwrap_err().message)
+        .collect();
+        insta::assert_snapshot!(refusals.join("\n"));
+    }
+
+    #[test]
+    fn paths_of_the_host_are_read_with_the_callers_rights_only() {
+        let caller = |uid| Caller {
+            uid,
+            gid: 100,
+            pid: 1,
+        };
+        assert_eq!(host_path(caller(0), 1000, "path", "/a".into()), Ok("/a".into()));
+        assert_eq!(
+            host_path(caller(1000), 1000, "path", "/a".into()),
+            Ok("/a".into())
+        );
+        let refused = host_path(caller(1001), 1000, "path", "/a".into()).unwrap_err();
+        assert_eq!(refused.kind, ErrorKind::PermissionDenied);
+        for path in ["", "a", "./a", "/a\0"] {
+            let refused = host_path(caller(0), 1000, "path", path.into()).unwrap_err();
+            assert_eq!(refused.kind, ErrorKind::InvalidArgument, "{path:?}");
+        }
+    }
+
+    #[test]
+    fn memory_is_in_mib() {
+        assert_eq!(memory(1 << 30), Ok(1 << 30));
+        assert!(memory((1 << 30) + 1).is_err());
+    }
+}
