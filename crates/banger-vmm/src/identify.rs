@@ -14,7 +14,7 @@ use crate::vmm::{ProcessRecord, ProcessRole};
 /// The option after which each role's token stands, with an option that must be there as well: together no program
 /// but ours is called with them and a token of our form.
 const MARKS: [(ProcessRole, &str, &str); 3] = [
-    (ProcessRole::Vmm, "--id", "--config-file"),
+    (ProcessRole::Vmm, "--id", "--api-sock"),
     (ProcessRole::Vmm, "-name", "-qmp"),
     (ProcessRole::VsockDevice, "--groups", "--uds-path"),
 ];
@@ -152,7 +152,7 @@ mod tests {
         let found = |args: &[&str]| identify(&line(args));
         let vmm = Some(("bgrabc0123456".to_owned(), ProcessRole::Vmm));
         assert_eq!(
-            found(&["firecracker", "--id", "bgrabc0123456", "--config-file", "x"]),
+            found(&["firecracker", "--id", "bgrabc0123456", "--api-sock", "x"]),
             vmm
         );
         assert_eq!(
@@ -166,7 +166,7 @@ mod tests {
         for other in [
             &["vim", "/run/banger/bgrabc0123456/qmp.sock"][..],
             &["pgrep", "-f", "--id", "bgrabc0123456"],
-            &["firecracker", "--id", "other", "--config-file", "x"],
+            &["firecracker", "--id", "other", "--api-sock", "x"],
             &["qemu", "-name"],
             &["qemu", "-name", "bgrabc0123456,debug-threads=on", "-qmp", "x"],
             &[],

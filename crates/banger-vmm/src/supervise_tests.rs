@@ -30,7 +30,7 @@ impl ProcessLog for Ledger {
 /// A script with the arguments that mark this process of the specification's machine.
 fn sh(role: ProcessRole, script: &str) -> Detached {
     let marks = match role {
-        ProcessRole::Vmm => ["--id", "bgrabc0123456", "--config-file", "x"],
+        ProcessRole::Vmm => ["--id", "bgrabc0123456", "--api-sock", "x"],
         ProcessRole::VsockDevice => ["--groups", "bgrabc0123456", "--uds-path", "x"],
     };
     let mut spec = Detached::new("/bin/sh");

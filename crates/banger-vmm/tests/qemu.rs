@@ -31,13 +31,13 @@ async fn driver() -> Option<Qemu> {
     Some(Qemu::probe(&paths, &emulated).await.unwrap())
 }
 
-fn bench(token: &str, script: &str) -> Option<Bench> {
-    Bench::new(token, file("BANGER_TEST_KERNEL")?, 256, script)
+fn bench(name: &str, script: &str) -> Option<Bench> {
+    Bench::new(name, file("BANGER_TEST_KERNEL")?, 256, script)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn boots_answers_and_is_killed() {
-    let (Some(qemu), Some(mut bench)) = (driver().await, bench("bgrqemutestboot", IDLE)) else {
+    let (Some(qemu), Some(mut bench)) = (driver().await, bench("boot", IDLE)) else {
         return;
     };
     bench.spec.network = Some(Network::User {
@@ -76,7 +76,7 @@ async fn boots_answers_and_is_killed() {
     }
     machine.kill().await.unwrap();
     machine.kill().await.unwrap();
-    let exit = machine.exited().await;
+    let exit = bench.ended(&machine).await;
     assert_eq!(exit.exit, Exit::Signal(9));
     assert_eq!(bench.sockets(), [""; 0]);
     assert_gone(&bench.spec.token);
@@ -85,12 +85,12 @@ async fn boots_answers_and_is_killed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reset_ends_the_machine() {
     let script = "echo GOING; /bin/busybox reboot -f";
-    let (Some(qemu), Some(bench)) = (driver().await, bench("bgrqemutestreset", script)) else {
+    let (Some(qemu), Some(bench)) = (driver().await, bench("reset", script)) else {
         return;
     };
     let machine = qemu.launch(&bench.spec, &Ledger::default()).await.unwrap();
     bench.console(&machine, "GOING").await;
-    let exit = machine.exited().await;
+    let exit = bench.ended(&machine).await;
     assert_eq!(
         (exit.role, exit.exit),
         (ProcessRole::Vmm, Exit::Code(0)),
@@ -104,11 +104,11 @@ async fn a_reset_ends_the_machine() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_panic_ends_the_machine() {
     // Init must not end.
-    let (Some(qemu), Some(bench)) = (driver().await, bench("bgrqemutestpanic", "echo DYING; exit 3")) else {
+    let (Some(qemu), Some(bench)) = (driver().await, bench("panic", "echo DYING; exit 3")) else {
         return;
     };
     let machine = qemu.launch(&bench.spec, &Ledger::default()).await.unwrap();
-    let exit = machine.exited().await;
+    let exit = bench.ended(&machine).await;
     assert_eq!(exit.reason.as_deref(), Some("guest-reset"));
     let console = std::fs::read_to_string(&bench.spec.console).unwrap();
     assert!(
@@ -119,7 +119,7 @@ async fn a_panic_ends_the_machine() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn adopted_by_another_daemon() {
-    let (Some(qemu), Some(bench)) = (driver().await, bench("bgrqemutestadopt", IDLE)) else {
+    let (Some(qemu), Some(bench)) = (driver().await, bench("adopt", IDLE)) else {
         return;
     };
     let ledger = Ledger::default();
@@ -148,7 +148,7 @@ async fn adopted_by_another_daemon() {
         .find(|record| record.role == ProcessRole::VsockDevice)
         .unwrap();
     kill_processes(&bench.spec.token, &[*device]).await.unwrap();
-    let exit = machine.exited().await;
+    let exit = bench.ended(&machine).await;
     assert_eq!(exit.role, ProcessRole::VsockDevice);
     assert_gone(&bench.spec.token);
     assert_eq!(bench.sockets(), [""; 0]);
@@ -156,7 +156,7 @@ async fn adopted_by_another_daemon() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn failures_carry_the_programs_words_and_leave_nothing() {
-    let (Some(qemu), Some(bench)) = (driver().await, bench("bgrqemutestfail", IDLE)) else {
+    let (Some(qemu), Some(bench)) = (driver().await, bench("fail", IDLE)) else {
         return;
     };
     // Another program holds the image for writing, in QEMU's own way of locking.
@@ -165,7 +165,7 @@ async fn failures_carry_the_programs_words_and_leave_nothing() {
     let holder = qemu.launch(&spec, &Ledger::default()).await.unwrap();
     let other = tempfile::tempdir().unwrap();
     let mut second = spec.clone();
-    second.token = "bgrqemutestsecond".to_owned();
+    second.token.push_str("second");
     second.runtime_dir = other.path().to_owned();
     second.vsock.socket = other.path().join("vsock.sock");
     let error = qemu.launch(&second, &Ledger::default()).await.unwrap_err();
@@ -189,7 +189,7 @@ async fn failures_carry_the_programs_words_and_leave_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_launch_can_be_cancelled_at_any_moment() {
-    let (Some(qemu), Some(bench)) = (driver().await, bench("bgrqemutestcancel", IDLE)) else {
+    let (Some(qemu), Some(bench)) = (driver().await, bench("cancel", IDLE)) else {
         return;
     };
     for delay in [0, 1, 3, 10, 30, 60, 100] {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use banger_vmm::{Boot, Disk, Machine, MachineSpec, ProcessLog, ProcessRecord, Vsock};
+use banger_vmm::{Boot, Disk, Machine, MachineExit, MachineSpec, ProcessLog, ProcessRecord, Vsock};
 use hostkit::exec::Tool;
 
 /// How long a guest may take to say something: emulated, on a machine that compiles meanwhile.
@@ -48,14 +48,15 @@ pub(crate) struct Bench {
 impl Bench {
     /// `script` runs as the guest's init, with busybox at /bin/busybox and nothing mounted. Skips where there is no static
     /// busybox.
-    pub(crate) fn new(token: &str, kernel: PathBuf, memory_mib: u32, script: &str) -> Option<Self> {
+    pub(crate) fn new(name: &str, kernel: PathBuf, memory_mib: u32, script: &str) -> Option<Self> {
         let busybox = tool("BANGER_BUSYBOX", "busybox")?;
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name);
         std::fs::write(path("initramfs"), initramfs(&busybox, script)).unwrap();
         std::fs::write(path("disk"), vec![0; 1 << 20]).unwrap();
         let spec = MachineSpec {
-            token: token.to_owned(),
+            // Of this run alone, so that runs beside each other and leftovers do not meet.
+            token: format!("bgrtest{name}{}", std::process::id()),
             vcpus: 1,
             memory_mib,
             boot: Boot {
@@ -104,6 +105,18 @@ impl Bench {
         }
     }
 
+    /// Waits until the machine has ended.
+    pub(crate) async fn ended(&self, machine: &Arc<dyn Machine>) -> MachineExit {
+        match tokio::time::timeout(GUEST_PATIENCE, machine.exited()).await {
+            Ok(exit) => exit,
+            Err(_) => panic!(
+                "still running; console: {}; log: {}",
+                std::fs::read_to_string(&self.spec.console).unwrap_or_default(),
+                self.log()
+            ),
+        }
+    }
+
     pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(&self.spec.log).unwrap_or_default()
     }
@@ -119,6 +132,21 @@ impl Bench {
             .collect();
         names.sort();
         names
+    }
+}
+
+impl Drop for Bench {
+    /// A test that failed leaves its machine.
+    fn drop(&mut self) {
+        for (token, record) in banger_vmm::find_processes().unwrap_or_default() {
+            if token == self.spec.token
+                && let Some(pid) = i32::try_from(record.id.pid)
+                    .ok()
+                    .and_then(rustix::process::Pid::from_raw)
+            {
+                rustix::process::kill_process(pid, rustix::process::Signal::KILL).ok();
+            }
+        }
     }
 }
 
