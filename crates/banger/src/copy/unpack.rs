@@ -78,6 +78,8 @@ pub(crate) fn unpack(
         budget: budget.clone(),
     });
     let mut tree: Option<Tree> = None;
+    // The top is the guest's root: names begin with `./`.
+    let mut dotted = false;
     let mut entries = archive.entries().map_err(UnpackError::Archive)?;
     loop {
         budget.set(Some(BETWEEN));
@@ -85,12 +87,13 @@ pub(crate) fn unpack(
         let mut entry = entry.map_err(UnpackError::Archive)?;
         budget.set(None);
         if entry.header().entry_type() != EntryType::XGlobalHeader {
-            let name = Name::parse(&entry.path_bytes())?;
+            let is_directory = entry.header().entry_type() == EntryType::Directory;
+            dotted |= tree.is_none() && is_directory && is_dot(&entry.path_bytes());
+            let name = Name::parse(&entry.path_bytes(), dotted)?;
             let tree = match &mut tree {
                 Some(tree) => tree,
                 None => {
-                    let is_directory =
-                        entry.header().entry_type() == EntryType::Directory || name.components.len() > 1;
+                    let is_directory = is_directory || name.components.len() > 1;
                     tree.insert(Tree::begin(destination, &name, is_directory, keep)?)
                 }
             };
@@ -130,12 +133,18 @@ impl<R: Read> Read for Metered<R> {
 /// An entry's name, taken apart and found harmless.
 #[derive(Debug, PartialEq, Eq)]
 struct Name {
-    /// Neither empty nor `.` nor `..`; at least one.
+    /// Neither empty nor `.` nor `..`, but for a first one that stands for the top entry; at least one.
     components: Vec<Vec<u8>>,
 }
 
+/// Whether a name stands for the directory that the archive was made in.
+fn is_dot(bytes: &[u8]) -> bool {
+    bytes == b"." || bytes == b"./"
+}
+
 impl Name {
-    fn parse(bytes: &[u8]) -> Result<Self, UnpackError> {
+    /// `dotted`: the top entry is `.`, which becomes every name's first component.
+    fn parse(bytes: &[u8], dotted: bool) -> Result<Self, UnpackError> {
         let refused = |problem| UnpackError::Refused {
             name: shown(bytes),
             problem,
@@ -146,7 +155,7 @@ impl Name {
         if bytes.contains(&0) {
             return Err(refused("holds a NUL character"));
         }
-        let mut components = Vec::new();
+        let mut components = if dotted { vec![b".".to_vec()] } else { Vec::new() };
         for component in bytes
             .split(|b| *b == b'/')
             .filter(|part| !part.is_empty() && *part != b".")
@@ -219,7 +228,7 @@ impl Tree {
     ) -> Result<Self, UnpackError> {
         // The name is the user's; the archive's own counts only where the user's path ends in none.
         let mut destination = destination.clone();
-        if destination.name.is_none() {
+        if destination.name.is_none() && first.components[0] != b"." {
             destination.name = Some(OsStr::from_bytes(&first.components[0]).to_owned());
         }
         let target = destination.resolve(is_directory)?;
@@ -291,7 +300,7 @@ impl Tree {
                 .map_err(write)?;
             }
             EntryType::Link => {
-                let target = Name::parse(&entry.link_name_bytes().unwrap_or_default())?;
+                let target = Name::parse(&entry.link_name_bytes().unwrap_or_default(), self.top == b".")?;
                 if target.components[0] != self.top || target.components.len() < 2 {
                     return Err(refused("is a hard link out of the tree"));
                 }
@@ -306,7 +315,9 @@ impl Tree {
                 let last = OsStr::from_bytes(last);
                 let there = rustix::fs::statat(&from, last, AtFlags::SYMLINK_NOFOLLOW)
                     .map_err(|e| write(e.into()))?;
-                if FileType::from_raw_mode(there.st_mode) != FileType::RegularFile {
+                // The link itself where it is one: linkat(2) without AT_SYMLINK_FOLLOW does not follow it.
+                let kind = FileType::from_raw_mode(there.st_mode);
+                if kind != FileType::RegularFile && kind != FileType::Symlink {
                     return Err(refused("is a hard link to something that is no file"));
                 }
                 place(parent, file_name, |name| {

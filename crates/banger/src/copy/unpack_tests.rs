@@ -216,7 +216,6 @@ fn hard_links_stay_in_the_tree() {
         ("other/x", "is a hard link out of the tree"),
         ("t", "is a hard link out of the tree"),
         ("t/h", "is a hard link to itself"),
-        ("t/l", "is a hard link to something that is no file"),
         ("t/d", "is a hard link to something that is no file"),
     ] {
         let ground = Ground::new();
@@ -235,6 +234,19 @@ fn hard_links_stay_in_the_tree() {
         .link(EntryType::Link, "t/h", "t/l/victim")
         .done();
     assert!(matches!(ground.unpack(&archive), Err(UnpackError::Write { .. })));
+    // A symbolic link is linked itself, and not what it leads to.
+    let ground = Ground::new();
+    let archive = Hostile::new()
+        .directory("t")
+        .symlink("t/l", "../../out/victim")
+        .link(EntryType::Link, "t/h", "t/l")
+        .done();
+    ground.unpack(&archive).unwrap();
+    assert!(
+        fs::symlink_metadata(ground.path("in/copy/h"))
+            .unwrap()
+            .is_symlink()
+    );
     // A link over what it links to keeps the file.
     let ground = Ground::new();
     let archive = Hostile::new()
@@ -408,6 +420,30 @@ fn where_things_go() {
         matches!(over, Err(UnpackError::Write { .. })),
         "a file over a directory"
     );
+}
+
+#[test]
+fn a_whole_root_has_no_name_of_its_own() {
+    let root = || {
+        let etc = Hostile::new()
+            .directory("./")
+            .directory("./etc")
+            .file("./etc/f", "x");
+        etc.link(EntryType::Link, "./etc/h", "./etc/f").done()
+    };
+    let ground = Ground::new();
+    ground.unpack_to("in/new", None, false, &root()).unwrap();
+    assert!(ground.path("in/new/etc/h").is_file());
+    ground.unpack_to("in", None, true, &root()).unwrap();
+    assert!(ground.path("in/etc/f").is_file());
+    let inside = ground.unpack_to("in", None, false, &root());
+    assert!(matches!(
+        inside,
+        Err(UnpackError::Destination(DestinationError::NoName))
+    ));
+    let ground = Ground::new();
+    let upwards = Hostile::new().directory(".").file("./../out/new", "x").done();
+    assert_eq!(refused(ground.unpack(&upwards)), "points upwards");
 }
 
 #[test]
