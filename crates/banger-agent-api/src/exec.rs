@@ -11,8 +11,11 @@ use crate::proto::exec_input::Input;
 use crate::proto::exec_output::Output;
 use crate::{MAX_CHUNK, proto};
 use bytes::Bytes;
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::task::Poll;
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tonic::Streaming;
 use tonic::transport::Channel;
 
@@ -151,6 +154,9 @@ pub struct ExecOutput {
     stream: Streaming<proto::ExecOutput>,
     pid: u32,
     ended: bool,
+    /// Dropped with this half, which ends the request stream: HTTP/2 only cancels a call when both its directions have
+    /// been let go, and the other half may live on.
+    _cancel: oneshot::Sender<Infallible>,
 }
 
 impl ExecOutput {
@@ -199,12 +205,18 @@ pub(crate) async fn start_exec(
     start: proto::ExecStart,
 ) -> Result<(ExecInput, ExecOutput), AgentError> {
     let (sender, mut receiver) = mpsc::channel(INPUT_QUEUE);
+    let (cancel, mut cancelled) = oneshot::channel::<Infallible>();
     let mut first = Some(proto::ExecInput {
         input: Some(Input::Start(start)),
     });
-    let inputs = futures_util::stream::poll_fn(move |context| match first.take() {
-        Some(message) => std::task::Poll::Ready(Some(message)),
-        None => receiver.poll_recv(context),
+    let inputs = futures_util::stream::poll_fn(move |context| {
+        if first.is_some() {
+            return Poll::Ready(first.take());
+        }
+        match Pin::new(&mut cancelled).poll(context) {
+            Poll::Ready(_dropped) => Poll::Ready(None),
+            Poll::Pending => receiver.poll_recv(context),
+        }
     });
     let response = rpc
         .exec(inputs)
@@ -217,14 +229,13 @@ pub(crate) async fn start_exec(
                 rpc,
                 pid: started.pid,
             };
-            Ok((
-                ExecInput { sender, signals },
-                ExecOutput {
-                    stream,
-                    pid: started.pid,
-                    ended: false,
-                },
-            ))
+            let output = ExecOutput {
+                stream,
+                pid: started.pid,
+                ended: false,
+                _cancel: cancel,
+            };
+            Ok((ExecInput { sender, signals }, output))
         }
         Some(Output::Stdout(_) | Output::Stderr(_) | Output::Exited(_)) | None => Err(protocol(
             "the first message does not say that the command started",

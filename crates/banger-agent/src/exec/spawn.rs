@@ -277,6 +277,9 @@ unsafe fn run_child(shared: &Shared) -> (Step, c_int) {
     }
 }
 
+/// The kernel's `struct sigaction` on x86-64 and aarch64 (64-bit masks): handler, flags, restorer, mask.
+type KernelSigaction = [u64; 4];
+
 /// Gives every signal its default action, then unblocks all.
 ///
 /// # Safety
@@ -285,12 +288,17 @@ unsafe fn run_child(shared: &Shared) -> (Step, c_int) {
 unsafe fn reset_signals() {
     // SAFETY: plain data and system calls. Numbers which cannot be changed are refused, which does no harm.
     unsafe {
-        let mut default: libc::sigaction = std::mem::zeroed();
-        default.sa_sigaction = libc::SIG_DFL;
-        let mut signal = 1;
-        while signal <= MAX_SIGNAL {
-            libc::sigaction(signal, &raw const default, ptr::null_mut());
-            signal += 1;
+        // All zeros: the default action, no flags, no mask. The raw call, because glibc's refuses the two signals which
+        // it uses itself, and those may have been ignored by whoever started the agent.
+        let default: KernelSigaction = std::mem::zeroed();
+        for signal in 1..=MAX_SIGNAL {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                &raw const default,
+                ptr::null_mut::<KernelSigaction>(),
+                size_of::<u64>(),
+            );
         }
         let mut none: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&raw mut none);

@@ -1,0 +1,5 @@
+//! The real agent's server, on a Unix socket of this machine: what commands and copies do, and what they leave.
+
+mod common;
+mod copy;
+mod exec;
