@@ -212,6 +212,23 @@ impl Tree {
         self.bytes
     }
 
+    /// Makes a directory below `dir`, where the archive was unpacked, and adds it to the tree, unless there is
+    /// something of that name already. For directories at the top, which need no parents.
+    pub fn add_directory(&mut self, dir: &Path, name: &str, mode: u32) -> io::Result<()> {
+        if name.is_empty() || name.contains('/') || self.nodes.contains_key(name.as_bytes()) {
+            return Ok(());
+        }
+        let disk = dir.join(name);
+        fs::create_dir(&disk)?;
+        set_mtime(&disk, 0)?;
+        let node = Node {
+            mode: mode & 0o7777,
+            ..Node::implied()
+        };
+        self.nodes.insert(name.as_bytes().to_vec(), node);
+        Ok(())
+    }
+
     /// Follows `path` from the top as the kernel would, symbolic links and all; gives the path it leads to and what is
     /// there.
     #[must_use]

@@ -311,6 +311,20 @@ fn paths_are_followed_inside_the_tree() {
 }
 
 #[test]
+fn directories_can_be_added_to_the_top() {
+    let (dir, result) = try_unpack(&archive(&[file("tmp", b"")]), &Limits::default());
+    let mut tree = result.unwrap();
+    let disk = dir.path().join("tree");
+    for name in ["dev", "tmp", "", "a/b"] {
+        tree.add_directory(&disk, name, 0o1777).unwrap();
+    }
+    let brief: Vec<_> = tree.iter().map(|(path, node)| (path, node.mode)).collect();
+    let wanted: [(&[u8], u32); 3] = [(b"", 0o755), (b"dev", 0o1777), (b"tmp", 0o644)];
+    assert_eq!(brief, wanted);
+    assert!(disk.join("dev").is_dir());
+}
+
+#[test]
 fn a_caller_can_stop_it() {
     let bytes = archive(&[file("a", &[0; 3 << 20]), file("b", b"")]);
     let dir = tempfile::tempdir().unwrap();

@@ -115,9 +115,10 @@ pub fn build(dir: &Path, agent: &Path, kernel: &KernelFiles) -> Result<Initramfs
     let out = BufWriter::new(File::create(work.path().join("new")).map_err(store_error)?);
     drop(write(out, &agent_bytes, &modules).map_err(InitramfsError::Layout)?);
     match work.publish("new", &path) {
+        Ok(published) => published.keep(),
         // Another builder was faster; what it made is the same.
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-        result => result.map_err(store_error)?,
+        Err(error) => return Err(store_error(error)),
     }
     let size = fs::metadata(&path).map_err(store_error)?.len();
     Ok(Initramfs { path, key, size })

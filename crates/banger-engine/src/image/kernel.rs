@@ -23,7 +23,7 @@ use hostkit::exec::ExecError;
 use hostkit::modules::{self, Module, ModuleTree, Wanted};
 use hostkit::vmlinuz::{self, Format};
 
-use super::work::{self, Cancel, Reporter, WorkDir};
+use super::work::{self, Cancel, Published, Reporter, WorkDir};
 
 /// What a guest needs before its root is mounted, and what every guest has at hand. The buses of QEMU's `q35` (PCI),
 /// of its `microvm` and of Firecracker (MMIO); disk, network and vsock; the two file systems. A kernel may have any of
@@ -226,7 +226,9 @@ pub async fn add_from_file(
         source: source.display().to_string(),
         progress: progress.clone(),
     };
-    work::blocking(move |cancel| plan.carry_out(cancel)).await
+    let (kernel, published) = work::blocking(move |cancel| plan.carry_out(cancel)).await?;
+    published.keep();
+    Ok(kernel)
 }
 
 /// Adds a kernel from a Debian package as the directory `target`.
@@ -294,7 +296,9 @@ pub async fn add_from_deb(
         source: format!("Debian package {name} {version}"),
         progress: progress.clone(),
     };
-    work::blocking(move |cancel| plan.carry_out(cancel)).await
+    let (kernel, published) = work::blocking(move |cancel| plan.carry_out(cancel)).await?;
+    published.keep();
+    Ok(kernel)
 }
 
 /// Everything that is needed to turn a kernel image into the directory of a kernel.
@@ -308,7 +312,7 @@ struct Plan {
 }
 
 impl Plan {
-    fn carry_out(self, cancel: &Cancel) -> Result<Kernel, KernelError> {
+    fn carry_out(self, cancel: &Cancel) -> Result<(Kernel, Published), KernelError> {
         let path = &self.image;
         let image_error = |source| KernelError::Image {
             path: path.clone(),
@@ -352,11 +356,11 @@ impl Plan {
             source: self.source.clone(),
         };
         let files = KernelFiles::new(self.work.path().join("new"));
-        write(&files, &image, vmlinux.as_deref(), &modules)
+        let published = write(&files, &image, vmlinux.as_deref(), &modules)
             .and_then(|()| cancel.check())
             .and_then(|()| self.work.publish("new", &self.target))
             .map_err(|source| self.store_error(source))?;
-        Ok(kernel)
+        Ok((kernel, published))
     }
 
     fn check(&self, cancel: &Cancel) -> Result<(), KernelError> {

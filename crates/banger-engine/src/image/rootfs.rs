@@ -378,7 +378,7 @@ fn unpack(
     };
     progress.step("unpack", format!("unpacking {}", archive.display()));
     let mut paced = Paced::default();
-    let tree = rootfs_tar::unpack(reader, dir, limits, |done| {
+    let mut tree = rootfs_tar::unpack(reader, dir, limits, |done| {
         if paced.is_due(done) {
             progress.bytes("unpack", "unpacking", done, None);
         }
@@ -395,6 +395,20 @@ fn unpack(
         return Err(RootfsError::NoRoot {
             path: archive.to_owned(),
         });
+    }
+    // What every machine mounts on; archives of containers often lack them.
+    for (name, mode) in [
+        ("dev", 0o755),
+        ("proc", 0o555),
+        ("run", 0o755),
+        ("sys", 0o555),
+        ("tmp", 0o1777),
+    ] {
+        tree.add_directory(dir, name, mode)
+            .map_err(|source| RootfsError::Store {
+                path: dir.to_owned(),
+                source,
+            })?;
     }
     let os = tree
         .lookup("/etc/os-release")
@@ -421,7 +435,7 @@ async fn publish(
     progress: &Reporter,
 ) -> Result<Rootfs, RootfsError> {
     let (target, progress) = (target.to_owned(), progress.clone());
-    work::blocking(move |cancel| {
+    let (rootfs, published) = work::blocking(move |cancel| {
         let store_error = |source: io::Error| {
             let path = target.clone();
             if source.kind() == io::ErrorKind::AlreadyExists {
@@ -446,8 +460,8 @@ async fn publish(
         })
         .map_err(store_error)?;
         progress.step("store", "storing the image");
-        work.publish("new", &target).map_err(store_error)?;
-        Ok(Rootfs {
+        let published = work.publish("new", &target).map_err(store_error)?;
+        let rootfs = Rootfs {
             path: target.join(FILE),
             size,
             used: superblock.used,
@@ -455,9 +469,12 @@ async fn publish(
             suggested_name: found.os.suggested_name().unwrap_or(found.fallback_name),
             os: found.os,
             init: found.init.then(|| "/sbin/init".to_owned()),
-        })
+        };
+        Ok::<_, RootfsError>((rootfs, published))
     })
-    .await
+    .await?;
+    published.keep();
+    Ok(rootfs)
 }
 
 /// A file's name up to its first dot, as a name for an image.

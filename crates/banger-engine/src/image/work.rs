@@ -2,7 +2,8 @@
 //!
 //! Everything that images and kernels are made from is first made in a [`WorkDir`] in the directory it will live in,
 //! then synced and renamed, so that a reader sees all of it or nothing. Whoever drops the future of a step abandons the
-//! step: its thread notices at the next [`Cancel::check`] and the last owner of the directory removes it. What a killed
+//! step: its thread notices at the next [`Cancel::check`], the last owner of the directory removes it, and what was
+//! [`Published`] in that very moment is taken back. What a killed
 //! daemon leaves is recognised by its name and removed by [`sweep`] at the next start.
 
 use std::fs::{self, File};
@@ -118,20 +119,50 @@ impl WorkDir {
     }
 
     /// Moves `name` out of here to `target` in one step, on disk when this returns. Fails with
-    /// [`io::ErrorKind::AlreadyExists`] where the target exists.
-    pub fn publish(&self, name: &str, target: &Path) -> io::Result<()> {
+    /// [`io::ErrorKind::AlreadyExists`] where the target exists. What is returned removes the target again unless it is
+    /// kept: by whoever waits for it, so that nothing appears once nobody does.
+    pub fn publish(&self, name: &str, target: &Path) -> io::Result<Published> {
         let from = self.path().join(name);
         sync_tree(&from)?;
-        rustix::fs::renameat_with(
-            rustix::fs::CWD,
-            &from,
-            rustix::fs::CWD,
-            target,
-            RenameFlags::NOREPLACE,
-        )?;
-        match target.parent() {
-            Some(parent) => File::open(parent)?.sync_all(),
-            None => Ok(()),
+        let cwd = rustix::fs::CWD;
+        match rustix::fs::renameat_with(cwd, &from, cwd, target, RenameFlags::NOREPLACE) {
+            // A file system that cannot promise it; then only another maker at the same moment goes unnoticed.
+            Err(rustix::io::Errno::INVAL) if fs::symlink_metadata(target).is_ok() => {
+                return Err(io::ErrorKind::AlreadyExists.into());
+            }
+            Err(rustix::io::Errno::INVAL) => fs::rename(&from, target)?,
+            result => result?,
+        }
+        let published = Published(Some(target.to_owned()));
+        if let Some(parent) = target.parent() {
+            File::open(parent)?.sync_all()?;
+        }
+        Ok(published)
+    }
+}
+
+/// Something finished at its place, removed when this is dropped without [`Published::keep`].
+#[derive(Debug)]
+#[must_use = "what is not kept is removed"]
+pub struct Published(Option<PathBuf>);
+
+impl Published {
+    /// Leaves it where it is.
+    pub fn keep(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Published {
+    fn drop(&mut self) {
+        let Some(path) = self.0.take() else { return };
+        let removed = if path.is_dir() {
+            fs::remove_dir_all(&path)
+        } else {
+            fs::remove_file(&path)
+        };
+        if let Err(error) = removed {
+            tracing::warn!(path = %path.display(), %error, "what nobody waits for cannot be removed");
         }
     }
 }
@@ -218,7 +249,11 @@ mod tests {
             let work = WorkDir::new_in(&parent).unwrap();
             fs::create_dir(work.path().join("new")).unwrap();
             fs::write(work.path().join("new/file"), "x").unwrap();
-            work.publish("new", &target).unwrap();
+            drop(work.publish("new", &target).unwrap());
+            assert!(!target.exists(), "nobody kept it");
+            fs::create_dir(work.path().join("new")).unwrap();
+            fs::write(work.path().join("new/file"), "x").unwrap();
+            work.publish("new", &target).unwrap().keep();
             fs::create_dir(work.path().join("new")).unwrap();
             let error = work.publish("new", &target).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);

@@ -47,6 +47,12 @@ chroot "$root" systemctl --quiet mask \
     proc-sys-fs-binfmt_misc.automount dev-hugepages.mount sys-kernel-debug.mount sys-kernel-tracing.mount
 chroot "$root" systemctl --quiet disable remote-fs.target
 
+# --- a small image -----------------------------------------------------------------------------------------------
+# Documentation and translations are a fifth of it; packages that are installed later bring theirs. Licences stay.
+find "$root/usr/share/doc" ! -type d ! -name copyright -delete
+find "$root/usr/share/doc" -type d -empty -delete
+rm -rf "$root"/usr/share/man/* "$root"/usr/share/info/* "$root"/usr/share/locale/* "$root"/usr/share/lintian
+
 # --- no traces ---------------------------------------------------------------------------------------------------
 # The sources are those of any Debian, whichever mirror was used to build.
 if [ -e "$root/etc/apt/sources.list.default" ]; then
