@@ -67,11 +67,20 @@ macro_rules! contract {
             method: &str,
             params: Option<&serde_json::value::RawValue>,
         ) -> Result<crate::server::Outcome, RpcError> {
-            use crate::server::{Outcome, answer, parse_params, subscription};
+            use crate::server::{Outcome, answer, boxed, parse_params, subscription};
             match method {
-                $( $cname => answer(service.$cfn(caller, parse_params(method, params)?).await?), )*
-                $( $sname => Ok(subscription($sname, service.$sfn(caller, parse_params(method, params)?).await?)), )*
-                $( $tname => Ok(Outcome::Stream(service.$tfn(caller, parse_params(method, params)?).await?)), )*
+                $( $cname => {
+                    let params = parse_params(method, params)?;
+                    answer(boxed(|| service.$cfn(caller, params)).await?)
+                } )*
+                $( $sname => {
+                    let params = parse_params(method, params)?;
+                    Ok(subscription($sname, boxed(|| service.$sfn(caller, params)).await?))
+                } )*
+                $( $tname => {
+                    let params = parse_params(method, params)?;
+                    Ok(Outcome::Stream(boxed(|| service.$tfn(caller, params)).await?))
+                } )*
                 _ => Err(crate::server::unknown_method(method)),
             }
         }

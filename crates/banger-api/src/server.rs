@@ -37,7 +37,7 @@ use crate::contract::Service;
 use crate::error::{ErrorKind, RpcError};
 
 pub(crate) use openrpc::OpenRpc;
-pub(crate) use outcome::{Outcome, answer, subscription};
+pub(crate) use outcome::{Outcome, answer, boxed, subscription};
 pub(crate) use params::{parse_params, unknown_method};
 pub use peer::Access;
 pub use socket::{BindError, BoundSocket, MAX_SOCKET_PATH, bind};

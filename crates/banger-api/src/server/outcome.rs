@@ -1,5 +1,7 @@
 //! What a dispatched request turns into, with the types of its answer erased.
 
+use std::future::Future;
+use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use serde::Serialize;
@@ -25,6 +27,15 @@ pub(crate) enum Outcome {
     },
     /// What takes over the connection.
     Stream(StreamHandler),
+}
+
+/// Puts a method's future on the heap. Otherwise every request's task, and every stack frame on the way to it, would be
+/// as large as the largest method's future. Not inlined, so that what is made passes through no other frame.
+#[inline(never)]
+pub(crate) fn boxed<'a, F: Future + Send + 'a>(
+    make: impl FnOnce() -> F,
+) -> Pin<Box<dyn Future<Output = F::Output> + Send + 'a>> {
+    Box::pin(make())
 }
 
 /// The outcome of a call.

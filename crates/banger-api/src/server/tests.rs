@@ -1019,3 +1019,17 @@ async fn others_are_refused_and_members_of_the_group_are_not() {
     assert!(server.client().vm_ping(vm("a")).await.is_ok());
     server.stop().await;
 }
+
+/// Requests' tasks are small, whatever the methods' futures are: hundreds of them wait at a time, and each is built on
+/// a worker's stack.
+#[test]
+fn a_request_is_small() {
+    let toy = Toy::default();
+    let caller = Caller {
+        uid: 0,
+        gid: 0,
+        pid: 0,
+    };
+    let size = size_of_val(&crate::contract::dispatch(&toy, caller, "op.show", None));
+    assert!(size < 2048, "{size} bytes");
+}
