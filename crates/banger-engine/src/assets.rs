@@ -1,6 +1,9 @@
 //! Finds companion files: the guest agent and `vhost-device-vsock`. Says where it looked.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use hostkit::exec::Tool;
 
 use crate::error::Error;
 use crate::settings::Settings;
@@ -12,12 +15,15 @@ pub(crate) struct Assets {
     directories: Vec<PathBuf>,
 }
 
+/// A program says its version at once, or something is wrong with it.
+const VERSION: Duration = Duration::from_secs(10);
+
 /// The guest agent's file name.
 pub(crate) const AGENT: &str = "banger-agent";
 
 impl Assets {
     pub(crate) fn new(settings: &Settings) -> Self {
-        let directories = settings.libexec.iter().chain(&settings.path).cloned().collect();
+        let directories = settings.companion_dirs();
         Self {
             agent: settings.agent.clone(),
             directories,
@@ -28,6 +34,25 @@ impl Assets {
     pub(crate) fn agent(&self) -> Result<PathBuf, Error> {
         let fix = "run `make build`, or set `path` under `[agent]` in the configuration";
         self.find("the guest agent", AGENT, self.agent.as_deref(), fix)
+    }
+
+    /// The guest agent with the version it gives itself.
+    pub(crate) async fn agent_version(&self) -> Result<(PathBuf, String), Error> {
+        let path = self.agent()?;
+        let failed = |e| Error::Host {
+            action: "ask the guest agent for its version",
+            source: Box::new(e),
+        };
+        let tool = Tool::at(&path).map_err(failed)?;
+        let output = tool
+            .command()
+            .arg("--version")
+            .timeout(VERSION)
+            .run()
+            .await
+            .map_err(failed)?;
+        let version = output.text().trim().trim_start_matches(AGENT).trim().to_owned();
+        Ok((path, version))
     }
 
     /// A configured path counts alone: looking elsewhere would hide a mistake in it.

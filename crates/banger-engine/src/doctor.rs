@@ -70,7 +70,7 @@ fn off(
 pub(crate) async fn run(host: &Host) -> Vec<Check> {
     let mut checks = vec![virtualization()];
     checks.extend(vmms(host).await);
-    checks.push(agent(host));
+    checks.push(agent(host).await);
     checks.extend(tools(host));
     checks.push(space(&host.settings.state_dir));
     checks.push(store(host).await);
@@ -155,9 +155,9 @@ async fn vmms(host: &Host) -> Vec<Check> {
     checks
 }
 
-fn agent(host: &Host) -> Check {
-    match host.assets.agent() {
-        Ok(path) => fine("guest", "agent", path.display().to_string()),
+async fn agent(host: &Host) -> Check {
+    match host.assets.agent_version().await {
+        Ok((path, version)) => fine("guest", "agent", format!("{} {version}", path.display())),
         Err(e) => {
             let report = e.report();
             off(

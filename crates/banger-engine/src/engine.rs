@@ -96,8 +96,8 @@ pub struct NewVm {
 /// The engine's part of `daemon.status`.
 #[derive(Debug, Clone)]
 pub struct Status {
-    /// The guest agent: its path, or why there is none.
-    pub agent: Result<PathBuf, String>,
+    /// The guest agent: its path and version, or why there is none.
+    pub agent: Result<(PathBuf, String), String>,
     /// VMMs that were looked for.
     pub vmms: Vec<FoundVmm>,
     /// What a machine without a pin gets, with the reason; or why none.
@@ -165,7 +165,12 @@ impl Engine {
         }
         let images = self.host.store.read(banger_store::images::list).await?.len();
         Ok(Status {
-            agent: self.host.assets.agent().map_err(|e| e.to_string()),
+            agent: self
+                .host
+                .assets
+                .agent_version()
+                .await
+                .map_err(|e| crate::error::chain(&e)),
             vmms: self.host.vmms.found().await,
             chosen: match self.host.vmms.choose(None).await {
                 Ok(chosen) => Ok((chosen.vmm.kind(), chosen.reason)),

@@ -27,6 +27,17 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// Where companion programs are looked for: the places of an installation, then `PATH`; each once.
+    pub(crate) fn companion_dirs(&self) -> Vec<PathBuf> {
+        let mut dirs: Vec<PathBuf> = Vec::new();
+        for dir in self.libexec.iter().chain(&self.path) {
+            if !dirs.contains(dir) {
+                dirs.push(dir.clone());
+            }
+        }
+        dirs
+    }
+
     /// Where programs are looked for: `PATH`, then the administrators' directories, which Debian leaves out of it.
     pub(crate) fn tool_dirs(&self) -> Vec<PathBuf> {
         let admin = ["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from);

@@ -46,7 +46,7 @@ pub(crate) struct Vmms {
 
 impl Vmms {
     pub(crate) fn new(settings: &Settings) -> Self {
-        let directories = settings.libexec.iter().chain(&settings.path).cloned().collect();
+        let directories = settings.companion_dirs();
         Self {
             settings: settings.vmm.clone(),
             directories,

@@ -85,9 +85,9 @@ impl Service for Rpc {
                 .map(|path| path.to_string_lossy().into_owned()),
             memory: process::resident_memory(),
             agent: match status.agent {
-                Ok(path) => Component {
+                Ok((path, version)) => Component {
                     path: Some(path.to_string_lossy().into_owned()),
-                    version: None,
+                    version: Some(version),
                     problem: None,
                 },
                 Err(problem) => Component {

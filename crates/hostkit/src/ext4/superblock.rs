@@ -129,6 +129,15 @@ pub fn check(path: &Path) -> Result<Superblock, Error> {
     parse(path, &bytes, len)
 }
 
+/// As [`check`], for a disk that will be mounted for writing: one that was in use when its machine ended is fine, since
+/// the kernel replays its journal.
+pub fn check_writable(path: &Path) -> Result<(), Error> {
+    match check(path) {
+        Ok(_) | Err(Error::Unclean { .. }) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
 fn parse(path: &Path, bytes: &[u8; LEN], len: Option<u64>) -> Result<Superblock, Error> {
     let path = || path.to_owned();
     let damaged = |what| Error::Damaged { path: path(), what };

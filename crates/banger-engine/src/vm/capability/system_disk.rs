@@ -53,7 +53,7 @@ impl Capability for SystemDisk {
                 fix: Some("make the image anew: `banger image bootstrap` or `banger image register`, with --replace".to_owned()),
             });
         }
-        if let Err(e) = ext4::superblock::check(&overlay) {
+        if let Err(e) = ext4::superblock::check_writable(&overlay) {
             problems.push(Problem {
                 message: format!("the machine's own disk: {}", chain(&e)),
                 fix: Some(
