@@ -26,8 +26,8 @@ pub(crate) fn prepared(bed: &Testbed) -> PathBuf {
     let lock = std::fs::File::create(bed.directory.join("state.lock")).expect("open the lock");
     lock.lock().expect("wait for the lock");
     if !prepared.exists() {
-        remove_older(bed);
         make(bed, &prepared);
+        remove_older(bed, &prepared);
     }
     prepared
 }
@@ -46,12 +46,12 @@ fn key(bed: &Testbed) -> u64 {
     hasher.finish()
 }
 
-fn remove_older(bed: &Testbed) {
+fn remove_older(bed: &Testbed, newest: &Path) {
     for entry in std::fs::read_dir(&bed.directory)
         .expect("list the test bed")
         .flatten()
     {
-        if entry.file_name().to_string_lossy().starts_with("state-") {
+        if entry.file_name().to_string_lossy().starts_with("state-") && entry.path() != newest {
             std::fs::remove_dir_all(entry.path()).expect("remove the state of an older build");
         }
     }

@@ -18,7 +18,9 @@ use crate::testbed::{self, Testbed};
 pub(crate) fn test(arguments: &[String]) -> Result<ExitCode> {
     let bed = testbed::prepare()?;
     let skips = layout::testbed().join("skipped");
-    drop(fs::remove_file(&skips)); // absent on the first run
+    // Absent on the first run. What a run that was killed left of its daemons' state goes as well.
+    drop(fs::remove_file(&skips));
+    drop(fs::remove_dir_all(layout::testbed().join("runs")));
     let before = leftovers::list();
 
     let nextest = sh::read(Command::new("cargo").args(["nextest", "--version"])).is_ok();
