@@ -232,6 +232,7 @@ async fn install(
     };
     let mut command = command
         .args(arguments(options))
+        .env("BANGER_CUSTOMIZE_HOOK", CUSTOMIZE)
         .output_file(out)
         .timeout(TIMEOUT)
         .on_line(move |stream, line| match stream {
@@ -243,7 +244,10 @@ async fn install(
             Stream::Stdout => {}
         });
     if let Some(mirror) = &options.mirror {
-        command = command.env("BANGER_MIRROR", mirror).env("BANGER_SUITE", SUITE);
+        command = command
+            .env("BANGER_MIRROR_HOOK", MIRROR)
+            .env("BANGER_MIRROR", mirror)
+            .env("BANGER_SUITE", SUITE);
     }
     if let Some(seconds) = options.source_date {
         command = command.env("SOURCE_DATE_EPOCH", seconds.to_string());
@@ -275,11 +279,17 @@ fn arguments(options: &DebianOptions) -> Vec<String> {
     // as well would start a filter for every package; customize.sh removes it at once.)
     arguments.push("--dpkgopt=force-unsafe-io".to_owned());
     if options.mirror.is_some() {
-        arguments.push(format!("--setup-hook={MIRROR}"));
+        arguments.push(hook("setup", "BANGER_MIRROR_HOOK"));
     }
-    arguments.push(format!("--customize-hook={CUSTOMIZE}"));
+    arguments.push(hook("customize", "BANGER_CUSTOMIZE_HOOK"));
     arguments.extend([SUITE.to_owned(), "-".to_owned()]);
     arguments
+}
+
+/// Runs a script that is in a variable: as a file it could not be read from within a user's namespace, and written out
+/// it would fill every message about the command.
+fn hook(stage: &str, variable: &str) -> String {
+    format!("--{stage}-hook=sh -c \"${variable}\" {stage} \"$1\"")
 }
 
 fn find(program: &'static str, package: &'static str, dirs: &[PathBuf]) -> Result<Tool, DebianError> {

@@ -59,10 +59,9 @@ if [ -e "$root/etc/apt/sources.list.default" ]; then
     mv "$root/etc/apt/sources.list.default" "$root/etc/apt/sources.list"
 fi
 rm -f "$root"/etc/apt/apt.conf.d/99mmdebstrap "$root"/etc/dpkg/dpkg.cfg.d/99mmdebstrap
-# /tmp and apt's lists are mmdebstrap's to empty, after this: it keeps its own configuration of apt there, and without
-# that it would go on with the host's apt.
-rm -rf "$root"/var/cache/apt/* "$root"/var/cache/debconf/*-old \
-    "$root"/var/cache/ldconfig/aux-cache "$root"/var/lib/dpkg/*-old "$root"/var/backups/* \
+# /tmp, and apt's lists and cache, are mmdebstrap's to empty, after this: it keeps its own configuration of apt there,
+# and without that it would go on with the host's apt.
+rm -rf "$root"/var/cache/debconf/*-old "$root"/var/cache/ldconfig/aux-cache "$root"/var/lib/dpkg/*-old "$root"/var/backups/* \
     "$root"/var/tmp/* "$root"/run/* "$root"/root/.bash_history "$root"/etc/.pwd.lock \
     "$root"/etc/passwd- "$root"/etc/group- "$root"/etc/shadow- "$root"/etc/gshadow- \
     "$root"/etc/subuid- "$root"/etc/subgid-
