@@ -66,6 +66,9 @@ pub(crate) enum DirectoryError {
         path: PathBuf,
         length: usize,
     },
+    /// The socket itself would not fit.
+    #[error("use {} as the socket: it has {length} bytes, and Linux allows {MAX_SOCKET_PATH}", path.display())]
+    SocketTooLong { path: PathBuf, length: usize },
     /// The directory that should hold it is missing.
     #[error("use {} as the {what}: {} does not exist", path.display(), parent.display())]
     NoParent {
@@ -106,6 +109,7 @@ impl DirectoryError {
         match self {
             Self::Nowhere { .. } => "set HOME, or name it with --state-dir or --runtime-dir",
             Self::Relative { .. } => "begin it with /",
+            Self::SocketTooLong { .. } => "name a shorter one with --socket",
             Self::TooLong { .. } => "name a shorter one with --runtime-dir or BANGER_RUNTIME_DIR",
             Self::NoParent { .. } => {
                 "create it, or name another with --runtime-dir or BANGER_RUNTIME_DIR; a login session makes /run/user/UID"
@@ -225,6 +229,10 @@ impl Directories {
                 path: runtime,
                 length,
             });
+        }
+        let length = socket.as_os_str().len();
+        if length > MAX_SOCKET_PATH {
+            return Err(DirectoryError::SocketTooLong { path: socket, length });
         }
         Ok(Self {
             state,
