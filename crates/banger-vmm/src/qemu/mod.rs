@@ -10,9 +10,13 @@
 //!
 //! Machine type and processor were measured (emulated, Debian's 6.1 cloud kernel, start of QEMU to init, medians on two
 //! shared cores): q35 with the ELF kernel 1.85 s, with the `bzImage` 2.4 s (its decompression is emulated too); microvm
-//! 1.75 s and 2.0 s, but there 5 of 40 starts hung in the calibration of its only timer, the PIT. Hence q35, for
-//! which every distribution's kernel is made anyway. `-cpu max` and `qemu64` take the same time; `max` has RDRAND, so
+//! 1.75 s and 2.0 s, but there 5 of 24 starts hung where the kernel calibrates its clock against the only timer it has,
+//! the PIT; of 44 starts of q35 none did. Hence q35, for which every distribution's kernel is made anyway. `-cpu max` and `qemu64` take the same time; `max` has RDRAND, so
 //! the guest's random numbers are ready at once.
+//!
+//! What to know of `vhost-device-vsock` (0.3.0): it has no half-close. When the host shuts down its sending side, the
+//! connection ends in both directions, and what the guest has sent and nobody read yet is lost. And it delivers nothing
+//! to the host while the guest does not take what the host sends, so whoever reads must not wait for its own writes.
 
 mod argv;
 mod message;
@@ -43,8 +47,11 @@ use qmp::Qmp;
 const VSOCK_READY: Duration = Duration::from_secs(10);
 /// How long QEMU has to answer; it takes a tenth of a second, and maps a large initramfs before.
 const QEMU_READY: Duration = Duration::from_secs(30);
-/// The oldest QEMU whose options are those used here (`-sandbox` groups, JSON in `-blockdev`, vhost-user-vsock).
-const OLDEST: (u32, u32) = (5, 2);
+/// The oldest QEMU whose options are those used here: `-device` takes JSON from 6.2 on.
+const OLDEST: (u32, u32) = (6, 2);
+/// How long an adopted QEMU may take to let us in. A healthy one needs milliseconds; one that is stopped is adopted
+/// without, and only the reason of its end is not learnt unless it answers later.
+const ADOPT_CONNECT: Duration = Duration::from_secs(1);
 
 /// Where QEMU's programs are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,7 +84,7 @@ impl Qemu {
             return Err(ProbeError::TooOld {
                 path: paths.qemu.clone(),
                 version,
-                least: "5.2",
+                least: "6.2",
             });
         }
         let info = VmmInfo {
@@ -251,6 +258,8 @@ impl Vmm for Qemu {
         let qmp = Arc::new(Qmp::new(Sockets::of(spec).qmp));
         let roles = [ProcessRole::Vmm, ProcessRole::VsockDevice];
         let supervised = Supervised::adopt(spec, processes, &roles, Self::cleanup(spec, &qmp))?;
+        // Connected early, to hear QEMU's last words; whether it answers is for `control_alive` to say.
+        qmp.status(ADOPT_CONNECT).await.ok();
         Ok(Arc::new(QemuMachine { supervised, qmp }))
     }
 }
