@@ -11,7 +11,7 @@
 //! Machine type and processor were measured (emulated, Debian's 6.1 cloud kernel, start of QEMU to init, medians on two
 //! shared cores): q35 with the ELF kernel 1.85 s, with the `bzImage` 2.4 s (its decompression is emulated too); microvm
 //! 1.75 s and 2.0 s, but there 5 of 24 starts hung where the kernel calibrates its clock against the only timer it has,
-//! the PIT; of 44 starts of q35 none did. Hence q35, for which every distribution's kernel is made anyway. `-cpu max`
+//! the PIT; of 41 starts of q35 none did. Hence q35, for which every distribution's kernel is made anyway. `-cpu max`
 //! and `qemu64` take the same time; `max` has RDRAND, so the guest's random numbers are ready at once.
 //!
 //! What to know of `vhost-device-vsock` (0.3.0): it has no half-close. When the host shuts down its sending side, the
