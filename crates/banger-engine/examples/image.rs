@@ -3,7 +3,7 @@
 //! `cargo run -p banger-engine --example image -- kernel DIR PACKAGE` and so on; see `main`.
 
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use banger_engine::image::kernel::{self, KernelFiles};
 use banger_engine::image::work::{Progress, Reporter};
@@ -73,6 +73,12 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
                 "{:#?}",
                 debian::bootstrap(Path::new(dir), &dirs, &progress).await?
             );
+        }
+        // What is left after the work was given up: nothing should be, a moment later.
+        ["debian-dropped", dir, seconds] => {
+            let patience = Duration::from_secs(seconds.parse()?);
+            let work = debian::bootstrap(Path::new(dir), &dirs, &progress);
+            println!("{}", tokio::time::timeout(patience, work).await.is_err());
         }
         ["tar", dir, archive] => {
             let limits = Limits::default();

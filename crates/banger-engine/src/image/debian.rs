@@ -43,6 +43,14 @@ const PACKAGES: [&str; 18] = [
     "xz-utils",
     "bash-completion",
 ];
+/// Runs a command with a temporary directory of its own, passes a SIGTERM on to everything that the command has started,
+/// and removes the directory when all of it has ended.
+const END_WITH_PARENT: &str = r#"
+    TMPDIR=$(mktemp -d "$TMPDIR/.bgr-tmp-XXXXXXXX") && export TMPDIR && chmod 0755 "$TMPDIR" || exit
+    trap 'trap "" TERM; kill -TERM 0; wait' TERM
+    "$@" &
+    wait $!; status=$?
+    wait; rm -rf "$TMPDIR"; exit $status"#;
 /// Mirrors may be slow; it takes about a minute where they are not.
 const TIMEOUT: Duration = Duration::from_secs(60 * 60);
 
@@ -219,18 +227,30 @@ async fn install(
             .arg(mmdebstrap.path())
             .arg("--mode=root")
             .env("TMPDIR", work),
-        // A user cannot remove what belongs to the ids of the namespace, but mmdebstrap does so itself when it is asked
-        // to end. It is asked by the kernel when its parent is killed, and in a group of its own to have the time.
+        // A user cannot remove what belongs to the ids of the namespace, but mmdebstrap does so itself when it and its
+        // children are asked to end, as a terminal would. So it runs in a session of its own, out of reach of the
+        // signal that kills it dead, below a shell that the kernel tells when its parent was killed.
         Builder::User { .. } => find("setsid", "util-linux", tool_dirs)?
             .command()
             .args(["--fork", "--wait"])
             .arg(find("setpriv", "util-linux", tool_dirs)?.path())
-            .args(["--pdeathsig", "TERM", "--"])
+            .args([
+                "--pdeathsig",
+                "TERM",
+                "--",
+                "/bin/sh",
+                "-c",
+                END_WITH_PARENT,
+                "sh",
+            ])
             .arg(mmdebstrap.path())
             .arg("--mode=unshare")
             .env("TMPDIR", &options.temporary),
     };
+    // Its own programs are looked for where ours are: users' paths lack the directories of system programs.
+    let path = std::env::join_paths(tool_dirs).unwrap_or_else(|_| "/usr/sbin:/usr/bin:/sbin:/bin".into());
     let mut command = command
+        .env("PATH", path)
         .args(arguments(options))
         .env("BANGER_CUSTOMIZE_HOOK", CUSTOMIZE)
         .output_file(out)
