@@ -1,5 +1,5 @@
-//! Real machines under Firecracker. Needs `firecracker` in PATH or BANGER_FIRECRACKER, a `/dev/kvm` that opens, a static
-//! busybox, and in BANGER_TEST_FC_KERNEL an ELF kernel that boots on this host.
+//! Real machines under Firecracker. Needs Firecracker in BANGER_TEST_FIRECRACKER, a `/dev/kvm` that opens, a static
+//! busybox, and in BANGER_TEST_FIRECRACKER_KERNEL an ELF kernel that boots on this host.
 
 #![expect(clippy::unwrap_used, reason = "what cannot be prepared fails the test")]
 
@@ -12,7 +12,8 @@ use banger_vmm::{
 use hostkit::process::Exit;
 
 mod support;
-use support::{Bench, Ledger, assert_gone, file, skip, tool};
+use support::{Bench, Ledger, assert_gone};
+use testkit::{file, skip};
 
 async fn driver() -> Option<Firecracker> {
     let virtualization = host_virtualization();
@@ -20,14 +21,14 @@ async fn driver() -> Option<Firecracker> {
         return skip(reason);
     }
     Some(
-        Firecracker::probe(tool("BANGER_FIRECRACKER", "firecracker")?, &virtualization)
+        Firecracker::probe(file("BANGER_TEST_FIRECRACKER")?, &virtualization)
             .await
             .unwrap(),
     )
 }
 
 fn bench(name: &str, script: &str) -> Option<Bench> {
-    Bench::new(name, file("BANGER_TEST_FC_KERNEL")?, 128, script)
+    Bench::new(name, file("BANGER_TEST_FIRECRACKER_KERNEL")?, 128, script)
 }
 
 /// The whole life of one machine in one test: where processors are interpreted a guest takes ten seconds to come up.

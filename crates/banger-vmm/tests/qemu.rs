@@ -1,5 +1,5 @@
 //! Real machines under QEMU, emulated. Needs `qemu-system-x86_64` and `vhost-device-vsock` in PATH (or
-//! BANGER_VHOST_DEVICE_VSOCK), a static busybox, and a kernel with PVH entry or a bzImage in BANGER_TEST_KERNEL.
+//! BANGER_TEST_VHOST_DEVICE_VSOCK), a static busybox, and a kernel with PVH entry or a bzImage in BANGER_TEST_DEBIAN_KERNEL.
 
 #![expect(clippy::unwrap_used, reason = "what cannot be prepared fails the test")]
 
@@ -14,15 +14,16 @@ use banger_vmm::{
 use hostkit::process::Exit;
 
 mod support;
-use support::{Bench, Ledger, assert_gone, file, tool};
+use support::{Bench, Ledger, assert_gone};
+use testkit::{file, program};
 
 /// Says that it is up, then waits for nothing.
 const IDLE: &str = "echo UP; while true; do /bin/busybox sleep 1000; done";
 
 async fn driver() -> Option<Qemu> {
     let paths = QemuPaths {
-        qemu: tool("BANGER_QEMU", "qemu-system-x86_64")?,
-        vhost_device_vsock: tool("BANGER_VHOST_DEVICE_VSOCK", "vhost-device-vsock")?,
+        qemu: program("BANGER_TEST_QEMU", "qemu-system-x86_64")?,
+        vhost_device_vsock: program("BANGER_TEST_VHOST_DEVICE_VSOCK", "vhost-device-vsock")?,
     };
     let emulated = HostVirtualization::Unusable {
         reason: "test".to_owned(),
@@ -32,7 +33,7 @@ async fn driver() -> Option<Qemu> {
 }
 
 fn bench(name: &str, script: &str) -> Option<Bench> {
-    Bench::new(name, file("BANGER_TEST_KERNEL")?, 256, script)
+    Bench::new(name, file("BANGER_TEST_DEBIAN_KERNEL")?, 256, script)
 }
 
 #[tokio::test(flavor = "multi_thread")]

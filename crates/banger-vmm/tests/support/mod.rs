@@ -7,37 +7,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use banger_vmm::{Boot, Disk, Machine, MachineExit, MachineSpec, ProcessLog, ProcessRecord, Vsock};
-use hostkit::exec::Tool;
 
 /// How long a guest may take to say something: emulated, on a machine that compiles meanwhile.
 pub(crate) const GUEST_PATIENCE: Duration = Duration::from_secs(120);
-
-/// A path from the environment, or a program found in PATH; `None`, said aloud, where there is neither.
-pub(crate) fn tool(variable: &str, name: &str) -> Option<PathBuf> {
-    let found = match std::env::var_os(variable) {
-        Some(path) => Tool::at(path),
-        None => Tool::find_in_path(name, std::env::var_os("PATH").as_deref()),
-    };
-    match found {
-        Ok(tool) => Some(tool.path().to_owned()),
-        Err(error) => skip(&format!("{error} (set {variable})")),
-    }
-}
-
-/// A file named by the environment; `None`, said aloud, where it is not.
-pub(crate) fn file(variable: &str) -> Option<PathBuf> {
-    match std::env::var_os(variable).map(PathBuf::from) {
-        Some(path) if path.is_file() => Some(path),
-        Some(path) => skip(&format!("{variable} names {}, which is no file", path.display())),
-        None => skip(&format!("{variable} is not set")),
-    }
-}
-
-/// Says why a test does not run.
-pub(crate) fn skip<T>(reason: &str) -> Option<T> {
-    eprintln!("SKIPPED: {reason}");
-    None
-}
 
 /// A directory with everything one machine needs.
 pub(crate) struct Bench {
@@ -49,7 +21,7 @@ impl Bench {
     /// `script` runs as the guest's init, with busybox at /bin/busybox and nothing mounted. Skips where there is no static
     /// busybox.
     pub(crate) fn new(name: &str, kernel: PathBuf, memory_mib: u32, script: &str) -> Option<Self> {
-        let busybox = tool("BANGER_BUSYBOX", "busybox")?;
+        let busybox = testkit::program("BANGER_TEST_BUSYBOX", "busybox")?;
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name);
         std::fs::write(path("initramfs"), initramfs(&busybox, script)).unwrap();
