@@ -215,17 +215,13 @@ async fn sleep_until(at: Option<tokio::time::Instant>) {
 
 /// An ended operation as a command's result.
 fn outcome(operation: Operation) -> Result<Operation, CliError> {
+    let what = format!("{} of {}", operation.kind, operation.subject);
     match operation.state {
         OperationState::Succeeded => Ok(operation),
-        OperationState::Running
-        | OperationState::Cancelling
-        | OperationState::Failed
-        | OperationState::Cancelled => Err(match operation.error {
-            Some(error) => error.into(),
-            None if operation.state == OperationState::Cancelled => {
-                CliError::interrupted(format!("cancelled: {} of {}", operation.kind, operation.subject))
-            }
-            None => CliError::general(format!("{} of {} failed", operation.kind, operation.subject)),
-        }),
+        // The error of a cancelled operation says no more than that.
+        OperationState::Cancelled => Err(CliError::interrupted(format!("cancelled: {what}"))),
+        OperationState::Running | OperationState::Cancelling | OperationState::Failed => Err(operation
+            .error
+            .map_or_else(|| CliError::general(format!("{what} failed")), CliError::from)),
     }
 }

@@ -79,7 +79,10 @@ pub(crate) fn component(component: &Component) -> String {
         (Some(version), None) => version.clone(),
         (Some(version), Some(problem)) => format!("{version} ({problem})"),
         (None, Some(problem)) => problem.clone(),
-        (None, None) => "unknown".to_owned(),
+        (None, None) => component
+            .path
+            .as_ref()
+            .map_or_else(|| "unknown".to_owned(), |path| format!("at {path}")),
     }
 }
 

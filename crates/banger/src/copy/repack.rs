@@ -41,6 +41,8 @@ pub(crate) fn repack(from: impl Read, to: impl Write, warnings: &mut Warnings) -
     top.set_gid(0);
     top.set_mtime(u64::try_from(jiff::Timestamp::now().as_second()).unwrap_or(0));
     top.set_size(0);
+    top.set_device_major(0).map_err(RepackError::Read)?;
+    top.set_device_minor(0).map_err(RepackError::Read)?;
     builder
         .append_data(&mut top, TOP, io::empty())
         .map_err(RepackError::Send)?;
@@ -112,6 +114,9 @@ fn copy_header(from: &Header, to: &mut Header) -> io::Result<()> {
     to.set_uid(from.uid()?);
     to.set_gid(from.gid()?);
     to.set_mtime(from.mtime()?);
+    // A pipe has none, and readers look for one all the same.
+    to.set_device_major(0)?;
+    to.set_device_minor(0)?;
     Ok(())
 }
 
@@ -150,6 +155,7 @@ mod tests {
         add(EntryType::Regular, &long, None, b"deep");
         add(EntryType::Symlink, "s", Some("..//x/./y"), b"");
         add(EntryType::Link, "h", Some("a"), b"");
+        add(EntryType::Fifo, "p", None, b"");
         add(EntryType::Char, "null", None, b"");
         let archive = builder.into_inner().unwrap();
 
@@ -163,6 +169,7 @@ mod tests {
             .unwrap()
             .map(|entry| {
                 let mut entry = entry.unwrap();
+                assert_eq!(entry.header().device_major().unwrap(), Some(0));
                 let mut text = String::new();
                 entry.read_to_string(&mut text).unwrap();
                 let target = entry
@@ -183,6 +190,7 @@ mod tests {
                 pair(&format!("stdin/{long}"), "deep"),
                 pair("stdin/s", "..//x/./y"),
                 pair("stdin/h", "stdin/a"),
+                pair("stdin/p", ""),
             ]
         );
     }
