@@ -8,7 +8,7 @@ use std::sync::Arc;
 use banger_vmm::{
     Facts, Firecracker, Preference, Qemu, QemuPaths, Vmm, VmmInfo, VmmKind, choose, host_virtualization,
 };
-use hostkit::exec::Tool;
+use hostkit::exec::{ExecError, Tool};
 use tokio::sync::Mutex;
 
 use crate::error::{Error, chain};
@@ -97,7 +97,18 @@ impl Vmms {
             Some(path) => Tool::at(path),
             None => Tool::find(name, &self.directories),
         };
-        found.map(|tool| tool.path().to_owned()).map_err(|e| chain(&e))
+        found.map(|tool| tool.path().to_owned()).map_err(|e| match e {
+            ExecError::NotFound { name, looked } => {
+                let looked: Vec<_> = looked.iter().map(|dir| dir.display().to_string()).collect();
+                format!("{name} was not found in {}", looked.join(", "))
+            }
+            // `Tool` only looks: whatever it says is that the program is not there or cannot be run.
+            ExecError::Start { .. }
+            | ExecError::Io { .. }
+            | ExecError::Failed { .. }
+            | ExecError::TimedOut { .. }
+            | ExecError::TooMuchOutput { .. } => chain(&e),
+        })
     }
 
     /// What was looked for.
