@@ -11,7 +11,9 @@ use crate::proto;
 use crate::proto::agent_client::AgentClient as Rpc;
 use crate::transfer::{Download, Upload, start_download, start_upload};
 use crate::version::{MIN_PROTOCOL_VERSION, PROTOCOL_VERSION, negotiate};
-use crate::{AGENT_PORT, CONNECTION_WINDOW, MAX_REPLY_MESSAGE, MAX_REQUEST_MESSAGE, STREAM_WINDOW};
+use crate::{
+    AGENT_PORT, CONNECTION_WINDOW, MAX_FRAME, MAX_REPLY_MESSAGE, MAX_REQUEST_MESSAGE, STREAM_WINDOW,
+};
 use hyper_util::rt::TokioIo;
 use std::future::Future;
 use std::path::{Path, PathBuf};
@@ -107,6 +109,7 @@ impl AgentClient {
         let channel = Endpoint::from_static("http://guest.invalid")
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_frame_size(MAX_FRAME)
             .http2_max_header_list_size(MAX_HEADERS)
             .http2_keep_alive_interval(KEEPALIVE)
             .keep_alive_timeout(KEEPALIVE)

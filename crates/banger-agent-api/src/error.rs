@@ -1,9 +1,10 @@
 //! What can go wrong in a call to an agent, seen from the host.
 
 use crate::dial::DialError;
-use crate::failure::Failure;
+use crate::failure::{Failure, printable};
 use crate::version::Incompatible;
-use std::error::Error as _;
+use std::error::Error;
+use std::fmt;
 use std::time::Duration;
 use tonic::{Code, Status};
 
@@ -11,8 +12,8 @@ use tonic::{Code, Status};
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
     /// There is no connection to the guest; [`AgentError::dial_error`] says why.
-    #[error("connect to the guest's agent")]
-    Unreachable(#[source] Box<Status>),
+    #[error(transparent)]
+    Unreachable(Unreachable),
     /// The agent refused or could not do it, and named the reason.
     #[error(transparent)]
     Failed(Failure),
@@ -30,7 +31,7 @@ pub enum AgentError {
         /// The call.
         method: &'static str,
         /// What the transport said.
-        source: Box<Status>,
+        source: Transport,
     },
     /// The agent sent something the protocol does not allow.
     #[error("understand the agent's answer to {method}: {what}")]
@@ -45,6 +46,47 @@ pub enum AgentError {
     Incompatible(Incompatible),
 }
 
+/// The connection to the agent could not be made. Its source is a [`DialError`].
+#[derive(Debug)]
+pub struct Unreachable(Box<Status>);
+
+impl fmt::Display for Unreachable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("connect to the guest's agent")
+    }
+}
+
+impl Error for Unreachable {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        // tonic's layers in between have nothing to say.
+        find_dial_error(&self.0).map(|error| error as _)
+    }
+}
+
+/// What the transport says of a call: a gRPC status that names no reason of ours.
+#[derive(Debug)]
+pub struct Transport(Box<Status>);
+
+impl Transport {
+    /// The status's code.
+    #[must_use]
+    pub fn code(&self) -> Code {
+        self.0.code()
+    }
+}
+
+impl fmt::Display for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The text may be the guest's.
+        match printable(self.0.message()) {
+            text if text.is_empty() => write!(f, "{}", self.0.code().description().to_lowercase()),
+            text => f.write_str(&text),
+        }
+    }
+}
+
+impl Error for Transport {}
+
 impl AgentError {
     /// Sorts a status that a call to `method` ended with.
     pub(crate) fn from_status(method: &'static str, status: Status) -> Self {
@@ -52,11 +94,11 @@ impl AgentError {
             return Self::Failed(failure);
         }
         if find_dial_error(&status).is_some() {
-            return Self::Unreachable(Box::new(status));
+            return Self::Unreachable(Unreachable(Box::new(status)));
         }
         Self::Broken {
             method,
-            source: Box::new(status),
+            source: Transport(Box::new(status)),
         }
     }
 
@@ -64,7 +106,7 @@ impl AgentError {
     #[must_use]
     pub fn dial_error(&self) -> Option<&DialError> {
         match self {
-            Self::Unreachable(status) => find_dial_error(status),
+            Self::Unreachable(Unreachable(status)) => find_dial_error(status),
             Self::Failed(_)
             | Self::DeadlineExceeded { .. }
             | Self::Broken { .. }

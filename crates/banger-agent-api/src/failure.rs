@@ -199,7 +199,8 @@ fn truncate(text: &mut String) {
     text.truncate(text.floor_char_boundary(MAX_TEXT));
 }
 
-fn printable(text: &str) -> String {
+/// A text of the guest's, fit for a terminal: cut at 1 KiB, control characters as spaces.
+pub(crate) fn printable(text: &str) -> String {
     let text = &text[..text.floor_char_boundary(MAX_TEXT)];
     text.chars()
         .map(|c| if c.is_control() { ' ' } else { c })

@@ -53,7 +53,7 @@ pub use client::{AgentClient, AgentInfo, InitMode};
 #[cfg(feature = "client")]
 pub use dial::{DialError, dial};
 #[cfg(feature = "client")]
-pub use error::AgentError;
+pub use error::{AgentError, Transport, Unreachable};
 #[cfg(feature = "client")]
 pub use exec::{ExecEvent, ExecInput, ExecOutput, ExecSignals, ExitStatus, InputClosed};
 #[cfg(feature = "client")]
@@ -94,6 +94,9 @@ pub const MAX_REQUEST_MESSAGE: usize = MAX_ARGS_BYTES + 256 * 1024;
 
 /// Largest message a host accepts: one chunk and its framing.
 pub const MAX_REPLY_MESSAGE: usize = MAX_CHUNK + 4 * 1024;
+
+/// HTTP/2 frames may be as large as a whole chunk's message: each costs the guest a notification of its VMM.
+pub const MAX_FRAME: u32 = 96 * 1024;
 
 /// HTTP/2 flow-control window of one stream, in bytes. Bounds what a slow reader makes its side hold; large enough for
 /// vsock's latency.

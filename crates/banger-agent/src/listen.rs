@@ -2,6 +2,7 @@
 
 use crate::log;
 use crate::server::Listener;
+use crate::vsock::{VsockListener, VsockStream};
 use banger_agent_api::{AGENT_PORT, HELLO_PORT, HOST_CID, HelloLine, PROTOCOL_VERSION};
 use std::io;
 use std::path::Path;
@@ -9,7 +10,6 @@ use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::time::Instant;
-use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener, VsockStream};
 
 /// How long the hello line is offered to a host which refuses it, and the pauses in between.
 const HELLO_TIME: Duration = Duration::from_secs(60);
@@ -22,7 +22,7 @@ pub(crate) struct Vsock(VsockListener);
 
 impl Vsock {
     pub(crate) fn bind() -> io::Result<Self> {
-        VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, AGENT_PORT)).map(Self)
+        VsockListener::bind(AGENT_PORT).map(Self)
     }
 }
 
@@ -33,13 +33,10 @@ impl Listener for Vsock {
         loop {
             let (stream, peer) = self.0.accept().await?;
             // With the loopback transport any user of the guest could connect, and the agent would make him root.
-            if peer.cid() == HOST_CID {
+            if peer == HOST_CID {
                 return Ok(stream);
             }
-            log::line(format_args!(
-                "refused a connection from context id {}",
-                peer.cid()
-            ));
+            log::line(format_args!("refused a connection from context id {peer}"));
         }
     }
 }
@@ -93,7 +90,7 @@ pub(crate) async fn say_hello() {
 }
 
 async fn deliver(line: &str) -> io::Result<()> {
-    let mut stream = VsockStream::connect(VsockAddr::new(HOST_CID, HELLO_PORT)).await?;
+    let mut stream = VsockStream::connect(HOST_CID, HELLO_PORT).await?;
     stream.write_all(line.as_bytes()).await?;
     AsyncWriteExt::shutdown(&mut stream).await
 }

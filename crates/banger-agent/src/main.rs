@@ -28,6 +28,7 @@ mod log;
 mod server;
 mod supervise;
 mod transfer;
+mod vsock;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 /// Largest piece of output in one message. Half of the protocol's limit: with 256 commands whose readers have all
 /// stopped this is most of what the agent holds.
-const CHUNK: usize = 32 * 1024;
+const CHUNK: usize = 64 * 1024;
 
 /// How long output is waited for after the command has ended, when a process it left behind keeps its pipe open.
 const LINGER: Duration = Duration::from_millis(500);
@@ -42,13 +42,21 @@ impl Stream {
         loop {
             let mut ready = self.fd.readable().await?;
             let result = ready.try_io(|fd| {
-                // Reuses the allocation once the chunks given out before have been sent. Zeroed because read(2) through
-                // rustix wants initialised memory; it costs little beside the copy from the kernel.
-                buffer.resize(CHUNK, 0);
-                Ok(rustix::io::read(fd.get_ref(), &mut buffer[..])?)
+                // Goes on where the last chunk ended; makes room when little is left, for which it takes back the memory
+                // of chunks that have been sent.
+                if buffer.capacity() - buffer.len() < CHUNK / 2 {
+                    buffer.reserve(CHUNK);
+                }
+                let room = buffer.spare_capacity_mut();
+                let most = room.len().min(CHUNK);
+                let (read, _) = rustix::io::read(fd.get_ref(), &mut room[..most])?;
+                let length = read.len();
+                // SAFETY: the kernel has just written that many bytes behind the buffer's length.
+                unsafe { buffer.set_len(buffer.len() + length) };
+                Ok(length)
             });
             match result {
-                Ok(Ok(length)) => return Ok(buffer.split_to(length).freeze()),
+                Ok(Ok(_length)) => return Ok(buffer.split().freeze()),
                 // A terminal whose last other side has closed (Linux, pty(7)): the end.
                 Ok(Err(error)) if error.raw_os_error() == Some(Errno::IO.raw_os_error()) => {
                     return Ok(Bytes::new());

@@ -13,7 +13,9 @@ pub(crate) use service::{Context, Role};
 
 use crate::log;
 use banger_agent_api::proto::agent_server::AgentServer;
-use banger_agent_api::{CONNECTION_WINDOW, MAX_CHUNK, MAX_REQUEST_MESSAGE, MAX_STREAMS, STREAM_WINDOW};
+use banger_agent_api::{
+    CONNECTION_WINDOW, MAX_CHUNK, MAX_FRAME, MAX_REQUEST_MESSAGE, MAX_STREAMS, STREAM_WINDOW,
+};
 use hyper::server::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -76,6 +78,7 @@ pub(crate) async fn serve(mut listener: impl Listener, context: Context) {
                 .max_concurrent_streams(2 * MAX_STREAMS)
                 // A client may drop many calls at once without being taken for an attacker.
                 .max_pending_accept_reset_streams(Some(2 * MAX_STREAMS as usize))
+                .max_frame_size(MAX_FRAME)
                 .max_send_buf_size(SEND_BUFFER)
                 .max_header_list_size(MAX_HEADERS)
                 .serve_connection(TokioIo::new(connection), service)

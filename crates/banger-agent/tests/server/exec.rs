@@ -488,4 +488,7 @@ async fn an_agent_that_is_not_there() {
     let client = banger_agent_api::AgentClient::new(&dir.path().join("vsock.sock"));
     let error = client.ping(DEADLINE).await.expect_err("nobody");
     assert!(error.dial_error().is_some() && !error.is_retriable(), "{error:?}");
+    let source = std::error::Error::source(&error).expect("a source");
+    assert_eq!(error.to_string(), "connect to the guest's agent");
+    assert!(source.to_string().starts_with("connect to /") && source.to_string().ends_with("vsock.sock"));
 }
