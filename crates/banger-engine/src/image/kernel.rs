@@ -558,6 +558,50 @@ pub(crate) mod tests {
         assert_eq!(fs::read_dir(&kernels).unwrap().count(), 0);
     }
 
+    /// Fetches 27 MB where apt knows the package.
+    #[tokio::test]
+    async fn debians_kernel_package_becomes_a_kernel() {
+        let dirs = ["/usr/bin", "/bin"].map(PathBuf::from);
+        let top = tempfile::tempdir().unwrap();
+        let kernels = top.path().join("kernels");
+        let silent = Reporter::silent();
+        let target = kernels.join("cloud");
+        let kernel = match add_from_deb(&target, "linux-image-cloud-amd64", &dirs, &silent).await {
+            Err(error @ KernelError::NoPackageTools(_)) => return println!("skipped: {error}"),
+            // No lists or no mirror; a package that came is held to what follows.
+            Err(KernelError::Package {
+                source: source @ (deb::Error::Unknown { .. } | deb::Error::Command { .. }),
+                ..
+            }) => return println!("skipped: {source}"),
+            result => result.unwrap(),
+        };
+        assert_eq!(kernel.format, Format::BzImage);
+        assert!(
+            kernel.pvh
+                && kernel
+                    .release
+                    .is_some_and(|release| release.ends_with("cloud-amd64"))
+        );
+        let position = |name: &str| kernel.modules.iter().position(|module| module == name);
+        assert!(position("virtio.ko") < position("virtio_blk.ko"));
+        for needed in [
+            "virtio_mmio.ko",
+            "virtio_pci.ko",
+            "overlay.ko",
+            "vmw_vsock_virtio_transport.ko",
+        ] {
+            assert!(position(needed).is_some(), "{needed}");
+        }
+        let files = KernelFiles::new(&target);
+        files.check().unwrap();
+        assert!(files.vmlinuz().exists());
+        assert_eq!(
+            fs::read_dir(&kernels).unwrap().count(),
+            1,
+            "nothing unfinished is left"
+        );
+    }
+
     #[test]
     fn a_damaged_kernel_is_noticed_before_a_start() {
         let top = tempfile::tempdir().unwrap();
