@@ -21,6 +21,13 @@ use crate::convert::agent_error;
 /// How long the agent may take to send a signal on.
 const SIGNAL_DEADLINE: Duration = Duration::from_secs(5);
 
+/// A command's time between the signals that end it, as long as the agent's own.
+const HANGUP_GRACE: Duration = Duration::from_secs(2);
+
+/// Linux's numbers, which the guest's are, whatever the host.
+const SIGHUP: u8 = 1;
+const SIGKILL: u8 = 9;
+
 /// What a stream works on, and what ends it from outside.
 pub(crate) struct Session {
     /// The machine as the client named it, for messages.
@@ -60,6 +67,7 @@ impl Session {
     /// Serves `guest.exec`.
     pub(crate) async fn exec(self, stream: FrameStream, input: ExecInput, mut output: ExecOutput) {
         let (mut reader, mut writer) = stream.split();
+        let signals = input.signals();
         let ended = tokio::select! {
             // What is dropped when another arm is first: a frame half-sent is finished before the last one; input not
             // passed on is of no use to a command that has ended.
@@ -67,9 +75,14 @@ impl Session {
             ended = exec_input(&mut reader, input) => ended,
             ended = self.stopped() => ended,
         };
-        // Ends the command, if it still runs, before the client hears of the end.
+        // Ends the command, if it still runs.
         drop(output);
-        finish(&mut writer, ended).await;
+        match ended {
+            Ended::Final(Frame::Exit(_)) => finish(&mut writer, ended).await,
+            Ended::Final(_) | Ended::Gone => {
+                tokio::join!(finish(&mut writer, ended), end_command(&signals));
+            }
+        }
     }
 
     async fn exec_output(&self, output: &mut ExecOutput, writer: &mut FrameWriter) -> Ended {
@@ -238,6 +251,19 @@ async fn signal(signals: &ExecSignals, number: i32) -> Result<(), Ended> {
     Ok(())
 }
 
+/// Makes sure of the end of a command whose stream was dropped. The agent ends it when it learns of that; but where the
+/// command does not read its input, the rest of that input waits in the HTTP/2 connection and holds the call open.
+async fn end_command(signals: &ExecSignals) {
+    for (number, grace) in [(SIGHUP, HANGUP_GRACE), (SIGKILL, Duration::ZERO)] {
+        if let Err(error) = signals.send(number, SIGNAL_DEADLINE).await {
+            // The usual way: it has ended already.
+            tracing::debug!(error = crate::chain(&error), "a command was not signalled");
+            return;
+        }
+        tokio::time::sleep(grace).await;
+    }
+}
+
 /// A frame of the wrong kind, or in the wrong direction.
 fn unexpected(method: &str) -> Ended {
     Ended::failed(RpcError::new(
@@ -266,3 +292,6 @@ async fn finish(writer: &mut FrameWriter, ended: Ended) {
         Ended::Gone => tracing::debug!("a client left its stream"),
     }
 }
+
+#[cfg(test)]
+mod tests;
