@@ -1,5 +1,7 @@
 //! The real `bangerd` in directories of its own: start, socket, strictness, users, signals, ordered end. No guests.
 
+#![expect(clippy::unwrap_used, reason = "tests and their helpers fail by panicking")]
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixDatagram, UnixStream};

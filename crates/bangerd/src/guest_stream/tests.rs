@@ -163,10 +163,10 @@ impl Opened {
 }
 
 fn error_kind(frame: &Frame) -> ErrorKind {
-    match frame {
-        Frame::Error(error) => error.kind,
-        other => panic!("{other:?}"),
-    }
+    let Frame::Error(error) = frame else {
+        panic!("{frame:?}")
+    };
+    error.kind
 }
 
 /// Waits until a process is no more.
