@@ -21,7 +21,7 @@ use banger_vmm::{Machine, MachineExit};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
-use crate::error::Error;
+use crate::error::{Error, Kind};
 use crate::host::Host;
 use crate::ledger::Owner;
 use crate::operation::Progress;
@@ -137,6 +137,8 @@ struct Task {
     machine: Option<Arc<dyn Machine>>,
     guest: Option<AgentClient>,
     work: Option<Work>,
+    /// Where it stood before the start at work, for a start that touches nothing.
+    before_start: Phase,
     waiting: VecDeque<Asked>,
     removed: bool,
 }
@@ -174,6 +176,7 @@ pub(crate) fn spawn(host: Arc<Host>, machines: &Machines, row: VmRow, begin: Beg
         machine,
         guest,
         work: None,
+        before_start: Phase::Stopped,
         waiting: VecDeque::new(),
         removed: false,
     };
@@ -300,6 +303,7 @@ impl Task {
     }
 
     async fn begin_start(&mut self, asked: Asked) {
+        self.before_start = self.phase.clone();
         // Known before anything exists: without this row a daemon that dies now would find a run nobody wanted.
         if let Err(e) = self.enter(Phase::Starting).await {
             answer(asked, Err(e));
@@ -432,6 +436,10 @@ impl Task {
                 (Some(Phase::Running(running)), Ok(()))
             }
             Outcome::Started(Err(e @ Error::Cancelled)) => (Some(Phase::Stopped), Err(e)),
+            // A start that the host is not ready for has touched nothing and changes nothing.
+            Outcome::Started(Err(e)) if e.kind() == Kind::MissingPrerequisite => {
+                (Some(self.before_start.clone()), Err(e))
+            }
             Outcome::Started(Err(e)) => (
                 Some(Phase::Failed {
                     reason: e.report().message,

@@ -1,16 +1,15 @@
 //! `banger run`: create, start and run in one step.
 
-use banger_api::ErrorKind;
-use banger_api::client::{Client, ClientError};
-use banger_api::types::{VmCreate, VmRef, VmRemove};
+use banger_api::types::{VmCreate, VmRef};
 use clap::Args;
 
 use crate::commands::exec::ExecOptions;
-use crate::commands::vm::create::MachineArgs;
+use crate::commands::vm::create::{self, MachineArgs};
+use crate::commands::vm::rm;
 use crate::context::Context;
 use crate::error::CliError;
 use crate::interrupt::Interrupts;
-use crate::operation::{Follow, too_late};
+use crate::operation::Follow;
 use crate::session;
 use crate::stdio::{self, say};
 
@@ -89,13 +88,7 @@ impl Run {
             .await?;
         let name = created.operation.subject.clone();
         if created.interrupted {
-            let late = too_late(&created.operation);
-            return match rm {
-                true => remove(&client, &mut interrupts, name)
-                    .await
-                    .and(Err(CliError::interrupted("interrupted"))),
-                false => Err(late.hint(format!("`banger vm rm --force {name}` removes it"))),
-            };
+            return create::discard(&client, &mut interrupts, created.operation).await;
         }
         if command.is_empty() {
             stdio::print(&format!("{name}\n"))?;
@@ -112,25 +105,11 @@ impl Run {
         let streams = options.streams();
         let result = session::run(&client, &mut interrupts, streams, options.open(name, command)).await;
         if let Some(id) = id
-            && let Err(error) = remove(&client, &mut interrupts, id).await
+            && let Err(error) = rm::force(&client, &mut interrupts, id).await
         {
             // The command's own end decides the exit code; a machine that stays behind is still said.
             crate::cli::report(&error);
         }
         result
-    }
-}
-
-/// Removes the machine; one that stopped by itself is gone already.
-async fn remove(client: &Client, interrupts: &mut Interrupts, vm: String) -> Result<(), CliError> {
-    let gone =
-        |error: &ClientError| matches!(error, ClientError::Rpc(error) if error.kind == ErrorKind::NotFound);
-    match client.vm_remove(VmRemove { vm, force: true }).await {
-        Ok(operation) => {
-            let follow = Follow::leaving(true).run(client, interrupts, async { Ok(operation) });
-            follow.await.map(|_| ())
-        }
-        Err(error) if gone(&error) => Ok(()),
-        Err(error) => Err(error.into()),
     }
 }

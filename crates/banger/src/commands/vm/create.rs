@@ -1,9 +1,11 @@
 //! `banger vm create`: a machine, stopped unless asked otherwise.
 
-use banger_api::types::{VmCreate, VmmKind};
+use banger_api::client::Client;
+use banger_api::types::{Operation, VmCreate, VmmKind};
 use clap::{Args, ValueEnum};
 
 use crate::args::{Label, parse_size};
+use crate::commands::vm::rm;
 use crate::context::Context;
 use crate::error::CliError;
 use crate::interrupt::Interrupts;
@@ -101,9 +103,24 @@ impl Create {
             ..self.machine.create(Some(self.name), self.image)
         };
         let follow = Follow::cancelling(self.quiet);
-        let operation = follow
-            .run(&client, &mut interrupts, client.vm_create(params))
+        let created = follow
+            .to_end(&client, &mut interrupts, client.vm_create(params))
             .await?;
-        stdio::finish(&format!("{}\n", operation.subject))
+        if created.interrupted {
+            return discard(&client, &mut interrupts, created.operation).await;
+        }
+        stdio::finish(&format!("{}\n", created.operation.subject))
     }
+}
+
+/// Removes a machine that was made in spite of a signal, which came too late to cancel it: whoever interrupts a create
+/// does not want the machine, and nothing can be in it yet.
+pub(crate) async fn discard(
+    client: &Client,
+    interrupts: &mut Interrupts,
+    created: Operation,
+) -> Result<u8, CliError> {
+    let name = created.subject;
+    rm::force(client, interrupts, name.clone()).await?;
+    Err(CliError::interrupted(format!("cancelled: vm.create of {name}")))
 }

@@ -1,11 +1,15 @@
 //! `banger vm rm`: removes machines and their disks.
 
+use banger_api::ErrorKind;
+use banger_api::client::{Client, ClientError};
 use banger_api::types::VmRemove;
 use clap::Args;
 
 use super::many::Many;
 use crate::context::Context;
 use crate::error::CliError;
+use crate::interrupt::Interrupts;
+use crate::operation::Follow;
 
 /// Remove machines and their disks
 #[derive(Debug, Args)]
@@ -29,5 +33,19 @@ impl Rm {
             client.vm_remove(VmRemove { vm, force }).await
         };
         self.many.run(context, begin).await
+    }
+}
+
+/// Removes a machine, running or not; one that stopped by itself is gone already.
+pub(crate) async fn force(client: &Client, interrupts: &mut Interrupts, vm: String) -> Result<(), CliError> {
+    let gone =
+        |error: &ClientError| matches!(error, ClientError::Rpc(error) if error.kind == ErrorKind::NotFound);
+    match client.vm_remove(VmRemove { vm, force: true }).await {
+        Ok(operation) => {
+            let follow = Follow::leaving(true).run(client, interrupts, async { Ok(operation) });
+            follow.await.map(|_| ())
+        }
+        Err(error) if gone(&error) => Ok(()),
+        Err(error) => Err(error.into()),
     }
 }
