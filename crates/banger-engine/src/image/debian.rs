@@ -459,6 +459,19 @@ mod tests {
             .unwrap();
     }
 
+    /// mmdebstrap goes on with the host's apt, and empties the host's lists, where its configuration in the tree is gone.
+    #[test]
+    fn mmdebstraps_own_files_are_left_to_it() {
+        for line in CUSTOMIZE
+            .lines()
+            .filter(|line| !line.trim_start().starts_with('#'))
+        {
+            for own in ["$root\"/tmp", "$root/tmp", "/var/lib/apt", "/var/cache/apt"] {
+                assert!(!line.contains(own), "{line}");
+            }
+        }
+    }
+
     #[test]
     fn ranges_of_ids_are_found() {
         let table = "someone:100000:65536\nme:165536:65536\n1001:231072:65536\nshort:1:100\nodd\n";
