@@ -66,10 +66,20 @@ impl Agent {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let client = AgentClient::for_plain_socket(&socket);
+        // Made first, so that the process ends whatever comes next.
+        let agent = Self {
+            process,
+            client: AgentClient::for_plain_socket(&socket),
+            dir,
+        };
         // Until its socket is there, connecting fails at once.
-        within(async { while client.hello(Duration::from_secs(30)).await.is_err() {} }).await;
-        Some(Self { process, client, dir })
+        within(async {
+            while agent.client.hello(Duration::from_secs(30)).await.is_err() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await;
+        Some(agent)
     }
 
     /// Opens a command as the service does.
@@ -249,13 +259,15 @@ async fn signals_arrive_and_impossible_ones_are_refused() {
     assert_eq!(opened.next().await, Frame::Exit(ExitStatus::Signal(15)));
     gone(pid).await;
     for number in [0, 65, -1, i32::MAX] {
-        let mut opened = agent.exec(&["sleep", "1000"]).await;
+        let mut opened = agent.exec(&["sh", "-c", "echo $$; exec sleep 1000"]).await;
+        let pid = opened.pid().await;
         opened.stream.send(Frame::Signal(number)).await.unwrap();
         assert_eq!(
             error_kind(&opened.next().await),
             ErrorKind::InvalidArgument,
             "{number}"
         );
+        gone(pid).await;
     }
 }
 
