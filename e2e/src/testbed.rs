@@ -1,6 +1,5 @@
 //! What the tests find on this machine, and the one way to skip.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// The machine's parts, from the variables that `cargo xtask test` sets.
@@ -92,29 +91,13 @@ pub fn find_program(name: &str) -> Option<PathBuf> {
 }
 
 /// We are root, which mount namespaces and full file systems need; else says so.
-#[must_use]
-pub fn is_root() -> bool {
-    let root = rustix::process::geteuid().is_root();
-    if !root {
-        skip("needs root");
-    }
-    root
-}
-
-/// Says aloud that the running test does nothing, and why. The runner collects the lines and prints them at its end.
+pub use testkit::is_root;
+/// Says aloud that the running test does nothing, and why.
 pub fn skip(why: &str) {
-    let test = std::thread::current().name().unwrap_or("a test").to_owned();
-    println!("SKIPPED {test}: {why}");
-    if let Some(path) = std::env::var_os("BANGER_TEST_SKIPS") {
-        // One write of one line to a file opened for appending: lines of parallel tests do not mix.
-        let file = std::fs::File::options().create(true).append(true).open(path);
-        let written = file.and_then(|mut file| file.write_all(format!("{test}: {why}\n").as_bytes()));
-        written.expect("note the skipped test");
-    }
+    testkit::skip::<()>(why);
 }
 
 /// A part that set-up installs is missing: a failure in a full run, else a reason to skip.
 fn require(what: &str) {
-    assert!(std::env::var_os("BANGER_TEST_REQUIRE").is_none(), "{what}");
-    skip(what);
+    testkit::missing::<()>(what);
 }

@@ -65,12 +65,15 @@ fn environment(runner: &mut Command, bed: &Testbed, skips: &Path) {
     runner.env("BANGER_TEST_SKIPS", skips);
     // In a full run the parts that set-up installs must be there: their absence is a fault and no reason to skip.
     runner.env("BANGER_TEST_REQUIRE", "1");
+    // Minutes of work, which a developer's own run of one crate leaves out.
+    runner.env("BANGER_TEST_BOOTSTRAP", "1");
+    let stage = layout::stage().join("libexec/banger");
+    runner.env("BANGER_TEST_VHOST_DEVICE_VSOCK", stage.join("vhost-device-vsock"));
+    runner.env("BANGER_TEST_AGENT", stage.join("banger-agent"));
     let parts = [
         ("BANGER_TEST_FIRECRACKER", &bed.firecracker),
-        ("BANGER_TEST_JAILER", &bed.jailer),
         ("BANGER_TEST_FIRECRACKER_KERNEL", &bed.firecracker_kernel),
         ("BANGER_TEST_DEBIAN_KERNEL", &bed.debian_kernel),
-        ("BANGER_TEST_DEBIAN_KERNEL_PACKAGE", &bed.debian_kernel_package),
     ];
     for (name, path) in parts {
         if let Some(path) = path {

@@ -26,14 +26,10 @@ const DEBIAN_KERNEL: &str = "linux-image-cloud-amd64";
 pub(crate) struct Testbed {
     /// The Firecracker binary.
     pub(crate) firecracker: Option<PathBuf>,
-    /// The jailer binary.
-    pub(crate) jailer: Option<PathBuf>,
     /// The kernel for Firecracker without hardware virtualization.
     pub(crate) firecracker_kernel: Option<PathBuf>,
-    /// The unpacked Debian kernel package: `boot/`, `lib/modules/`.
+    /// Debian's kernel, a bzImage.
     pub(crate) debian_kernel: Option<PathBuf>,
-    /// The package itself.
-    pub(crate) debian_kernel_package: Option<PathBuf>,
     /// What is absent, and why.
     pub(crate) missing: Vec<String>,
 }
@@ -58,10 +54,8 @@ pub(crate) fn prepare() -> Result<Testbed> {
         .and_then(|package| part("debian kernel", unpack_debian_kernel(&dir, package)));
     Ok(Testbed {
         firecracker: binaries.as_ref().map(|bin| bin.join("firecracker")),
-        jailer: binaries.as_ref().map(|bin| bin.join("jailer")),
         firecracker_kernel: kernel,
         debian_kernel: unpacked,
-        debian_kernel_package: package,
         missing,
     })
 }
@@ -176,9 +170,19 @@ fn debian_kernel_package(dir: &Path) -> Result<PathBuf> {
         .ok_or_else(|| format!("no package in {}", dir.display()).into())
 }
 
+/// The kernel's bzImage out of its package.
 fn unpack_debian_kernel(dir: &Path, package: &Path) -> Result<PathBuf> {
-    once(&dir.join("debian-kernel"), "unpacking the Debian kernel", |new| {
+    let tree = once(&dir.join("debian-kernel"), "unpacking the Debian kernel", |new| {
         sh::read(Command::new("dpkg-deb").arg("-x").arg(package).arg(new))?;
         Ok(())
-    })
+    })?;
+    let boot = tree.join("boot");
+    fs::read_dir(&boot)?
+        .filter_map(std::result::Result::ok)
+        .map(|entry| entry.path())
+        .find(|path| {
+            path.file_name()
+                .is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz-"))
+        })
+        .ok_or_else(|| format!("no kernel in {}", boot.display()).into())
 }

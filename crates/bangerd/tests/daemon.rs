@@ -503,7 +503,7 @@ fn a_state_directory_that_cannot_be_written_is_refused() {
     let root = rustix::process::geteuid().is_root();
     if root {
         // Root may write anywhere but where the kernel writes itself; see the test above.
-        println!("skipped: needs a user without rights");
+        testkit::skip::<()>("needs a user without rights");
         return;
     }
     let place = Place::new();
@@ -539,7 +539,7 @@ fn as_user(socket: &Path, id: u32, groups: &[u32]) -> std::io::Result<Value> {
 #[test]
 fn other_users_are_refused() {
     if !rustix::process::geteuid().is_root() {
-        println!("skipped: needs root to become another user");
+        testkit::skip::<()>("needs root to become another user");
         return;
     }
     const GROUP: u32 = 54321;

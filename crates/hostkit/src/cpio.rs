@@ -431,7 +431,7 @@ mod tests {
                     .ok()
             });
         let Some(mut child) = found else {
-            println!("skipped: neither cpio nor busybox is installed");
+            testkit::skip::<()>("neither cpio nor busybox is installed");
             return;
         };
         child.stdin.take().unwrap().write_all(&sample()).unwrap();

@@ -206,7 +206,6 @@ fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use std::io::Write as _;
-    use std::path::PathBuf;
 
     use super::*;
 
@@ -317,11 +316,10 @@ mod tests {
         assert!(!has_pvh_note(&[0xff; 40]));
     }
 
-    /// Set `BANGER_TEST_VMLINUZ` to a distribution's kernel to unpack it for real.
+    /// `BANGER_TEST_DEBIAN_KERNEL` names the distribution's.
     #[test]
     fn a_real_kernel_unpacks() {
-        let Some(path) = std::env::var_os("BANGER_TEST_VMLINUZ").map(PathBuf::from) else {
-            println!("skipped: BANGER_TEST_VMLINUZ names no kernel");
+        let Some(path) = testkit::file("BANGER_TEST_DEBIAN_KERNEL") else {
             return;
         };
         let image = std::fs::read(path).unwrap();

@@ -962,7 +962,7 @@ fn as_user(path: PathBuf, uid: u32, gid: u32, groups: &[u32]) -> Result<VmPing, 
 async fn others_are_refused_and_members_of_the_group_are_not() {
     use std::os::unix::fs::PermissionsExt;
     if !rustix::process::geteuid().is_root() {
-        println!("skipped: needs root to become another user");
+        testkit::skip::<()>("needs root to become another user");
         return;
     }
     const GROUP: u32 = 54321;

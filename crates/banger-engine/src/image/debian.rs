@@ -404,7 +404,7 @@ mod tests {
     #[tokio::test]
     async fn a_real_bootstrap_leaves_no_trace_of_this_host() {
         if std::env::var_os("BANGER_TEST_BOOTSTRAP").is_none() {
-            println!("skipped: BANGER_TEST_BOOTSTRAP is not set");
+            testkit::skip::<()>("BANGER_TEST_BOOTSTRAP is not set");
             return;
         }
         let dirs = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"].map(PathBuf::from);

@@ -567,12 +567,18 @@ pub(crate) mod tests {
         let silent = Reporter::silent();
         let target = kernels.join("cloud");
         let kernel = match add_from_deb(&target, "linux-image-cloud-amd64", &dirs, &silent).await {
-            Err(error @ KernelError::NoPackageTools(_)) => return println!("skipped: {error}"),
+            Err(error @ KernelError::NoPackageTools(_)) => {
+                testkit::skip::<()>(&error.to_string());
+                return;
+            }
             // No lists or no mirror; a package that came is held to what follows.
             Err(KernelError::Package {
                 source: source @ (deb::Error::Unknown { .. } | deb::Error::Command { .. }),
                 ..
-            }) => return println!("skipped: {source}"),
+            }) => {
+                testkit::skip::<()>(&source.to_string());
+                return;
+            }
             result => result.unwrap(),
         };
         assert_eq!(kernel.format, Format::BzImage);

@@ -11,10 +11,7 @@ fn tool_dirs() -> Option<Vec<PathBuf>> {
         .into();
     match E2fsTools::find(&dirs) {
         Ok(_) => Some(dirs),
-        Err(error) => {
-            println!("skipped: {error}");
-            None
-        }
+        Err(error) => testkit::skip(&error.to_string()),
     }
 }
 

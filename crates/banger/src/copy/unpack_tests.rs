@@ -503,7 +503,7 @@ fn a_tree_survives_the_round_trip() {
 #[test]
 fn owners_are_kept_by_root() {
     if !rustix::process::geteuid().is_root() {
-        println!("skipped: needs root");
+        testkit::skip::<()>("needs root");
         return;
     }
     let ground = Ground::new();

@@ -52,7 +52,7 @@ impl Agent {
     /// Starts an agent, or says why the test is skipped.
     async fn start() -> Option<Self> {
         let Some(program) = find_agent() else {
-            println!("skipped: no banger-agent; build it, or name it with BANGER_TEST_AGENT");
+            testkit::skip::<()>("no banger-agent; build it, or name it with BANGER_TEST_AGENT");
             return None;
         };
         let dir = tempfile::tempdir().unwrap();

@@ -251,10 +251,7 @@ pub(crate) mod tests {
     pub(crate) fn tools() -> Option<E2fsTools> {
         match E2fsTools::find(&DIRS) {
             Ok(tools) => Some(tools),
-            Err(error) => {
-                println!("skipped: {error}");
-                None
-            }
+            Err(error) => testkit::skip(&error.to_string()),
         }
     }
 
