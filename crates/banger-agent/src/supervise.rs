@@ -11,7 +11,7 @@ use crate::listen::{self, Unix, Vsock};
 use crate::log;
 use crate::server::{self, Context, Role};
 use rustix::fd::OwnedFd;
-use rustix::process::{Pid, Resource, Rlimit, WaitOptions, getrlimit, setrlimit, waitpid};
+use rustix::process::{Pid, Resource, Rlimit, WaitOptions, getrlimit, setrlimit, wait};
 use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -60,7 +60,7 @@ pub(crate) fn supervise(mode: InitMode, upper: Option<OwnedFd>) -> ! {
 /// Waits until the server has ended, reaping whatever else ends.
 fn wait_for(server: libc::pid_t) {
     loop {
-        match waitpid(None, WaitOptions::empty()) {
+        match wait(WaitOptions::empty()) {
             Ok(Some((pid, _))) if pid.as_raw_pid() == server => return,
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             // No children at all: then the server is none either.
@@ -132,13 +132,15 @@ fn context(role: Role) -> Context {
 
 /// Makes argv[0] begin with `@`, by pointing the kernel to other arguments (`PR_SET_MM` of prctl(2)).
 fn spare_from_shutdown() {
-    let start = ARGUMENTS.as_ptr() as usize;
-    let end = start + ARGUMENTS.len();
+    // On the heap, for ever: the kernel reads arguments from anonymous memory only, not from a file's.
+    let text: &'static mut [u8] = Box::leak(Box::from(ARGUMENTS));
+    let start = text.as_ptr() as usize;
+    let end = start + text.len();
     let set = |what: libc::c_int, address: usize| {
-        // SAFETY: the kernel only notes the addresses, and reads them for /proc/PID/cmdline; the text is static.
+        // SAFETY: the kernel only notes the addresses, and reads them for /proc/PID/cmdline; the text is never freed.
         unsafe { libc::prctl(libc::PR_SET_MM, what, address, 0usize, 0usize) == 0 }
     };
-    // The kernel wants start below end at every step, and this text lies below the stack's old arguments.
+    // The kernel wants start below end at every step, and the heap lies below the stack's old arguments.
     if !(set(libc::PR_SET_MM_ARG_START, start) && set(libc::PR_SET_MM_ARG_END, end)) {
         let error = io::Error::last_os_error();
         log::line(format_args!(

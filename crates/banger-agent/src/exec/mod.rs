@@ -64,6 +64,14 @@ impl Running {
         self.commands.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Signals the groups of all running commands.
+    pub(crate) fn signal_all(&self, signal: Signal) {
+        let commands: Vec<_> = self.map().values().cloned().collect();
+        for command in commands {
+            command.leader.signal_group(signal);
+        }
+    }
+
     /// Signals the group of a running command.
     pub(crate) fn signal(&self, pid: u32, number: u32) -> Result<(), Failure> {
         let signal = i32::try_from(number)

@@ -10,6 +10,7 @@
 //! The reply to the call goes out first; the machine's end is seen by whoever watches the VMM.
 
 use super::service::{Context, Role};
+use crate::exec::Running;
 use crate::log;
 use banger_agent_api::proto::ShutdownMode;
 use banger_agent_api::{Failure, FailureKind};
@@ -40,7 +41,12 @@ const LOOK: Duration = Duration::from_millis(10);
 const SYSTEMD_REBOOT: libc::c_int = 34 + 5;
 
 /// Begins a shutdown and returns.
-pub(crate) fn begin(context: &Arc<Context>, mode: ShutdownMode, deadline_ms: u32) -> Result<(), Failure> {
+pub(crate) fn begin(
+    context: &Arc<Context>,
+    running: &Running,
+    mode: ShutdownMode,
+    deadline_ms: u32,
+) -> Result<(), Failure> {
     if matches!(context.role, Role::Debug) {
         let message = "shut down the machine: this agent serves for debugging and has not booted it";
         return Err(Failure::new(FailureKind::InvalidRequest, "shutdown", message));
@@ -53,12 +59,12 @@ pub(crate) fn begin(context: &Arc<Context>, mode: ShutdownMode, deadline_ms: u32
         0 => DEFAULT_DEADLINE,
         ms => Duration::from_millis(ms.into()).min(MAX_DEADLINE),
     };
-    let context = Arc::clone(context);
+    let (context, running) = (Arc::clone(context), running.clone());
     tokio::spawn(async move {
         tokio::time::sleep(REPLY_TIME).await;
         if graceful {
             log::line(format_args!("shutting down, within {} ms", deadline.as_millis()));
-            wind_down(&context.role, Instant::now() + deadline).await;
+            wind_down(&context.role, &running, Instant::now() + deadline).await;
         }
         // Blocking is right: nothing else is to be done any more.
         finish(&context.role);
@@ -67,7 +73,7 @@ pub(crate) fn begin(context: &Arc<Context>, mode: ShutdownMode, deadline_ms: u32
 }
 
 /// Lets everything end in order; returns when that is done or the deadline has passed.
-async fn wind_down(role: &Role, deadline: Instant) {
+async fn wind_down(role: &Role, running: &Running, deadline: Instant) {
     let asked = match role {
         Role::Init { .. } => {
             signal_everybody(Signal::TERM);
@@ -89,7 +95,13 @@ async fn wind_down(role: &Role, deadline: Instant) {
         Role::Debug => return,
     };
     if asked {
-        // Ends with the machine, if all goes well: neither init kills this process before it reboots.
+        // The agent's commands belong to no service: init would come to them last, and wait long for those which do not
+        // mind SIGTERM.
+        running.signal_all(Signal::TERM);
+        running.signal_all(Signal::HUP);
+        tokio::time::sleep_until(deadline.min(Instant::now() + TERM_TIME)).await;
+        running.signal_all(Signal::KILL);
+        // Ends with the machine, if all goes well: systemd spares this process until it reboots.
         tokio::time::sleep_until(deadline).await;
         log::line(format_args!("the image's init has not rebooted in time"));
     } else {
@@ -199,7 +211,7 @@ mod tests {
             role: Role::Debug,
             open_files,
         });
-        let refused = begin(&context, ShutdownMode::Immediate, 0).expect_err("refused");
+        let refused = begin(&context, &Running::default(), ShutdownMode::Immediate, 0).expect_err("refused");
         assert_eq!(refused.kind, FailureKind::InvalidRequest);
     }
 }

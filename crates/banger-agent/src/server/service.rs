@@ -190,7 +190,8 @@ impl Agent for Service {
         request: Request<proto::ShutdownRequest>,
     ) -> Result<Response<proto::ShutdownReply>, Status> {
         let request = request.into_inner();
-        power::begin(&self.context, request.mode(), request.deadline_ms).map_err(Failure::into_status)?;
+        power::begin(&self.context, &self.running, request.mode(), request.deadline_ms)
+            .map_err(Failure::into_status)?;
         Ok(Response::new(proto::ShutdownReply {}))
     }
 }
