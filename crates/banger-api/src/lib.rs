@@ -14,6 +14,7 @@ pub mod contract;
 pub mod error;
 pub mod frame;
 mod line;
+pub mod places;
 pub mod server;
 pub mod types;
 

@@ -5,6 +5,8 @@
 
 use std::path::{Path, PathBuf};
 
+use banger_api::places::{RUNTIME_WITHOUT_SESSION, session_directory};
+
 use crate::error::{CliError, Kind};
 
 /// Name of the socket in the runtime directory.
@@ -27,8 +29,6 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) socket: Option<&'a Path>,
     /// Runs as root.
     pub(crate) root: bool,
-    /// User id.
-    pub(crate) uid: u32,
     /// An environment variable; empty counts as absent.
     pub(crate) variable: &'a dyn Fn(&str) -> Option<PathBuf>,
     /// Reads the configuration file; `None` where there is none.
@@ -40,9 +40,13 @@ impl Paths {
     pub(crate) fn of_this_process(socket: Option<&Path>) -> Result<Self, CliError> {
         let uid = rustix::process::geteuid().as_raw();
         let variable = |name: &str| {
-            std::env::var_os(name)
+            let value = std::env::var_os(name)
                 .filter(|value| !value.is_empty())
-                .map(PathBuf::from)
+                .map(PathBuf::from);
+            match name {
+                "XDG_RUNTIME_DIR" => session_directory(value, uid),
+                _ => value,
+            }
         };
         let read = |path: &Path| match std::fs::read_to_string(path) {
             Ok(text) => Ok(Some(text)),
@@ -52,7 +56,6 @@ impl Paths {
         Self::find(&Surroundings {
             socket,
             root: uid == 0,
-            uid,
             variable: &variable,
             read: &read,
         })
@@ -108,8 +111,7 @@ fn directories(here: &Surroundings<'_>) -> Result<(PathBuf, PathBuf), CliError> 
         None if here.root => "/run/banger".into(),
         None => match variable("XDG_RUNTIME_DIR") {
             Some(base) => base.join("banger"),
-            // Without a login session (cron, su) there is no XDG_RUNTIME_DIR, but the directory can be there.
-            None => PathBuf::from(format!("/run/user/{}", here.uid)).join("banger"),
+            None => state.join(RUNTIME_WITHOUT_SESSION),
         },
     };
     Ok((state, runtime))
@@ -189,7 +191,6 @@ mod tests {
         Paths::find(&Surroundings {
             socket,
             root: uid == 0,
-            uid,
             variable: &variable,
             read: &read,
         })
@@ -220,11 +221,12 @@ mod tests {
             true,
         );
         assert_eq!(find(None, 1000, &session, None), expected);
-        assert_eq!(
-            find(None, 1000, &session[..1], None),
-            expected,
-            "without a session"
+        let without_session = paths(
+            "/home/u/.local/state/banger/run/bangerd.sock",
+            "/home/u/.local/state/banger/bangerd.log",
+            true,
         );
+        assert_eq!(find(None, 1000, &session[..1], None), without_session);
         assert_eq!(find(None, 1000, &[], None).unwrap_err().kind, Kind::Prerequisite);
     }
 

@@ -6,6 +6,7 @@ use std::ffi::OsString;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use banger_api::places::RUNTIME_WITHOUT_SESSION;
 use banger_api::server::MAX_SOCKET_PATH;
 use rustix::fs::Access;
 
@@ -18,6 +19,7 @@ pub(crate) struct Environment {
     pub(crate) uid: u32,
     pub(crate) home: Option<PathBuf>,
     pub(crate) xdg_state_home: Option<PathBuf>,
+    /// The login session's directory for sockets, where there is one.
     pub(crate) xdg_runtime_dir: Option<PathBuf>,
     pub(crate) xdg_config_home: Option<PathBuf>,
     pub(crate) path: Option<OsString>,
@@ -203,8 +205,7 @@ impl Directories {
             (None, Some(path), _) => path.0.clone(),
             (None, None, _) if environment.is_root() => "/run/banger".into(),
             (None, None, Some(base)) => base.join("banger"),
-            // Without a login session (cron, su) there is no XDG_RUNTIME_DIR, but the directory can be there.
-            (None, None, None) => PathBuf::from(format!("/run/user/{}/banger", environment.uid)),
+            (None, None, None) => state.join(RUNTIME_WITHOUT_SESSION),
         };
         let socket = named
             .socket
@@ -243,7 +244,10 @@ impl Directories {
 
     /// Checks everything that can be checked without touching anything.
     pub(crate) fn check(&self, uid: u32) -> Result<(), DirectoryError> {
-        check("runtime directory", &self.runtime, uid)?;
+        // Within a state directory that is not there yet it will be made after that.
+        if !self.runtime.starts_with(&self.state) || self.state.exists() {
+            check("runtime directory", &self.runtime, uid)?;
+        }
         // The state directory's parents are made too, so that one that is not there yet is no error.
         if self.state.exists() {
             check("state directory", &self.state, uid)?;
@@ -399,8 +403,8 @@ mod tests {
         let found = find(&Named::default(), "", &user()).unwrap();
         let expected = [
             "/home/u/.local/state/banger",
-            "/run/user/1000/banger",
-            "/run/user/1000/banger/bangerd.sock",
+            "/home/u/.local/state/banger/run",
+            "/home/u/.local/state/banger/run/bangerd.sock",
         ];
         assert_eq!(paths(&found), expected);
         assert_eq!(

@@ -111,11 +111,12 @@ fn environment() -> Environment {
             .filter(|value| !value.is_empty())
             .map(PathBuf::from)
     };
+    let uid = rustix::process::geteuid().as_raw();
     Environment {
-        uid: rustix::process::geteuid().as_raw(),
+        uid,
         home: path("HOME"),
         xdg_state_home: path("XDG_STATE_HOME"),
-        xdg_runtime_dir: path("XDG_RUNTIME_DIR"),
+        xdg_runtime_dir: banger_api::places::session_directory(path("XDG_RUNTIME_DIR"), uid),
         xdg_config_home: path("XDG_CONFIG_HOME"),
         path: std::env::var_os("PATH"),
         executable: std::env::current_exe().ok(),
