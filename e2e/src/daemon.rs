@@ -298,12 +298,13 @@ impl Daemon {
         assert!(status.success(), "bangerd ended with {status}:\n{}", self.log());
     }
 
-    /// Processes that carry this daemon's directories, without the daemon and without command lines.
+    /// Processes that carry this daemon's directories, without the daemon itself, and without the questions for their
+    /// versions that it asks its programs when it first needs them.
     #[must_use]
     pub fn machine_processes(&self) -> Vec<Process> {
         let own = self.child.as_ref().map(Child::id);
         let mut found = self.processes();
-        found.retain(|p| u32::try_from(p.pid).ok() != own);
+        found.retain(|p| u32::try_from(p.pid).ok() != own && !p.command.ends_with(" --version"));
         found
     }
 

@@ -25,8 +25,6 @@ impl Snapshot {
             daemon
                 .machine_processes()
                 .into_iter()
-                // The daemon asks its programs for their versions when it first needs them; that comes and goes.
-                .filter(|p| !p.command.ends_with(" --version"))
                 .map(|p| format!("process {} {}", p.pid, p.command)),
         );
         files(&daemon.runtime(), "runtime", &mut all);

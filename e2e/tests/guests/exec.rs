@@ -96,8 +96,10 @@ fn environment_directory_and_user() {
     );
     assert_eq!(guest.exec_with(&["-w", "/etc"]).args(["--", "pwd"]).ok(), "/etc");
     assert_eq!(guest.exec(["pwd"]).ok(), "/root");
-    // busybox's image has its own users; what is needed is made here.
-    guest.sh("adduser -D -h /home/joe -u 1234 joe");
+    guest.sh(
+        "mkdir -p /home/joe; echo joe:x:1234:1234::/home/joe:/bin/sh >> /etc/passwd; \
+         echo joe:x:1234: >> /etc/group; chown 1234:1234 /home/joe",
+    );
     let joe = guest
         .exec_with(&["-u", "joe"])
         .args(["--", "sh", "-c", "id -u; id -g; id -un; pwd; echo $HOME"])
@@ -145,9 +147,12 @@ fn a_terminal_with_a_size_that_changes() {
     pty.send("until [ \"$(stty size)\" = '50 132' ]; do sleep 0.1; done; echo re${x}sized\n");
     pty.wait("resized");
     // Ctrl-C belongs to the guest's foreground process, not to banger.
-    pty.send("sleep 1000\n");
-    pty.wait("sleep 1000");
+    pty.send("sh -c 'echo slee${x}ping; exec sleep 1000'\n");
+    pty.wait("sleeping");
     pty.send("\u{3}");
+    pty.wait("^C");
+    pty.send("echo code${x} $?\n");
+    pty.wait("code 130");
     pty.send("echo back${x}again\n");
     pty.wait("backagain");
     pty.send("exit 7\n");

@@ -68,9 +68,9 @@ fn logs_show_the_console_and_follow_it_to_its_end() {
     let Some(bed) = Testbed::find() else { return };
     let daemon = Daemon::start(&bed, Settings::prepared());
     let guest = Guest::start(&daemon, "talk", "busybox");
-    assert!(guest.banger("logs").ok().contains("Linux version"));
+    guest.sh("echo before anybody looks > /dev/console");
     let follow = guest.banger("logs").args(["-f"]).spawn();
-    follow.wait_stdout("Linux version");
+    follow.wait_stdout("before anybody looks");
     guest.sh("echo a word from inside > /dev/console");
     follow.wait_stdout("a word from inside");
     guest.banger("kill").ok();
@@ -192,8 +192,9 @@ fn a_vmm_that_dies_is_noticed_without_asking() {
     let daemon = Daemon::start(&bed, Settings::prepared());
     let guest = Guest::start(&daemon, "dies", "busybox");
     let hanging = guest.exec(["sleep", "1000"]).spawn();
+    guest.sh("echo something to follow > /dev/console");
     let follow = guest.banger("logs").args(["-f"]).spawn();
-    follow.wait_stdout("Linux version");
+    follow.wait_stdout("something to follow");
     let pid = i32::try_from(guest.vmm_pid()).expect("a pid");
     let vmm: Vec<_> = daemon
         .machine_processes()
@@ -258,11 +259,12 @@ fn many_starts_at_once_do_one_start() {
         one.finish().expect(0);
     }
     let status = daemon.banger(["daemon", "status", "--output", "json"]).json();
-    let daemons: Vec<_> = daemon
-        .machine_processes()
-        .into_iter()
-        .filter(|p| p.command.contains("bangerd"))
-        .collect();
+    let running = || {
+        let mut daemons = daemon.machine_processes();
+        daemons.retain(|p| p.command.ends_with("bangerd run"));
+        daemons
+    };
+    let daemons = running();
     assert_eq!(daemons.len(), 1, "{daemons:?}");
     assert_eq!(u64::try_from(daemons[0].pid).ok(), status["pid"].as_u64());
     e2e::processes::kill(&daemons);
@@ -272,7 +274,7 @@ fn many_starts_at_once_do_one_start() {
     assert!(gone.is_some());
     // It was killed, not ended: its socket stays, and the next daemon takes it over.
     daemon.banger(["ls"]).env_remove("BANGER_NO_AUTOSTART").ok();
-    let daemons = daemon.machine_processes();
+    let daemons = running();
     assert_eq!(daemons.len(), 1, "{daemons:?}");
     let pid = rustix::process::Pid::from_raw(daemons[0].pid).expect("a pid");
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("end the daemon");

@@ -33,10 +33,10 @@ fn the_guest_is_set_up() {
     assert_eq!(guest.sh("hostname"), "small");
     assert_eq!(guest.sh("id -u"), "0");
     assert_eq!(guest.sh("nproc"), "2");
+    // The agent stays init, under the name it has in the initramfs; the image has no such file.
     assert_eq!(
-        guest.sh("cat /proc/1/comm"),
-        "banger-agent",
-        "the agent stays init"
+        guest.sh("cat /proc/1/comm; ls /init 2>/dev/null || echo none"),
+        "init\nnone"
     );
     let memory: u64 = guest
         .sh("awk '/^MemTotal/ {print $2}' /proc/meminfo")
