@@ -101,7 +101,7 @@ impl Daemon {
     pub fn new(bed: &Testbed, settings: Settings) -> Self {
         let home = tempfile::Builder::new()
             .prefix("bgt-")
-            .tempdir_in("/tmp")
+            .tempdir()
             .expect("make a directory");
         let runs = bed.directory.join("runs");
         std::fs::create_dir_all(&runs).expect("make the directory of the tests' state");

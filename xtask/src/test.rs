@@ -21,7 +21,7 @@ pub(crate) fn test(arguments: &[String]) -> Result<ExitCode> {
     // Absent on the first run. What a run that was killed left of its daemons' state goes as well.
     drop(fs::remove_file(&skips));
     drop(fs::remove_dir_all(layout::testbed().join("runs")));
-    let before = leftovers::list();
+    let this_run = leftovers::Run::begin()?;
 
     let nextest = sh::read(Command::new("cargo").args(["nextest", "--version"])).is_ok();
     let mut runner = Command::new("cargo");
@@ -37,10 +37,11 @@ pub(crate) fn test(arguments: &[String]) -> Result<ExitCode> {
         runner.args(["--", "--test-threads=2"]);
     }
     environment(&mut runner, &bed, &skips);
+    runner.env("TMPDIR", &this_run.directory);
     let (passed, closing) = run(&mut runner, nextest)?;
 
     report_skips(&bed, &skips);
-    let left: Vec<_> = leftovers::list().difference(&before).cloned().collect();
+    let left = this_run.end();
     // Last, so that whoever reads only the end of a log sees the outcome.
     if let Some(line) = closing {
         println!("{line}");
