@@ -72,6 +72,8 @@ fn wait_for(server: libc::pid_t) {
 /// The server's life, in a process of its own.
 fn serve_in_guest(mode: InitMode, upper: Option<OwnedFd>) -> ! {
     log::to_kernel();
+    // For `ps` and `top`; the name the kernel gave is that of the file, init.
+    let _cosmetic = rustix::thread::set_name(c"banger-agent");
     // A session of its own: the console's hang-ups are none of its business.
     let _is_leader_already = rustix::process::setsid();
     let role = match mode {

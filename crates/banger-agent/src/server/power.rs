@@ -27,7 +27,7 @@ use tokio::time::Instant;
 const DEFAULT_DEADLINE: Duration = Duration::from_secs(60);
 const MAX_DEADLINE: Duration = Duration::from_secs(3600);
 
-/// For the reply to leave the guest before the guest ends.
+/// For replies to leave the guest before the guest ends.
 const REPLY_TIME: Duration = Duration::from_millis(50);
 
 /// Of an agent's graceful shutdown: at most this long between SIGTERM and SIGKILL, and for SIGKILL to take effect.
@@ -66,6 +66,8 @@ pub(crate) fn begin(
             log::line(format_args!("shutting down, within {} ms", deadline.as_millis()));
             wind_down(&context.role, &running, Instant::now() + deadline).await;
         }
+        // How the last commands ended is on its way.
+        tokio::time::sleep(REPLY_TIME).await;
         // Blocking is right: nothing else is to be done any more.
         finish(&context.role);
     });

@@ -4,8 +4,10 @@
 //! carries the backpressure. A client who goes away closes the channel, which ends the thread at its next chunk.
 
 mod bridge;
+mod destination;
 mod pack;
 mod place;
+mod sparse;
 mod unpack;
 
 use crate::account::{self, Account};

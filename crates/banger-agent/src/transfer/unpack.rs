@@ -9,14 +9,16 @@
 //! theirs when the archive has left them. Runs of zeros become holes.
 
 use super::bridge::{Allowance, ChunkReader};
+use super::destination::destination;
 use super::io_failure;
-use super::place::{self, Found, Mapping, NameError, Place};
+use super::place::{self, Mapping, NameError};
+use super::sparse::{CopyError, write_sparse};
 use crate::account::Account;
 use banger_agent_api::proto::{UploadReply, UploadStart};
 use banger_agent_api::{Failure, FailureKind};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{
-    AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, UTIME_OMIT, Uid, chownat,
+    AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, UTIME_OMIT, Uid, chownat,
     fchmod, fchown, futimens, linkat, mkdirat, mknodat, openat, openat2, renameat, statat, symlinkat,
     unlinkat, utimensat,
 };
@@ -25,18 +27,11 @@ use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use tar::{Archive, Entry, EntryType, Header};
 
 /// Bytes which names and extended headers of one entry may take in the archive.
 const MAX_METADATA: u64 = 1024 * 1024;
-
-/// Bytes of a file that are read before they are written.
-const BUFFER: usize = 64 * 1024;
-
-/// Zeros in units of this become holes: the block size of ext4.
-const BLOCK: usize = 4096;
 
 /// Unpacks a whole archive. Blocks.
 pub(super) fn unpack(
@@ -87,111 +82,6 @@ fn unpack_entries(
     match unpacker {
         Some(unpacker) => unpacker.finish(),
         None => Err(bad_archive("unpack an archive: it has no entries")),
-    }
-}
-
-/// Finds (or makes) the directory that everything goes below, and what the archive's names mean there.
-fn destination(
-    path: &Path,
-    top: Option<OsString>,
-    is_dir: bool,
-    contents_only: bool,
-    slash: bool,
-) -> Result<(OwnedFd, Mapping), Failure> {
-    let found = match statat(CWD, path, AtFlags::empty()) {
-        Ok(stat) if FileType::from_raw_mode(stat.st_mode).is_dir() => Found::Directory,
-        Ok(_) => Found::Other,
-        Err(Errno::NOENT) => Found::Nothing,
-        Err(error) => return Err(io_failure("look at", path, &error.into())),
-    };
-    let place = place::decide(found, is_dir, contents_only, slash).map_err(|kind| {
-        let what = if is_dir { "a directory" } else { "a file" };
-        let why = match found {
-            Found::Nothing => "there is no such directory",
-            Found::Directory => "it is a directory",
-            Found::Other => "it is not a directory",
-        };
-        let shown = path.display();
-        Failure::new(
-            kind,
-            path.to_string_lossy(),
-            format!("copy {what} to {shown} in the guest: {why}"),
-        )
-    })?;
-    let straight = Mapping {
-        top: top.clone(),
-        becomes: None,
-    };
-    match place {
-        Place::Inside => {
-            let inside = Mapping {
-                becomes: top.clone(),
-                top,
-            };
-            open_base(path)
-                .map(|base| (base, inside))
-                .map_err(|e| io_failure("open", path, &e))
-        }
-        Place::Merge => open_base(path)
-            .map(|base| (base, straight))
-            .map_err(|e| io_failure("open", path, &e)),
-        Place::Becomes => {
-            // A link to a file stands for the file.
-            let real = if found == Found::Other {
-                path.canonicalize()
-            } else {
-                Ok(path.to_owned())
-            };
-            let real = real.map_err(|error| io_failure("resolve", path, &error))?;
-            let (parent, name) = open_parent(&real)?;
-            Ok((
-                parent,
-                Mapping {
-                    top,
-                    becomes: Some(name),
-                },
-            ))
-        }
-        Place::MakeAndMerge => {
-            let (parent, name) = open_parent(path)?;
-            mkdirat(&parent, &name, Mode::from_raw_mode(0o755))
-                .map_err(|error| io_failure("make", path, &error.into()))?;
-            let base = openat(&parent, &name, base_flags() | OFlags::NOFOLLOW, Mode::empty())
-                .map_err(|error| io_failure("open", path, &error.into()))?;
-            Ok((base, straight))
-        }
-    }
-}
-
-fn base_flags() -> OFlags {
-    OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC
-}
-
-fn open_base(path: &Path) -> io::Result<OwnedFd> {
-    Ok(openat(CWD, path, base_flags(), Mode::empty())?)
-}
-
-fn open_parent(path: &Path) -> Result<(OwnedFd, OsString), Failure> {
-    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
-        let message = format!("copy to {}: it names no file", path.display());
-        return Err(Failure::new(
-            FailureKind::InvalidRequest,
-            path.to_string_lossy(),
-            message,
-        ));
-    };
-    match open_base(parent) {
-        Ok(fd) => Ok((fd, name.to_owned())),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let shown = parent.display();
-            let message = format!("copy to {} in the guest: {shown} does not exist", path.display());
-            Err(Failure::new(
-                FailureKind::ParentNotFound,
-                parent.to_string_lossy(),
-                message,
-            ))
-        }
-        Err(error) => Err(io_failure("open", parent, &error)),
     }
 }
 
@@ -581,57 +471,6 @@ fn link_target<R: Read>(entry: &Entry<'_, R>) -> Result<Vec<u8>, Failure> {
         Some(target) if !target.is_empty() && !target.contains(&0) => Ok(target.into_owned()),
         Some(_) | None => Err(bad_archive("unpack an archive: a link has no target")),
     }
-}
-
-/// Which side of a copy failed.
-enum CopyError {
-    Read(io::Error),
-    Write(io::Error),
-}
-
-/// Copies exactly `size` bytes into a new file, leaving holes where whole blocks are zero.
-fn write_sparse(mut reader: impl Read, file: &File, size: u64) -> Result<(), CopyError> {
-    let mut buffer = vec![0; BUFFER];
-    let mut offset = 0u64;
-    while offset < size {
-        let length = fill(&mut reader, &mut buffer).map_err(CopyError::Read)?;
-        if length == 0 {
-            return Err(CopyError::Read(io::Error::other("a file's contents are cut off")));
-        }
-        let mut at = offset;
-        // Neighbouring blocks of one kind together, so that data is written in as few calls as possible.
-        let blocks: Vec<&[u8]> = buffer[..length].chunks(BLOCK).collect();
-        for run in blocks.chunk_by(|a, b| is_zero(a) == is_zero(b)) {
-            let run_length: usize = run.iter().map(|block| block.len()).sum();
-            if !run.first().is_some_and(|block| is_zero(block)) {
-                let start = usize::try_from(at - offset).unwrap_or_default();
-                file.write_all_at(&buffer[start..start + run_length], at)
-                    .map_err(CopyError::Write)?;
-            }
-            at += run_length as u64;
-        }
-        offset += length as u64;
-    }
-    // Also where the file ends in a hole.
-    file.set_len(size).map_err(CopyError::Write)
-}
-
-fn is_zero(block: &[u8]) -> bool {
-    block.iter().all(|byte| *byte == 0)
-}
-
-/// Reads until the buffer is full or the source ends.
-fn fill(reader: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
-    let mut length = 0;
-    while length < buffer.len() {
-        match reader.read(&mut buffer[length..]) {
-            Ok(0) => break,
-            Ok(read) => length += read,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(length)
 }
 
 fn names(name: &[u8]) -> Result<Vec<OsString>, Failure> {
