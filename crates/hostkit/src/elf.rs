@@ -62,6 +62,8 @@ pub(crate) struct Elf<'a> {
 
 pub(crate) struct Segment<'a> {
     pub(crate) kind: u32,
+    /// Virtual address.
+    pub(crate) address: u64,
     pub(crate) contents: &'a [u8],
 }
 
@@ -95,9 +97,11 @@ impl<'a> Elf<'a> {
                 let at = offset.saturating_add(index * 56);
                 let kind = self.u32("program headers", at)?;
                 let start = self.u64("program headers", at.saturating_add(8))?;
+                let address = self.u64("program headers", at.saturating_add(16))?;
                 let len = self.u64("program headers", at.saturating_add(32))?;
                 Ok(Segment {
                     kind,
+                    address,
                     contents: self.slice("segment", start, len)?,
                 })
             })
@@ -207,7 +211,8 @@ pub(crate) mod tests {
         elf[58] = 64;
         elf[60..62].copy_from_slice(&u16::try_from(headers.len()).unwrap().to_le_bytes());
         elf[62..64].copy_from_slice(&u16::try_from(headers.len() - 1).unwrap().to_le_bytes());
-        elf[64] = 1; // PT_LOAD
+        elf[64] = 1; // PT_LOAD, where the kernel's text is linked to
+        elf[80..88].copy_from_slice(&0xffff_ffff_8100_0000_u64.to_le_bytes());
         elf[64 + 32] = 64;
         elf.extend_from_slice(&data);
         elf.extend(headers.concat());

@@ -63,6 +63,9 @@ pub enum Error {
     /// An ELF file without anything to load.
     #[error("vmlinux has no loadable segment")]
     NothingToLoad,
+    /// A program, not a kernel.
+    #[error("not a Linux kernel image: it is an ELF program for user space")]
+    Program,
 }
 
 /// What an ELF kernel can do.
@@ -93,6 +96,14 @@ pub fn check_elf(image: &[u8]) -> Result<ElfKernel, Error> {
     let segments = elf.segments().map_err(Error::Elf)?;
     if !segments.iter().any(|segment| segment.kind == PT_LOAD) {
         return Err(Error::NothingToLoad);
+    }
+    // The kernel is linked to the upper half of the address space, which no program may use
+    // (Documentation/arch/x86/x86_64/mm.rst).
+    if !segments
+        .iter()
+        .any(|segment| segment.kind == PT_LOAD && segment.address >= 1 << 63)
+    {
+        return Err(Error::Program);
     }
     let pvh = segments
         .iter()
@@ -297,6 +308,13 @@ mod tests {
             check_elf(&arm),
             Err(Error::WrongMachine { machine: 183 })
         ));
+    }
+
+    #[test]
+    fn a_program_is_no_kernel() {
+        let this_test = std::fs::read(std::env::current_exe().unwrap()).unwrap();
+        assert!(matches!(check_elf(&this_test), Err(Error::Program)));
+        assert!(check_elf(&vmlinux()).is_ok());
     }
 
     #[test]

@@ -487,7 +487,7 @@ pub(crate) mod tests {
         files
     }
 
-    /// An x86-64 ELF header and one `PT_LOAD` segment.
+    /// An x86-64 ELF header and one `PT_LOAD` segment in the kernel's half of the address space.
     fn minimal_elf() -> Vec<u8> {
         let mut elf = vec![0; 64 + 56];
         elf[..7].copy_from_slice(b"\x7fELF\x02\x01\x01");
@@ -497,6 +497,7 @@ pub(crate) mod tests {
         elf[54] = 56;
         elf[56] = 1;
         elf[64] = 1;
+        elf[64 + 23] = 0xff;
         elf
     }
 
