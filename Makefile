@@ -49,4 +49,4 @@ test: ## Every test, real guests included
 .PHONY: bench
 bench: setup build ## Measure against the raw VMM, print a table, keep it under target/bench
 	cargo build --locked --release --package banger-agent-api --example agent-call
-	@cargo bench --quiet --locked --package e2e
+	@cargo bench --quiet --locked --package e2e --bench overhead

@@ -14,6 +14,9 @@ use e2e::{Daemon, Settings, Testbed};
 
 use report::Report;
 
+/// Its name, what it is about, what measures it.
+type Group = (&'static str, &'static str, fn(&mut Report, &Daemon));
+
 fn main() {
     // `cargo test --benches` and the lists of test runners call benchmarks too.
     if std::env::args().any(|argument| argument == "--test" || argument == "--list") {
@@ -26,16 +29,26 @@ fn main() {
     let daemon = Daemon::start(&bed, Settings::prepared().config(config));
     let mut report = Report::default();
 
-    println!("the daemon at rest (30 s)");
-    rows::idle(&mut report, &daemon, "no machine", Duration::from_secs(30));
-    println!("short commands");
-    rows::short_commands(&mut report, &daemon);
-    println!("creating machines");
-    rows::create(&mut report, &daemon);
-    println!("start to first exec, in pairs");
-    rows::start(&mut report, &daemon);
-    println!("exec round trips, in pairs");
-    rows::exec(&mut report, &daemon);
+    // All groups, or those named: `cargo bench -p e2e --bench overhead -- start exec`.
+    let named: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|argument| !argument.starts_with('-'))
+        .collect();
+    let groups: [Group; 5] = [
+        ("idle", "the daemon at rest (30 s)", |report, daemon| {
+            rows::idle(report, daemon, "no machine", Duration::from_secs(30));
+        }),
+        ("short", "short commands", rows::short_commands),
+        ("create", "creating machines", rows::create),
+        ("start", "start to first exec, in pairs", rows::start),
+        ("exec", "exec round trips, in pairs", rows::exec),
+    ];
+    for (name, what, measure) in groups {
+        if named.is_empty() || named.iter().any(|n| n == name) {
+            println!("{what}");
+            measure(&mut report, &daemon);
+        }
+    }
     daemon.finish();
     report.finish(&bed.directory.with_file_name("bench"));
 }

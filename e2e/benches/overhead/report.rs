@@ -60,7 +60,7 @@ impl Row {
             Budget::Over(most) => {
                 let over = ours - raw;
                 (
-                    format!("+{over:.2} {}", self.unit),
+                    format!("{over:+.2} {}", self.unit),
                     format!("+{most} {}", self.unit),
                     Some(over <= most),
                 )

@@ -111,6 +111,7 @@ pub(crate) fn create(report: &mut Report, daemon: &Daemon) {
             .args(["-q", "-t", "ext4"])
             .arg(&file)
             .arg(size)
+            .stdout(std::process::Stdio::null())
             .status();
         assert!(made.expect("run mke2fs").success());
         daemon
