@@ -20,6 +20,9 @@ pub struct Snapshot(BTreeSet<String>);
 
 impl Snapshot {
     pub(crate) fn take(daemon: &Daemon) -> Self {
+        let mut wire = Wire::connect(daemon);
+        // Its answer waits for the VMMs' programs, which a daemon that has just started runs once to learn their versions.
+        wire.call("daemon.status", &json!({})).expect("the status");
         let mut all = BTreeSet::new();
         all.extend(
             daemon
@@ -29,7 +32,6 @@ impl Snapshot {
         );
         files(&daemon.runtime(), "runtime", &mut all);
         files(&daemon.state(), "state", &mut all);
-        let mut wire = Wire::connect(daemon);
         for (method, name) in [
             ("vm.list", "name"),
             ("image.list", "name"),
