@@ -14,7 +14,7 @@ use std::time::Duration;
 use banger_store::ledger::LedgerRow;
 use banger_store::{Store, StoreError};
 use banger_vmm::{ProcessRecord, ProcessRole};
-use hostkit::process::{Process, ProcessError, ProcessId, Signal};
+use hostkit::process::{CommandLine, Process, ProcessError, ProcessId, Signal};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -67,11 +67,13 @@ pub(crate) enum Object {
         /// Ends in a `bgr` name.
         path: PathBuf,
     },
-    /// Processes that are about to be started; each carries this path in its arguments. Catches the one that was
-    /// started but not yet recorded.
+    /// Processes that are about to be started; each has the machine's token and a path in one of these directories in
+    /// its arguments. Catches the one that was started but not yet recorded.
     Processes {
         /// The run's runtime directory.
         runtime: PathBuf,
+        /// The machine's state directory.
+        state: PathBuf,
     },
     /// A process that was started.
     Process {
@@ -231,7 +233,7 @@ fn record(object: &Object) -> Option<ProcessRecord> {
 async fn remove(object: &Object, token: &str) -> Result<(), Error> {
     match object {
         Object::Directory { path } => remove_directory(path).await,
-        Object::Processes { runtime } => kill_under(runtime).await,
+        Object::Processes { runtime, state } => kill_left(token, &[runtime, state]).await,
         Object::Process { pid, start_time, .. } => {
             let id = ProcessId {
                 pid: *pid,
@@ -276,24 +278,47 @@ pub(crate) async fn remove_directory(path: &Path) -> Result<(), Error> {
     }
 }
 
-/// Ends every process that has a run's directory in its arguments.
-pub(crate) async fn kill_under(runtime: &Path) -> Result<(), Error> {
-    let Some(token) = runtime.file_name().and_then(|n| n.to_str()) else {
-        return Ok(());
-    };
-    let host = |source: std::io::Error| Error::Host {
+/// Our user's processes whose arguments are those of a machine's process with this token.
+fn left_processes(token: &str) -> Result<Vec<(ProcessRole, CommandLine)>, Error> {
+    let found = hostkit::process::find_by_token(token).map_err(|source| Error::Host {
         action: "look for left processes",
         source: Box::new(source),
-    };
-    let found = hostkit::process::find_by_token(token).map_err(host)?;
-    // The token alone could be another daemon's machine restored from the same backup; the directory is ours alone.
-    let prefix = runtime.to_string_lossy().into_owned();
-    for process in found {
-        if process.args.iter().any(|a| a.to_string_lossy().contains(&prefix)) {
-            end(process.id).await?;
+    })?;
+    let user = rustix::process::geteuid().as_raw();
+    let ours = found.into_iter().filter(|line| line.uid == user);
+    Ok(ours
+        .filter_map(|line| match banger_vmm::identify(&line) {
+            Some((of, role)) if of == token => Some((role, line)),
+            Some(_) | None => None,
+        })
+        .collect())
+}
+
+fn mentions(line: &CommandLine, directory: &Path) -> bool {
+    let directory = directory.to_string_lossy();
+    line.args
+        .iter()
+        .any(|argument| argument.to_string_lossy().contains(&*directory))
+}
+
+/// Ends a machine's processes that no row names. Recognised by the form of their arguments, the token, and a path in
+/// one of these directories: a bystander that merely mentions a socket is none.
+pub(crate) async fn kill_left(token: &str, directories: &[&Path]) -> Result<(), Error> {
+    for (_, line) in left_processes(token)? {
+        if directories.iter().any(|directory| mentions(&line, directory)) {
+            end(line.id).await?;
         }
     }
     Ok(())
+}
+
+/// Whether a machine of this token runs that another daemon keeps: one with another state directory, which shares our
+/// runtime directory by mistake.
+pub(crate) fn is_anothers(token: &str, state: &Path) -> Result<bool, Error> {
+    let left = left_processes(token)?;
+    Ok(left
+        .iter()
+        .any(|(role, line)| *role == ProcessRole::Vmm && !mentions(line, state)))
 }
 
 /// Kills a process and waits until it is gone. One that is gone already, or whose number is another's now, is fine.
@@ -345,6 +370,7 @@ mod tests {
                 &run,
                 &Object::Processes {
                     runtime: dir.path().join("run").join(crate::id::token(&vm)),
+                    state: state.clone(),
                 },
             )
             .await
@@ -364,26 +390,41 @@ mod tests {
         let ledger = Ledger::new(Store::open(&dir.path().join("banger.db")).unwrap());
         let vm = crate::id::new();
         let run = Owner::Run(vm.clone());
-        let runtime = dir.path().join(crate::id::token(&vm));
+        let token = crate::id::token(&vm);
+        let (runtime, state) = (dir.path().join("run").join(&token), dir.path().join(&token));
         ledger
             .enter(
                 &run,
                 &Object::Processes {
                     runtime: runtime.clone(),
+                    state: state.clone(),
                 },
             )
             .await
             .unwrap();
 
-        std::fs::create_dir(&runtime).unwrap();
-        let file = runtime.join("console");
-        std::fs::write(&file, "").unwrap();
-        let follow = || {
-            let mut tail = hostkit::process::Detached::new("/usr/bin/tail");
-            tail.args = vec!["-f".into(), file.clone().into()];
-            hostkit::process::spawn_detached(tail).unwrap()
+        // Shells that stop themselves for good, with the arguments of a VMM: in the manner of QEMU, which is given its
+        // sockets as descriptors and has only paths of the state directory in its arguments.
+        let vmm = |state: &Path| {
+            let mut shell = hostkit::process::Detached::new("/bin/sh");
+            let disk = format!("file={}/overlay.img", state.display());
+            shell.args = [
+                "-c",
+                "kill -STOP $$",
+                "sh",
+                "-name",
+                &token,
+                "-qmp",
+                "fd=3",
+                &disk,
+            ]
+            .map(Into::into)
+            .to_vec();
+            hostkit::process::spawn_detached(shell).unwrap()
         };
-        let recorded = follow();
+        let anothers = vmm(&dir.path().join("elsewhere").join(&token));
+        assert!(is_anothers(&token, &state).unwrap());
+        let recorded = vmm(&state);
         let id = recorded.id();
         let object = Object::Process {
             role: "vmm".into(),
@@ -392,11 +433,14 @@ mod tests {
         };
         ledger.enter(&run, &object).await.unwrap();
         // Started, and the daemon died before it wrote the row: only its arguments say whose it is.
-        let unrecorded = follow();
+        let unrecorded = vmm(&state);
 
         ledger.collect(&run).await.unwrap();
         assert!(recorded.try_exited().is_some());
         assert!(unrecorded.try_exited().is_some());
+        assert!(anothers.try_exited().is_none());
+        anothers.kill(Signal::KILL).unwrap();
+        anothers.exited().await;
     }
 
     #[tokio::test]

@@ -126,12 +126,22 @@ impl Operations {
             operation.state = OperationState::Failed;
             operation.generation += 1;
             operation.ended = Some(now);
-            put(&store, &operation).await?;
+            // A full disk must not keep the daemon from starting: freeing space goes through it.
+            if let Err(e) = put(&store, &operation).await {
+                tracing::error!(
+                    operation = operation.id,
+                    error = crate::error::chain(&e),
+                    "end not kept"
+                );
+            }
         }
         let before = now - jiff::SignedDuration::try_from(KEPT).unwrap_or_default();
-        store
+        let forgotten = store
             .note(move |tx| banger_store::operations::forget_before(tx, before))
-            .await?;
+            .await;
+        if let Err(e) = forgotten {
+            tracing::error!(error = crate::error::chain(&e), "old operations not forgotten");
+        }
         Ok(Self {
             store,
             entries: Arc::default(),
@@ -423,6 +433,11 @@ impl Progress {
                 op.notices.push(text);
             }
         });
+    }
+
+    /// Whether somebody has cancelled.
+    pub fn is_cancelled(&self) -> bool {
+        *self.entry.cancel.borrow()
     }
 
     /// Resolves when somebody cancels. Cancel-safe.

@@ -36,7 +36,10 @@ pub(crate) async fn run(host: &Arc<Host>, machines: &Machines) -> Result<(), Err
         take_up(host, machines, row, &mut tally).await;
     }
     collect_orphans(host, &known, &mut tally).await;
-    crate::image::registry::collect_leftovers(host).await?;
+    if let Err(e) = crate::image::registry::collect_leftovers(host).await {
+        tally.failed += 1;
+        tracing::error!(error = chain(&e), "unfinished images or kernels not removed");
+    }
     tracing::info!(
         adopted = tally.adopted,
         ended = tally.ended,
@@ -88,12 +91,23 @@ async fn take_up(host: &Arc<Host>, machines: &Machines, row: VmRow, tally: &mut 
                 task::spawn(host.clone(), machines, row, Begin::Adopted(phase, machine, guest));
                 return;
             }
-            Err(reason) => {
+            Err(NotAdopted::Ended(phase)) => {
                 tally.ended += 1;
                 match host.ledger.collect(&run).await {
-                    Ok(()) => reason,
+                    Ok(()) => phase,
                     Err(e) => failed(&row, &e, tally),
                 }
+            }
+            // It may well run: left as it is, to be stopped, killed or adopted by the next start.
+            Err(NotAdopted::Unknown) => {
+                tally.failed += 1;
+                task::spawn(
+                    host.clone(),
+                    machines,
+                    row,
+                    Begin::Resting(Phase::Running(running)),
+                );
+                return;
             }
         },
         rests @ (Phase::Stopped | Phase::Failed { .. }) => {
@@ -117,18 +131,28 @@ async fn take_up(host: &Arc<Host>, machines: &Machines, row: VmRow, tally: &mut 
 
 type Adopted = (Arc<dyn banger_vmm::Machine>, banger_agent_api::AgentClient);
 
-/// The run goes on, or the phase that its end leaves.
-async fn adopt(host: &Arc<Host>, row: &VmRow, running: &Running) -> Result<Adopted, Phase> {
+/// Why a run was not taken up.
+enum NotAdopted {
+    /// It has ended, which leaves this phase.
+    Ended(Phase),
+    /// It cannot be told: a VMM's program is missing, the host refuses to look.
+    Unknown,
+}
+
+async fn adopt(host: &Arc<Host>, row: &VmRow, running: &Running) -> Result<Adopted, NotAdopted> {
     let paths = Paths::new(&host.settings.state_dir, &host.settings.runtime_dir, &row.id);
     match lifecycle::adopt(host, row, &paths, running).await {
         Ok(adopted) => Ok(adopted),
         Err(e) => {
             tracing::warn!(vm = row.name, error = chain(&e), "not adopted");
+            if !lifecycle::has_ended(&e) {
+                return Err(NotAdopted::Unknown);
+            }
             // Nobody saw its exit status; the console is the only witness.
-            Err(match console::testimony(&paths.console()) {
+            Err(NotAdopted::Ended(match console::testimony(&paths.console()) {
                 Some(reason) => Phase::Failed { reason },
                 None => Phase::Stopped,
-            })
+            }))
         }
     }
 }
@@ -159,18 +183,12 @@ async fn collect_orphans(host: &Arc<Host>, known: &HashSet<String>, tally: &mut 
         }
         Err(e) => tracing::error!(error = chain(&e), "ledger not read"),
     }
-    for directory in [
-        &host.settings.runtime_dir,
-        &machines_dir(&host.settings.state_dir),
-    ] {
-        for orphan in strangers(directory, known) {
+    let settings = &host.settings;
+    for directory in [&settings.runtime_dir, &machines_dir(&settings.state_dir)] {
+        for token in strangers(directory, known) {
+            let orphan = directory.join(&token);
             tally.orphans += 1;
-            tracing::warn!(path = %orphan.display(), "orphan");
-            let removed = async {
-                ledger::kill_under(&orphan).await?;
-                ledger::remove_directory(&orphan).await
-            };
-            if let Err(e) = removed.await {
+            if let Err(e) = collect_orphan(host, &token, &orphan).await {
                 tally.failed += 1;
                 tracing::error!(path = %orphan.display(), error = chain(&e), "orphan not removed");
             }
@@ -178,20 +196,27 @@ async fn collect_orphans(host: &Arc<Host>, known: &HashSet<String>, tally: &mut 
     }
 }
 
+async fn collect_orphan(host: &Arc<Host>, token: &str, orphan: &Path) -> Result<(), Error> {
+    let settings = &host.settings;
+    let state = machines_dir(&settings.state_dir).join(token);
+    if ledger::is_anothers(token, &state)? {
+        tracing::warn!(path = %orphan.display(), "left alone: a machine of a daemon with another state directory");
+        return Ok(());
+    }
+    tracing::warn!(path = %orphan.display(), "orphan");
+    ledger::kill_left(token, &[&settings.runtime_dir.join(token), &state]).await?;
+    ledger::remove_directory(orphan).await
+}
+
 /// Directories with a machine's name that no machine has.
-fn strangers(directory: &Path, known: &HashSet<String>) -> Vec<std::path::PathBuf> {
+fn strangers(directory: &Path, known: &HashSet<String>) -> Vec<String> {
     let Ok(entries) = std::fs::read_dir(directory) else {
         return Vec::new();
     };
-    let stranger = |entry: &std::fs::DirEntry| {
-        let name = entry.file_name();
-        name.to_str()
-            .and_then(id::of_token)
-            .is_some_and(|id| !known.contains(id))
-    };
-    entries
+    let names = entries
         .flatten()
-        .filter(stranger)
-        .map(|entry| entry.path())
+        .filter_map(|entry| entry.file_name().into_string().ok());
+    names
+        .filter(|name| id::of_token(name).is_some_and(|id| !known.contains(id)))
         .collect()
 }

@@ -58,6 +58,12 @@ pub fn find(tx: &Transaction<'_>, reference: &str) -> Result<Option<ImageRow>, S
 
 /// Adds one; the name must be free.
 pub fn insert(tx: &Transaction<'_>, row: &ImageRow) -> Result<(), StoreError> {
+    if crate::kernels::find(tx, &row.kernel)?.is_none() {
+        return Err(StoreError::Missing {
+            what: "kernel",
+            name: row.kernel.clone(),
+        });
+    }
     tx.prepare_cached("INSERT INTO images VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)")?
         .execute(params![
             row.id,

@@ -8,6 +8,7 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use banger_store::StoreError;
 use banger_store::images::ImageRow;
 use banger_store::kernels::KernelRow;
 use jiff::Timestamp;
@@ -320,7 +321,7 @@ pub(crate) async fn begin(
                 .read(move |tx| banger_store::images::used_by(tx, &id))
                 .await?;
             if !by.is_empty() {
-                return Err(banger_store::StoreError::InUse {
+                return Err(StoreError::InUse {
                     what: "image",
                     name: image,
                     by,
@@ -328,7 +329,7 @@ pub(crate) async fn begin(
                 .into());
             }
         } else if matches!(source, Source::File(_)) {
-            return Err(banger_store::StoreError::Exists {
+            return Err(StoreError::Exists {
                 what: "image",
                 name: image,
             }
@@ -344,9 +345,7 @@ pub(crate) async fn begin(
     let (making, subject) = (host.clone(), image.clone());
     host.operations
         .begin(kind, &subject, move |progress| async move {
-            let made = make(&making, &image, &source, &kernel, &progress);
-            // Dropping the making removes its work directory.
-            progress.or_cancelled(made).await
+            make(&making, &image, &source, &kernel, replace, &progress).await
         })
         .await
 }
@@ -368,16 +367,14 @@ pub(crate) async fn begin_kernel(
         .await?
         .is_some()
     {
-        return Err(banger_store::StoreError::Exists { what: "kernel", name }.into());
+        return Err(StoreError::Exists { what: "kernel", name }.into());
     }
     let (making, subject) = (host.clone(), name.clone());
     host.operations
         .begin("kernel.add", &subject, move |progress| async move {
-            let made = async {
-                let _making = KERNEL_MAKING.lock().await;
-                make_kernel(&making, &name, &source, &progress).await
-            };
-            progress.or_cancelled(made).await
+            let lock = async { Ok(KERNEL_MAKING.lock().await) };
+            let _making = progress.or_cancelled(lock).await?;
+            make_kernel(&making, &name, &source, &progress).await
         })
         .await
 }
@@ -412,11 +409,14 @@ fn check_file(what: &'static str, path: &Path) -> Result<(), Error> {
     Ok(())
 }
 
+/// Builds an image, which may be cancelled at any time, and then enters it, which may not: a commit that nobody waits
+/// for would make a cancelled image appear.
 async fn make(
     host: &Arc<Host>,
     image: &str,
     source: &Source,
     kernel: &str,
+    replace: bool,
     progress: &Progress,
 ) -> Result<(), Error> {
     ensure_kernel(host, kernel, progress).await?;
@@ -425,20 +425,25 @@ async fn make(
     let target = image_dir(state, &id);
     let tools = &host.settings.tool_dirs();
     let report = reporter(progress);
-    let made = match source {
-        Source::File(path) => rootfs::from_file(&target, path, tools, &report).await,
-        Source::Debian => debian::bootstrap(&target, tools, &report).await,
-        Source::Busybox => busybox::bootstrap(&target, tools, &report).await,
+    let build = async {
+        let made = match source {
+            Source::File(path) => rootfs::from_file(&target, path, tools, &report).await,
+            Source::Debian => debian::bootstrap(&target, tools, &report).await,
+            Source::Busybox => busybox::bootstrap(&target, tools, &report).await,
+        };
+        made.map_err(|e| rootfs_error(image, source, e))
     };
-    let made = made.map_err(|e| rootfs_error(image, source, e))?;
+    // Dropping the build removes its work directory.
+    let made = progress.or_cancelled(build).await?;
     let row = image_row(&id, image, kernel, source, &made, &rootfs_path(state, &id));
     let inserted = host
         .store
         .write(move |tx| {
             let old = banger_store::images::find(tx, &row.name)?.filter(|old| old.name == row.name);
-            if let Some(old) = &old {
+            if let Some(old) = old.as_ref().filter(|_| replace) {
                 banger_store::images::remove(tx, &old.id)?;
             }
+            // Without `replace`, one that somebody else made meanwhile makes this fail.
             banger_store::images::insert(tx, &row)?;
             Ok(old)
         })
@@ -452,7 +457,13 @@ async fn make(
         }
         Err(e) => {
             remove_tree(&target).await;
-            Err(e.into())
+            match (&e, source) {
+                (StoreError::Exists { .. }, Source::Debian | Source::Busybox) => {
+                    progress.notice("somebody else made it meanwhile");
+                    Ok(())
+                }
+                (_, Source::File(_) | Source::Debian | Source::Busybox) => Err(e.into()),
+            }
         }
     }
 }
@@ -472,7 +483,9 @@ fn image_row(id: &str, name: &str, kernel: &str, source: &Source, made: &Rootfs,
 
 /// The default kernel comes by itself; others were checked before.
 async fn ensure_kernel(host: &Arc<Host>, name: &str, progress: &Progress) -> Result<(), Error> {
-    let _making = KERNEL_MAKING.lock().await;
+    let _making = progress
+        .or_cancelled(async { Ok(KERNEL_MAKING.lock().await) })
+        .await?;
     match find_kernel(host, name).await {
         Ok(_) => Ok(()),
         Err(Error::Missing { .. }) if name == host.settings.default_kernel => {
@@ -491,13 +504,17 @@ async fn make_kernel(
 ) -> Result<(), Error> {
     let target = kernels_dir(&host.settings.state_dir).join(name);
     let report = reporter(progress);
-    let made = match source {
-        KernelSource::File(path) => kernel::add_from_file(&target, path, None, &report).await,
-        KernelSource::Debian(package) => {
-            kernel::add_from_deb(&target, package, &host.settings.tool_dirs(), &report).await
-        }
+    let build = async {
+        let made = match source {
+            KernelSource::File(path) => kernel::add_from_file(&target, path, None, &report).await,
+            KernelSource::Debian(package) => {
+                kernel::add_from_deb(&target, package, &host.settings.tool_dirs(), &report).await
+            }
+        };
+        made.map_err(|e| kernel_error(name, source, e))
     };
-    let made = made.map_err(|e| kernel_error(name, source, e))?;
+    // As for images: the build may be cancelled, entering it may not.
+    let made = progress.or_cancelled(build).await?;
     let row = KernelRow {
         name: name.to_owned(),
         version: made.release.unwrap_or_else(|| "unknown".to_owned()),

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use banger_agent_api::{AgentClient, HelloLine, read_hello_line};
 use banger_store::vms::VmRow;
-use banger_vmm::{Machine, Vmm};
+use banger_vmm::{AdoptError, Machine, Vmm};
 use jiff::Timestamp;
 use tokio::net::UnixListener;
 
@@ -238,6 +238,15 @@ pub(crate) async fn adopt(
         .await
         .map_err(|e| fail(Box::new(e)))?;
     Ok((machine, AgentClient::new(&paths.vsock())))
+}
+
+/// Whether an adoption failed because the run has ended, wholly or in part.
+pub(crate) fn has_ended(error: &Error) -> bool {
+    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<AdoptError>());
+    match source {
+        Some(AdoptError::Gone | AdoptError::Partial { .. } | AdoptError::Stranger { .. }) => true,
+        Some(AdoptError::Process { .. }) | None => false,
+    }
 }
 
 /// Asks the guest to stop and waits; forces it when it does not in time. Zero forces at once.

@@ -18,6 +18,7 @@ use std::time::Duration;
 use banger_agent_api::AgentClient;
 use banger_store::vms::VmRow;
 use banger_vmm::{Machine, MachineExit};
+use futures_util::FutureExt;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
@@ -96,7 +97,8 @@ struct Work {
 }
 
 enum Outcome {
-    Created(Result<(), Error>),
+    /// With the outcome of the clean-up after a failure.
+    Created(Result<(), (Error, Result<(), Error>)>),
     Started(Result<Box<Started>, Error>),
     /// The run is collected, unless an error says otherwise.
     Stopped(Result<(), Error>),
@@ -137,8 +139,8 @@ struct Task {
     machine: Option<Arc<dyn Machine>>,
     guest: Option<AgentClient>,
     work: Option<Work>,
-    /// Where it stood before the start at work, for a start that touches nothing.
-    before_start: Phase,
+    /// Where it stood before the start or removal at work, for one that changes nothing.
+    before: Phase,
     waiting: VecDeque<Asked>,
     removed: bool,
 }
@@ -176,7 +178,7 @@ pub(crate) fn spawn(host: Arc<Host>, machines: &Machines, row: VmRow, begin: Beg
         machine,
         guest,
         work: None,
-        before_start: Phase::Stopped,
+        before: Phase::Stopped,
         waiting: VecDeque::new(),
         removed: false,
     };
@@ -219,7 +221,7 @@ impl Task {
                 // Only watched while no work is: a stop waits for the exit itself. `exited` may be asked again.
                 exit = exit_of(self.machine.as_ref()), if idle => Event::Exit(exit),
                 // A timer; dropping it loses nothing.
-                () = tokio::time::sleep_until(rotation), if self.machine.is_some() => Event::Rotate,
+                () = tokio::time::sleep_until(rotation), if self.machine.is_some() || !idle => Event::Rotate,
                 // `recv` is cancel-safe: a request is taken out only when this arm wins.
                 asked = requests.recv(), if open => asked.map_or(Event::Closed, Event::Asked),
             };
@@ -285,16 +287,10 @@ impl Task {
             let made = progress
                 .or_cancelled(system_disk::create(&host, &row, &paths))
                 .await;
-            if made.is_err()
-                && let Err(e) = lifecycle::remove(&host, &row.id).await
-            {
-                tracing::error!(
-                    vm = row.name,
-                    error = crate::error::chain(&e),
-                    "left after a failed create"
-                );
+            match made {
+                Ok(()) => Outcome::Created(Ok(())),
+                Err(e) => Outcome::Created(Err((e, lifecycle::remove(&host, &row.id).await))),
             }
-            Outcome::Created(made)
         });
         self.work = Some(Work {
             asked: Some(asked),
@@ -303,7 +299,7 @@ impl Task {
     }
 
     async fn begin_start(&mut self, asked: Asked) {
-        self.before_start = self.phase.clone();
+        self.before = self.phase.clone();
         // Known before anything exists: without this row a daemon that dies now would find a run nobody wanted.
         if let Err(e) = self.enter(Phase::Starting).await {
             answer(asked, Err(e));
@@ -379,8 +375,9 @@ impl Task {
 
     fn begin_remove(&mut self, asked: Option<Asked>) {
         let host = self.host.clone();
-        let (id, name, machine) = (self.row.id.clone(), self.row.name.clone(), self.machine.take());
-        self.guest = None;
+        // The handle stays ours until the machine is gone: a removal that fails must not disown what runs.
+        let (id, name, machine) = (self.row.id.clone(), self.row.name.clone(), self.machine.clone());
+        self.before = self.phase.clone();
         self.publish(Phase::Removing);
         let progress = asked.as_ref().map(|a| a.progress.clone());
         let future = Box::pin(async move {
@@ -419,11 +416,18 @@ impl Task {
     }
 
     async fn on_outcome(&mut self, outcome: Outcome, asked: Option<Asked>) {
+        // Trying again at once what has just failed would go on for ever; a later request or daemon may.
+        let removal_failed = matches!(outcome, Outcome::Removed(Err(_)));
         let (phase, result) = match outcome {
             Outcome::Created(Ok(())) => (Some(Phase::Stopped), Ok(())),
-            Outcome::Created(Err(e)) => {
+            Outcome::Created(Err((e, Ok(())))) => {
                 self.leave(asked, Err(e));
                 return;
+            }
+            // Its name and its image are taken still, so it is shown, and can be removed once the host lets it.
+            Outcome::Created(Err((e, Err(left)))) => {
+                let reason = left.report().message;
+                (Some(Phase::Failed { reason }), Err(e))
             }
             Outcome::Started(Ok(started)) => {
                 let Started {
@@ -438,7 +442,7 @@ impl Task {
             Outcome::Started(Err(e @ Error::Cancelled)) => (Some(Phase::Stopped), Err(e)),
             // A start that the host is not ready for has touched nothing and changes nothing.
             Outcome::Started(Err(e)) if e.kind() == Kind::MissingPrerequisite => {
-                (Some(self.before_start.clone()), Err(e))
+                (Some(self.before.clone()), Err(e))
             }
             Outcome::Started(Err(e)) => (
                 Some(Phase::Failed {
@@ -477,12 +481,19 @@ impl Task {
                 self.leave(asked, Ok(()));
                 return;
             }
-            Outcome::Removed(Err(e)) => (
-                Some(Phase::Failed {
-                    reason: e.report().message,
-                }),
-                Err(e),
-            ),
+            Outcome::Removed(Err(e)) => {
+                let runs = match &self.machine {
+                    Some(machine) => machine.exited().now_or_never().is_none(),
+                    None => false,
+                };
+                if !runs {
+                    self.machine = None;
+                    self.guest = None;
+                }
+                let run = self.before.running().filter(|_| runs).cloned();
+                let reason = e.report().message;
+                (Some(run.map_or(Phase::Failed { reason }, Phase::Running)), Err(e))
+            }
         };
         let created = matches!(self.phase, Phase::Creating);
         if let Some(phase) = phase {
@@ -500,11 +511,16 @@ impl Task {
             answer(asked, result);
         }
         let rests = matches!(self.phase, Phase::Stopped | Phase::Failed { .. });
-        if rests && self.row.ephemeral && !created {
+        if rests && self.row.ephemeral && !created && !removal_failed {
             self.begin_remove(None);
         }
         for asked in std::mem::take(&mut self.waiting) {
-            self.on_request(asked).await;
+            // Whoever asked may have changed their mind while it waited.
+            if asked.progress.is_cancelled() {
+                answer(asked, Err(Error::Cancelled));
+            } else {
+                self.on_request(asked).await;
+            }
         }
     }
 

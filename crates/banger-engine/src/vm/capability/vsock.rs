@@ -57,6 +57,7 @@ impl Capability for GuestSocket {
                 &owner,
                 &Object::Processes {
                     runtime: runtime.clone(),
+                    state: start.paths.state.clone(),
                 },
             )
             .await?;
