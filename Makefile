@@ -30,7 +30,7 @@ demo: setup build ## From nothing to a command running in a microVM
 	@cargo xtask demo
 
 .PHONY: clean-demo
-clean-demo: ## Undo make demo: its images, the daemon and the links in PATH (your machines stop it)
+clean-demo: ## Undo make demo: its images, kernel and daemon, the links in PATH
 	@cargo xtask clean-demo
 
 .PHONY: check

@@ -13,6 +13,7 @@ use crate::layout;
 use crate::sh::{self, Result};
 
 const IMAGES: [&str; 2] = ["debian", "busybox"];
+const KERNEL: &str = "debian";
 const PROGRAMS: [&str; 2] = ["banger", "bangerd"];
 const HELLO: &str =
     r#". /etc/os-release; echo "Hello from $PRETTY_NAME, Linux $(uname -r), $(nproc) processors.""#;
@@ -31,10 +32,11 @@ pub(crate) fn demo() -> Result {
         "
 That command ran in a microVM of its own, which is gone again. It took {} seconds. Next:
 
-  banger run debian --name dev         a machine that stays, with a shell in it
-  banger exec dev -- systemctl status  a command in it
-  banger cp README.md dev:/root/       a file into it
-  banger stop dev; banger rm dev       and away
+  banger run debian --name dev         a machine that stays
+  banger exec -it dev -- bash          a shell in it
+  banger cp README.md dev:             a file into it
+  banger vm stop dev                   what it wrote stays: banger vm start dev goes on
+  banger vm rm --force dev             gone without a trace
   banger doctor                        what this host could do better
   banger --help                        everything else",
         begin.elapsed().as_secs()
@@ -48,25 +50,40 @@ That command ran in a microVM of its own, which is gone again. It took {} second
     Ok(())
 }
 
-/// Undoes [`demo`]. Machines are never removed here: they are somebody's work.
+/// Undoes [`demo`]. Machines are never removed here: they are somebody's work. Where nothing else is left either, the
+/// state directory goes too.
 pub(crate) fn clean() -> Result {
     let banger = layout::staged("banger");
     if banger.exists() {
-        let machines = sh::read(Command::new(&banger).args(["ls", "-q"]))?;
+        let names = |listing: &[&str]| -> Result<Vec<String>> {
+            let names = sh::read(Command::new(&banger).args(listing).arg("-q"))?;
+            Ok(names.lines().map(str::to_owned).collect())
+        };
+        let machines = names(&["ls"])?;
         if !machines.is_empty() {
-            let machines = machines.split_whitespace().collect::<Vec<_>>().join(" ");
+            let machines = machines.join(" ");
             return Err(
-                format!("there are machines; remove them first: banger rm --force {machines}").into(),
+                format!("there are machines; remove them first: banger vm rm --force {machines}").into(),
             );
         }
-        let there = sh::read(Command::new(&banger).args(["image", "ls", "-q"]))?;
-        for image in IMAGES
-            .iter()
-            .filter(|image| there.lines().any(|line| line == **image))
-        {
+        let images = names(&["image", "ls"])?;
+        for image in images.iter().filter(|image| IMAGES.contains(&image.as_str())) {
             show(&["image", "rm", image])?;
         }
+        let mut empty = images.iter().all(|image| IMAGES.contains(&image.as_str()));
+        if empty {
+            let kernels = names(&["kernel", "ls"])?;
+            if kernels.iter().any(|kernel| kernel == KERNEL) {
+                show(&["kernel", "rm", KERNEL])?;
+            }
+            empty = kernels.iter().all(|kernel| kernel == KERNEL);
+        }
+        let state = status().and_then(|status| Some(PathBuf::from(status.get("state_directory")?.as_str()?)));
         stop_daemon()?;
+        if let Some(state) = state.filter(|state| empty && state.join("banger.db").exists()) {
+            println!("removing {}", state.display());
+            fs::remove_dir_all(&state)?;
+        }
     }
     let directory = link_directory()?;
     for program in PROGRAMS {
@@ -131,14 +148,18 @@ fn link() -> Result<PathBuf> {
     Ok(directory)
 }
 
-/// The pid of the daemon that serves the user's default socket.
-fn daemon() -> Option<u32> {
+/// What the daemon on the user's default socket says of itself, if it runs.
+fn status() -> Option<serde_json::Value> {
     let mut status = Command::new(layout::staged("banger"));
     status
         .args(["daemon", "status", "--output", "json"])
         .env("BANGER_NO_AUTOSTART", "1");
-    let status: serde_json::Value = serde_json::from_str(&sh::read(&mut status).ok()?).ok()?;
-    status.get("pid")?.as_u64()?.try_into().ok()
+    serde_json::from_str(&sh::read(&mut status).ok()?).ok()
+}
+
+/// Its process id.
+fn daemon() -> Option<u32> {
+    status()?.get("pid")?.as_u64()?.try_into().ok()
 }
 
 /// A daemon from before the last build goes; the next command starts the new one, which adopts its machines.

@@ -36,7 +36,8 @@ fn put(from: &Path, to: &Path) -> Result {
         return Ok(());
     }
     let fail = |e| format!("failed to write {}: {e}", to.display());
-    let new = to.with_extension("new");
+    // A name of our own: somebody else may be at the same in another terminal.
+    let new = to.with_extension(format!("{}.new", std::process::id()));
     fs::create_dir_all(to.parent().unwrap_or(Path::new("."))).map_err(fail)?;
     fs::write(&new, content).map_err(fail)?;
     fs::set_permissions(&new, fs::Permissions::from_mode(0o755)).map_err(fail)?;
