@@ -134,6 +134,8 @@ contract! {
         "daemon.shutdown" daemon_shutdown(Empty) -> Empty;
         /// Checks the host and says how to mend what is wrong.
         "doctor.run" doctor_run(Empty) -> DoctorReport;
+        /// Collects what nothing needs any more, or says what that would be.
+        "gc.run" gc_run(GcRun) -> GcReport;
         /// All images.
         "image.list" image_list(Empty) -> Vec<Image>;
         /// One image, by name or id.
@@ -164,6 +166,20 @@ contract! {
         "vm.kill" vm_kill(VmRef) -> Operation;
         /// Begins to remove a machine and its disks. A running one needs `force`.
         "vm.remove" vm_remove(VmRemove) -> Operation;
+        /// Begins to stop a machine that runs, and to start it.
+        "vm.restart" vm_restart(VmRestart) -> Operation;
+        /// Changes settings of a machine; the answer says which apply now and which at its next start.
+        "vm.set" vm_set(VmSet) -> VmSetReply;
+        /// Begins to renew a machine's system disk, from its own or from another image. Its work disk stays.
+        "vm.reset" vm_reset(VmReset) -> Operation;
+        /// Gives a machine another name.
+        "vm.rename" vm_rename(VmRename) -> Vm;
+        /// Everything a start would check, with its outcome. Touches nothing.
+        "vm.preflight" vm_preflight(VmRef) -> VmPreflight;
+        /// Figures of machines, from the host and from their agents.
+        "vm.stats" vm_stats(VmStatsOf) -> Vec<VmStats>;
+        /// How a machine fares: process, agent, disks, network.
+        "vm.health" vm_health(VmRef) -> VmHealth;
         /// Asks the guest's agent for an answer and measures the round trip.
         "vm.ping" vm_ping(VmRef) -> VmPing;
         /// Operations, newest first.

@@ -430,6 +430,13 @@ impl Engine {
             ephemeral: new.ephemeral,
             phase: phase_text(&Phase::Creating)?,
             created: Timestamp::now(),
+            system_disk: "overlay".to_owned(),
+            generation: 0,
+            work_disk: 0,
+            nat: true,
+            autostart: false,
+            restart: "no".to_owned(),
+            expires: None,
         };
         // A made-up name may be taken by somebody faster; one that was asked for is the caller's to change.
         for attempt in 0..16 {

@@ -30,8 +30,18 @@ struct Tally {
 /// Brings rows, ledger and host into agreement and starts every machine's task.
 pub(crate) async fn run(host: &Arc<Host>, machines: &Machines) -> Result<(), Error> {
     let mut tally = Tally::default();
-    let rows = host.store.read(banger_store::vms::list).await?;
-    let known: HashSet<String> = rows.iter().map(|row| row.id.clone()).collect();
+    let (rows, unreadable) = host.store.read(banger_store::vms::list).await?;
+    let mut known: HashSet<String> = rows.iter().map(|row| row.id.clone()).collect();
+    for row in unreadable {
+        tally.failed += 1;
+        tracing::error!(
+            id = row.id,
+            error = chain(&row.error),
+            "unreadable machine, left alone"
+        );
+        // What it has on the host is not an orphan's: a newer or a mended daemon may read it.
+        known.extend(row.id);
+    }
     for row in rows {
         take_up(host, machines, row, &mut tally).await;
     }

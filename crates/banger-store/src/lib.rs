@@ -12,6 +12,7 @@
 //!
 //! Long-lived threads: `banger-store` (this one); it ends when the last [`Store`] is dropped.
 
+pub mod facts;
 pub mod images;
 pub mod kernels;
 pub mod ledger;
@@ -299,6 +300,14 @@ fn time(row: &rusqlite::Row<'_>, index: usize) -> rusqlite::Result<jiff::Timesta
     text.parse().map_err(|e: jiff::Error| {
         rusqlite::Error::FromSqlConversionFailure(index, rusqlite::types::Type::Text, Box::new(e))
     })
+}
+
+/// As [`time`], where there may be none.
+fn maybe_time(row: &rusqlite::Row<'_>, index: usize) -> rusqlite::Result<Option<jiff::Timestamp>> {
+    match row.get_ref(index)? {
+        rusqlite::types::ValueRef::Null => Ok(None),
+        _ => time(row, index).map(Some),
+    }
 }
 
 /// SQLite's integers are signed; ours are sizes and counts. Both directions refuse what does not fit.

@@ -7,7 +7,10 @@ use rusqlite_migration::{M, Migrations};
 
 use crate::OpenError;
 
-const STEPS: &[M<'static>] = &[M::up(include_str!("migrations/001_first_light.sql"))];
+const STEPS: &[M<'static>] = &[
+    M::up(include_str!("migrations/001_first_light.sql")),
+    M::up(include_str!("migrations/002_lifecycle.sql")),
+];
 
 /// Brings the schema up to date. An existing file is copied to `banger.db.schema-N` first, so that an upgrade can be
 /// taken back; the newest copy of each schema is kept.
@@ -102,6 +105,33 @@ mod tests {
             .query_row("SELECT x FROM t", [], |r| r.get(0))
             .unwrap();
         assert_eq!(kept, 1);
+    }
+
+    #[test]
+    fn a_machine_of_first_light_keeps_its_meaning() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("banger.db");
+        let mut connection = Connection::open(&path).unwrap();
+        up_to(&STEPS[..1], &path, &mut connection).unwrap();
+        connection
+            .execute_batch(
+                "INSERT INTO kernels VALUES ('k', '6.1', 'elf', '', 1, 1, 1, '', '2026-01-01T00:00:00Z');
+                 INSERT INTO images VALUES ('i', 'debian', 'k', '', 1, 1, '', '2026-01-01T00:00:00Z');
+                 INSERT INTO vms VALUES ('v', 'dev', 'i', 'k', 2, 512, 4096, NULL, '{}', 0, '\"stopped\"', '2026-01-01T00:00:00Z');",
+            )
+            .unwrap();
+        up(&path, &mut connection).unwrap();
+        let tx = connection.transaction().unwrap();
+        let (vms, unreadable) = crate::vms::list(&tx).unwrap();
+        assert!(unreadable.is_empty(), "{unreadable:?}");
+        assert_eq!(vms.len(), 1);
+        let vm = &vms[0];
+        assert_eq!(
+            (vm.system_disk.as_str(), vm.generation, vm.work_disk),
+            ("overlay", 0, 0)
+        );
+        assert_eq!((vm.nat, vm.autostart, vm.restart.as_str()), (true, false, "no"));
+        assert_eq!(vm.expires, None);
     }
 
     #[test]

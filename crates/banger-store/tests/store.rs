@@ -46,6 +46,13 @@ fn vm(id: &str, name: &str) -> vms::VmRow {
         ephemeral: true,
         phase: "\"stopped\"".into(),
         created: Timestamp::UNIX_EPOCH,
+        system_disk: "reflink".into(),
+        generation: 3,
+        work_disk: 1 << 35,
+        nat: false,
+        autostart: true,
+        restart: "on-failure".into(),
+        expires: Some(Timestamp::UNIX_EPOCH),
     }
 }
 
@@ -68,7 +75,7 @@ async fn rows_come_back_as_they_went_in_also_after_reopening() {
     let path = dir.path().join("banger.db");
     drop(filled(&path).await);
     let store = Store::open(&path).unwrap();
-    assert_eq!(store.read(vms::list).await.unwrap(), [vm("v1", "dev")]);
+    assert_eq!(store.read(vms::list).await.unwrap().0, [vm("v1", "dev")]);
     assert_eq!(store.read(kernels::list).await.unwrap(), [kernel("k")]);
     assert_eq!(store.read(images::list).await.unwrap(), [image("i1", "debian")]);
 }
@@ -158,4 +165,74 @@ async fn many_writers_at_once_are_all_kept() {
         task.await.unwrap().unwrap();
     }
     assert_eq!(store.read(ledger::list).await.unwrap().len(), 500);
+}
+
+#[tokio::test]
+async fn an_unreadable_row_is_named_and_hides_no_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = filled(&dir.path().join("banger.db")).await;
+    store
+        .write(|tx| {
+            vms::insert(tx, &vm("v2", "odd"))?;
+            tx.execute("UPDATE vms SET labels = 'not JSON' WHERE id = 'v2'", [])?;
+            Ok(())
+        })
+        .await
+        .unwrap();
+    let (good, bad) = store.read(vms::list).await.unwrap();
+    assert_eq!(good, [vm("v1", "dev")]);
+    assert_eq!(bad.len(), 1);
+    assert_eq!(bad[0].id.as_deref(), Some("v2"));
+    assert!(matches!(
+        bad[0].error,
+        StoreError::Corrupt { column: "labels", .. }
+    ));
+}
+
+#[tokio::test]
+async fn an_update_changes_all_but_phase_and_creation() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = filled(&dir.path().join("banger.db")).await;
+    let changed = vms::VmRow {
+        name: "other".into(),
+        vcpus: 4,
+        memory_mib: 1024,
+        disk: 1 << 34,
+        labels: std::collections::BTreeMap::new(),
+        ephemeral: false,
+        generation: 4,
+        nat: true,
+        autostart: false,
+        restart: "always".into(),
+        expires: None,
+        ..vm("v1", "dev")
+    };
+    let row = changed.clone();
+    store.write(move |tx| vms::update(tx, &row)).await.unwrap();
+    assert_eq!(store.read(vms::list).await.unwrap().0, [changed]);
+    // A taken name and an unknown machine are refused.
+    store.write(|tx| vms::insert(tx, &vm("v2", "dev"))).await.unwrap();
+    let taken = vms::VmRow {
+        name: "other".into(),
+        ..vm("v2", "dev")
+    };
+    let refused = store.write(move |tx| vms::update(tx, &taken)).await;
+    assert!(matches!(refused, Err(StoreError::Exists { .. })), "{refused:?}");
+    let unknown = store.write(|tx| vms::update(tx, &vm("v3", "new"))).await;
+    assert!(matches!(unknown, Err(StoreError::Missing { .. })), "{unknown:?}");
+}
+
+#[tokio::test]
+async fn a_fact_is_replaced_and_the_old_one_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&dir.path().join("banger.db")).unwrap();
+    let first = store
+        .write(|tx| banger_store::facts::replace(tx, "boot_id", "a"))
+        .await
+        .unwrap();
+    let second = store
+        .write(|tx| banger_store::facts::replace(tx, "boot_id", "b"))
+        .await
+        .unwrap();
+    assert_eq!((first, second.as_deref()), (None, Some("a")));
 }

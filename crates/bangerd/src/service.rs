@@ -223,6 +223,12 @@ impl Service for Rpc {
             labels,
             start,
             ephemeral,
+            system_disk: _,
+            work_disk: _,
+            nat: _,
+            autostart: _,
+            restart: _,
+            expires: _,
         } = params;
         let new = NewVm {
             name,
@@ -291,6 +297,38 @@ impl Service for Rpc {
             .await
             .map(convert::ping)
             .map_err(convert::error)
+    }
+
+    async fn vm_restart(&self, _: Caller, _params: VmRestart) -> Result<Operation, RpcError> {
+        Err(RpcError::new(banger_api::ErrorKind::Internal, "not built yet"))
+    }
+
+    async fn vm_set(&self, _: Caller, _params: VmSet) -> Result<VmSetReply, RpcError> {
+        Err(RpcError::new(banger_api::ErrorKind::Internal, "not built yet"))
+    }
+
+    async fn vm_reset(&self, _: Caller, _params: VmReset) -> Result<Operation, RpcError> {
+        Err(RpcError::new(banger_api::ErrorKind::Internal, "not built yet"))
+    }
+
+    async fn vm_rename(&self, _: Caller, _params: VmRename) -> Result<Vm, RpcError> {
+        Err(RpcError::new(banger_api::ErrorKind::Internal, "not built yet"))
+    }
+
+    async fn vm_preflight(&self, _: Caller, _params: VmRef) -> Result<VmPreflight, RpcError> {
+        Err(RpcError::new(banger_api::ErrorKind::Internal, "not built yet"))
+    }
+
+    async fn vm_stats(&self, _: Caller, _params: VmStatsOf) -> Result<Vec<VmStats>, RpcError> {
+        Err(RpcError::new(banger_api::ErrorKind::Internal, "not built yet"))
+    }
+
+    async fn vm_health(&self, _: Caller, _params: VmRef) -> Result<VmHealth, RpcError> {
+        Err(RpcError::new(banger_api::ErrorKind::Internal, "not built yet"))
+    }
+
+    async fn gc_run(&self, _: Caller, _params: GcRun) -> Result<GcReport, RpcError> {
+        Err(RpcError::new(banger_api::ErrorKind::Internal, "not built yet"))
     }
 
     // ---- operations ------------------------------------------------------------------------------------------------

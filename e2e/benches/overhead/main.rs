@@ -1,8 +1,8 @@
 //! `make bench`: what Banger adds to the parts it is made of.
 //!
 //! Absolute times say something about the machine they were taken on; ratios say something about Banger. So each figure
-//! that has a counterpart is taken in pairs, ours and the raw one in turn within one run, and medians are compared. The
-//! table goes to standard output, all samples go to `target/bench/<date>.json`.
+//! that has a counterpart is taken in pairs, ours and the raw one in turn within one run, and their medians are compared:
+//! of the pairs' ratios, or of the differences. The table goes to standard output, all samples go to `target/bench/<date>.json`.
 
 mod raw;
 mod report;

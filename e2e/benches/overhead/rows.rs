@@ -11,7 +11,7 @@ use crate::report::{Budget, Report, ms};
 
 const MACHINE: [&str; 4] = ["--vcpus", "1", "--memory", "256M"];
 /// Pairs of starts; each takes seconds under emulation.
-const STARTS: usize = 9;
+const STARTS: usize = 15;
 const SHORT: usize = 40;
 const CREATES: usize = 20;
 /// Exec round trips: rounds of a batch each, so that both see the same minutes of the machine.

@@ -74,6 +74,14 @@ impl Service for Toy {
         vm_kill(VmRef) -> Operation;
         vm_remove(VmRemove) -> Operation;
         op_list(Empty) -> Vec<Operation>;
+        vm_restart(VmRestart) -> Operation;
+        vm_set(VmSet) -> VmSetReply;
+        vm_reset(VmReset) -> Operation;
+        vm_rename(VmRename) -> Vm;
+        vm_preflight(VmRef) -> VmPreflight;
+        vm_stats(VmStatsOf) -> Vec<VmStats>;
+        vm_health(VmRef) -> VmHealth;
+        gc_run(GcRun) -> GcReport;
     }
 
     /// Echoes the id.

@@ -106,7 +106,13 @@ pub(crate) async fn start(
     progress.stage("booting").await;
     let guest = AgentClient::new(&paths.vsock());
     let answered = async {
-        hear_hello(&hello).await;
+        let line = hear_hello(&hello).await;
+        tracing::debug!(
+            vm = row.name,
+            ?line,
+            milliseconds = began.elapsed().as_millis(),
+            "the guest serves"
+        );
         guest.hello(timeout).await.map_err(|e| Error::Agent {
             vm: row.name.clone(),
             source: Box::new(e),

@@ -141,6 +141,16 @@ fn vm(name: &str) -> Vm {
         vmm: None,
         labels: BTreeMap::new(),
         ephemeral: false,
+        system_disk: banger_api::types::SystemDisk::Overlay,
+        work_disk: 0,
+        work_disk_used: 0,
+        nat: true,
+        autostart: false,
+        restart: banger_api::types::RestartPolicy::No,
+        expires: None,
+        restarts: 0,
+        restarts_at: None,
+        pending: Vec::new(),
         created,
         running: None,
     }
@@ -213,6 +223,62 @@ fn absent<T>(method: &str) -> Result<T, RpcError> {
 }
 
 impl Service for Local {
+    async fn vm_restart(&self, _: Caller, _: VmRestart) -> Result<Operation, RpcError> {
+        Err(RpcError::new(
+            banger_api::ErrorKind::Internal,
+            "not asked for in these tests",
+        ))
+    }
+
+    async fn vm_set(&self, _: Caller, _: VmSet) -> Result<VmSetReply, RpcError> {
+        Err(RpcError::new(
+            banger_api::ErrorKind::Internal,
+            "not asked for in these tests",
+        ))
+    }
+
+    async fn vm_reset(&self, _: Caller, _: VmReset) -> Result<Operation, RpcError> {
+        Err(RpcError::new(
+            banger_api::ErrorKind::Internal,
+            "not asked for in these tests",
+        ))
+    }
+
+    async fn vm_rename(&self, _: Caller, _: VmRename) -> Result<Vm, RpcError> {
+        Err(RpcError::new(
+            banger_api::ErrorKind::Internal,
+            "not asked for in these tests",
+        ))
+    }
+
+    async fn vm_preflight(&self, _: Caller, _: VmRef) -> Result<VmPreflight, RpcError> {
+        Err(RpcError::new(
+            banger_api::ErrorKind::Internal,
+            "not asked for in these tests",
+        ))
+    }
+
+    async fn vm_stats(&self, _: Caller, _: VmStatsOf) -> Result<Vec<VmStats>, RpcError> {
+        Err(RpcError::new(
+            banger_api::ErrorKind::Internal,
+            "not asked for in these tests",
+        ))
+    }
+
+    async fn vm_health(&self, _: Caller, _: VmRef) -> Result<VmHealth, RpcError> {
+        Err(RpcError::new(
+            banger_api::ErrorKind::Internal,
+            "not asked for in these tests",
+        ))
+    }
+
+    async fn gc_run(&self, _: Caller, _: GcRun) -> Result<GcReport, RpcError> {
+        Err(RpcError::new(
+            banger_api::ErrorKind::Internal,
+            "not asked for in these tests",
+        ))
+    }
+
     async fn daemon_status(&self, _: Caller, _: Empty) -> Result<DaemonStatus, RpcError> {
         absent("daemon.status")
     }

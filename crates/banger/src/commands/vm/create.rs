@@ -90,6 +90,7 @@ impl MachineArgs {
                 .collect(),
             start: false,
             ephemeral: false,
+            ..VmCreate::default()
         }
     }
 }

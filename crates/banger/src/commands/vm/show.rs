@@ -134,6 +134,16 @@ pub(super) fn example(running: bool) -> Vm {
             .into_iter()
             .collect(),
         ephemeral: !running,
+        system_disk: banger_api::types::SystemDisk::Overlay,
+        work_disk: 0,
+        work_disk_used: 0,
+        nat: true,
+        autostart: false,
+        restart: banger_api::types::RestartPolicy::No,
+        expires: None,
+        restarts: 0,
+        restarts_at: None,
+        pending: Vec::new(),
         created,
         running: running.then(|| VmRunning {
             vmm: VmmKind::Qemu,

@@ -1,0 +1,18 @@
+//! What the daemon knows of its host from before: one value a key.
+
+use rusqlite::{OptionalExtension, Transaction};
+
+use crate::StoreError;
+
+/// Sets a fact and gives back what it was.
+pub fn replace(tx: &Transaction<'_>, key: &str, value: &str) -> Result<Option<String>, StoreError> {
+    let before = tx
+        .prepare_cached("SELECT value FROM facts WHERE key = ?1")?
+        .query_row([key], |row| row.get(0))
+        .optional()?;
+    tx.prepare_cached(
+        "INSERT INTO facts (key, value) VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+    )?
+    .execute([key, value])?;
+    Ok(before)
+}
