@@ -159,13 +159,20 @@ fn a_daemon_killed_during_a_start_leaves_nothing_unknown() {
     let Some(bed) = Testbed::find() else { return };
     let mut daemon = Daemon::start(&bed, Settings::prepared());
     Guest::create_with(&daemon, "half", "busybox", &["--memory", "256M", "--vcpus", "1"]);
+    let mut broken_off = 0;
     for milliseconds in [0, 20, 60, 150, 400, 1000, 2500] {
         let start = daemon.banger(["vm", "start", "half"]).spawn();
         std::thread::sleep(Duration::from_millis(milliseconds));
         daemon.kill();
-        assert_ne!(start.finish().code(), 0, "after {milliseconds} ms");
+        let told = start.finish();
         daemon.launch();
-        // Adopted, taken down, or never begun: whatever it is called, one command leads back to a known state.
+        // Adopted, taken down, or never begun: whatever it is called, one command leads back to a known state. Only who
+        // was told that it had started may count on it, as on a fast host after the longest of these.
+        broken_off += u32::from(told.code() != 0);
+        if told.code() == 0 {
+            let shown = daemon.banger(["vm", "show", "half", "--output", "json"]).json();
+            assert_eq!(shown["state"], "running", "after {milliseconds} ms: {shown:#}");
+        }
         daemon.banger(["vm", "kill", "half"]).ok();
         let gone = wait_for(Duration::from_secs(10), || {
             daemon.machine_processes().is_empty().then_some(())
@@ -178,6 +185,8 @@ fn a_daemon_killed_during_a_start_leaves_nothing_unknown() {
         let shown = daemon.banger(["vm", "show", "half", "--output", "json"]).json();
         assert!(shown["running"].is_null(), "after {milliseconds} ms: {shown:#}");
     }
+    // No guest boots in a fifth of a second.
+    assert!(broken_off >= 4, "{broken_off}");
     daemon.banger(["vm", "start", "half"]).ok();
     assert_eq!(
         daemon.banger(["exec", "half", "--", "echo", "whole"]).ok(),
