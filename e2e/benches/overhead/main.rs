@@ -7,6 +7,7 @@
 mod raw;
 mod report;
 mod rows;
+mod scale;
 
 use std::time::Duration;
 
@@ -34,21 +35,31 @@ fn main() {
         .skip(1)
         .filter(|argument| !argument.starts_with('-'))
         .collect();
-    let groups: [Group; 5] = [
+    let wanted = |name: &str| named.is_empty() || named.iter().any(|n| n == name);
+    let groups: [Group; 6] = [
         ("idle", "the daemon at rest (30 s)", |report, daemon| {
             rows::idle(report, daemon, "no machine", Duration::from_secs(30));
         }),
         ("short", "short commands", rows::short_commands),
         ("create", "creating machines", rows::create),
+        (
+            "creates",
+            "creating many machines at once",
+            scale::concurrent_creates,
+        ),
         ("start", "start to first exec, in pairs", rows::start),
         ("exec", "exec round trips, in pairs", rows::exec),
     ];
     for (name, what, measure) in groups {
-        if named.is_empty() || named.iter().any(|n| n == name) {
+        if wanted(name) {
             println!("{what}");
             measure(&mut report, &daemon);
         }
     }
     daemon.finish();
+    if wanted("thousand") {
+        println!("a thousand machines");
+        scale::thousand(&mut report, &bed);
+    }
     report.finish(&bed.directory.with_file_name("bench"));
 }

@@ -60,8 +60,8 @@ fn wake_ups(pid: u32) -> u64 {
         .sum()
 }
 
-/// MiB.
-fn resident(pid: u32) -> f64 {
+/// Resident MiB.
+pub(crate) fn resident(pid: u32) -> f64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("its status");
     let line = status
         .lines()
@@ -74,7 +74,8 @@ fn resident(pid: u32) -> f64 {
         / 1024.0
 }
 
-fn time(command: Banger) -> f64 {
+/// Milliseconds that a command takes, from its start to its end; it must succeed.
+pub(crate) fn time(command: Banger) -> f64 {
     let mut command = command.into_command();
     command
         .stdin(std::process::Stdio::null())
