@@ -18,6 +18,12 @@ const MAX_SOCKET_PATH: usize = 107;
 /// Longest reply: `OK `, ten digits, newline.
 const MAX_REPLY: usize = 14;
 
+/// After this long without an answer a second attempt is made beside the first. vhost-device-vsock (0.3.0) knows its
+/// connections by descriptor and forgets a closed one late: a connection that gets the number of one just closed is
+/// taken for it, and its CONNECT is never read. So it goes to dials right after another connection has ended, as the
+/// one after a guest's hello is. The second attempt, made while the first is open, has another number.
+const SECOND_ATTEMPT: Duration = Duration::from_millis(250);
+
 /// Shortest reply, `OK 0\n`: that much can be read at once without reading past the newline.
 const MIN_REPLY: usize = 5;
 
@@ -103,13 +109,35 @@ pub async fn dial(path: &Path, port: u32, timeout: Duration) -> Result<UnixStrea
             path: path.to_owned(),
         });
     }
-    match tokio::time::timeout(timeout, exchange(path, port)).await {
+    match tokio::time::timeout(timeout, one_of_two(path, port)).await {
         Ok(result) => result,
         Err(_elapsed) => Err(DialError::TimedOut {
             path: path.to_owned(),
             port,
             waited: timeout,
         }),
+    }
+}
+
+/// The exchange, and once more beside it where it takes long; the first connection wins.
+async fn one_of_two(path: &Path, port: u32) -> Result<UnixStream, DialError> {
+    let mut first = std::pin::pin!(exchange(path, port));
+    // Dropping the timer loses nothing, and the exchange goes on below.
+    tokio::select! {
+        result = &mut first => return result,
+        () = tokio::time::sleep(SECOND_ATTEMPT) => {}
+    }
+    let mut second = std::pin::pin!(exchange(path, port));
+    // Whichever ends second is only polled on where the other has failed.
+    tokio::select! {
+        result = &mut first => match result {
+            Ok(stream) => Ok(stream),
+            Err(_) => second.await,
+        },
+        result = &mut second => match result {
+            Ok(stream) => Ok(stream),
+            Err(_) => first.await,
+        },
     }
 }
 
@@ -244,6 +272,22 @@ mod tests {
             .await
             .expect_err("silence");
         assert!(matches!(error, DialError::TimedOut { .. }), "{error:?}");
+    }
+
+    #[tokio::test]
+    async fn an_attempt_that_is_never_answered_costs_no_more_than_a_second_one() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let path = dir.path().join("vsock.sock");
+        let listener = UnixListener::bind(&path).expect("bind");
+        let peer = tokio::spawn(async move {
+            let (lost, _) = listener.accept().await.expect("accept");
+            let (mut stream, _) = listener.accept().await.expect("accept again");
+            stream.write_all(b"OK 7\n").await.expect("reply");
+            // The lost one is open until the other has been answered.
+            (lost, stream)
+        });
+        dial(&path, 1024, TIMEOUT).await.expect("connected");
+        peer.await.expect("peer");
     }
 
     #[tokio::test]
