@@ -7,10 +7,11 @@
 use crate::dial::dial;
 use crate::error::AgentError;
 use crate::exec::{ExecInput, ExecOutput, start_exec};
+use crate::info::{AgentInfo, is_word};
 use crate::proto;
 use crate::proto::agent_client::AgentClient as Rpc;
 use crate::transfer::{Download, Upload, start_download, start_upload};
-use crate::version::{MIN_PROTOCOL_VERSION, PROTOCOL_VERSION, negotiate};
+use crate::version::{MIN_PROTOCOL_VERSION, PROTOCOL_VERSION};
 use crate::{
     AGENT_PORT, CONNECTION_WINDOW, MAX_FRAME, MAX_REPLY_MESSAGE, MAX_REQUEST_MESSAGE, STREAM_WINDOW,
 };
@@ -34,34 +35,6 @@ const KEEPALIVE: Duration = Duration::from_secs(30);
 
 /// Most a guest may send as headers or trailers, in bytes: statuses with texts of up to 1 KiB, twice encoded.
 const MAX_HEADERS: u32 = 16 * 1024;
-
-/// Who is process 1 in a guest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum InitMode {
-    /// The agent.
-    Agent,
-    /// The image's systemd.
-    Systemd,
-    /// Another init of the image, or one this release does not know.
-    Other,
-    /// Not a guest: the agent serves for debugging.
-    None,
-}
-
-/// What an agent says about itself, checked.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AgentInfo {
-    /// The protocol version to use with it.
-    pub protocol_version: u32,
-    /// Its release; the guest's word, at most 64 printable characters.
-    pub agent_version: String,
-    /// The guest's kernel, as `uname -r`; the guest's word, at most 64 printable characters.
-    pub kernel_release: String,
-    /// Changes with every boot of the guest; the guest's word, at most 64 printable characters.
-    pub boot_id: String,
-    /// Who is process 1.
-    pub init_mode: InitMode,
-}
 
 /// Calls to one guest's agent. Clones share one connection.
 #[derive(Debug, Clone)]
@@ -154,21 +127,16 @@ impl AgentClient {
         };
         let mut rpc = self.rpc.clone();
         let reply = unary("hello", deadline, rpc.hello(request)).await?;
-        let init_mode = match reply.init_mode() {
-            proto::InitMode::Agent => InitMode::Agent,
-            proto::InitMode::Systemd => InitMode::Systemd,
-            proto::InitMode::Other | proto::InitMode::Unspecified => InitMode::Other,
-            proto::InitMode::None => InitMode::None,
-        };
-        let protocol_version = negotiate(reply.protocol_version, reply.min_protocol_version)
-            .map_err(AgentError::Incompatible)?;
-        Ok(AgentInfo {
-            protocol_version,
+        let init_mode = reply.init_mode().into();
+        let info = AgentInfo {
+            protocol_version: reply.protocol_version,
+            min_protocol_version: reply.min_protocol_version,
             agent_version: word("agent version", reply.agent_version)?,
             kernel_release: word("kernel release", reply.kernel_release)?,
             boot_id: word("boot id", reply.boot_id)?,
             init_mode,
-        })
+        };
+        info.negotiated().map_err(AgentError::Incompatible)
     }
 
     /// Asks for a sign of life; gives back how long the guest's kernel has been up.
@@ -180,6 +148,16 @@ impl AgentClient {
         let mut rpc = self.rpc.clone();
         let reply = unary("ping", deadline, rpc.ping(proto::PingRequest {})).await?;
         Ok(Duration::from_millis(reply.uptime_ms))
+    }
+
+    /// Connects in the background, if there is no connection yet, so that the next call need not: in a guest without
+    /// hardware virtualization the first call on a connection takes tens of milliseconds. A failure is the next call's
+    /// to tell.
+    ///
+    /// Must be called within a tokio runtime.
+    pub fn connect_in_background(&self) {
+        let client = self.clone();
+        drop(tokio::spawn(async move { client.ping(DIAL_TIMEOUT).await.ok() }));
     }
 
     /// Starts a command and waits until it runs (or cannot).
@@ -253,7 +231,7 @@ pub(crate) async fn unary<T>(
 
 /// Takes a word from the guest's hello if it can be shown on a terminal and stored.
 fn word(what: &'static str, text: String) -> Result<String, AgentError> {
-    if text.len() <= 64 && text.bytes().all(|byte| byte.is_ascii_graphic()) {
+    if is_word(&text) {
         Ok(text)
     } else {
         Err(AgentError::Protocol {

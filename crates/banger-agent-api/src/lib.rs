@@ -23,6 +23,7 @@
 
 mod failure;
 mod hello;
+mod info;
 mod version;
 
 #[cfg(feature = "client")]
@@ -46,10 +47,11 @@ pub mod proto;
 
 pub use failure::{Failure, FailureKind};
 pub use hello::{HelloLine, HelloLineError, MAX_HELLO_LINE};
+pub use info::{AgentInfo, InitMode};
 pub use version::{Incompatible, MIN_PROTOCOL_VERSION, PROTOCOL_VERSION, negotiate};
 
 #[cfg(feature = "client")]
-pub use client::{AgentClient, AgentInfo, InitMode};
+pub use client::AgentClient;
 #[cfg(feature = "client")]
 pub use dial::{DialError, dial};
 #[cfg(feature = "client")]

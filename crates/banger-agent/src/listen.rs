@@ -3,7 +3,7 @@
 use crate::log;
 use crate::server::Listener;
 use crate::vsock::{VsockListener, VsockStream};
-use banger_agent_api::{AGENT_PORT, HELLO_PORT, HOST_CID, HelloLine, PROTOCOL_VERSION};
+use banger_agent_api::{AGENT_PORT, AgentInfo, HELLO_PORT, HOST_CID, HelloLine};
 use std::io;
 use std::path::Path;
 use std::time::Duration;
@@ -65,8 +65,10 @@ impl Listener for Unix {
 
 /// Tells the host that the agent serves. A host that does not listen is asked again for a minute, then left alone: it
 /// may have adopted this guest and need no hello.
-pub(crate) async fn say_hello() {
-    let Ok(line) = HelloLine::new(PROTOCOL_VERSION, env!("CARGO_PKG_VERSION")) else {
+pub(crate) async fn say_hello(info: AgentInfo) {
+    // A kernel whose release makes no word (its builder's choice) is asked for by a call.
+    let line = HelloLine::of(&info).or_else(|_| HelloLine::new(info.protocol_version, &info.agent_version));
+    let Ok(line) = line else {
         log::line(format_args!(
             "failed to say hello: the agent's version makes no hello line"
         ));

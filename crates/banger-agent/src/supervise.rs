@@ -83,7 +83,7 @@ fn serve_in_guest(mode: InitMode, upper: Option<OwnedFd>) -> ! {
     };
     let result = run(async move {
         let listener = Vsock::bind()?;
-        let hello = tokio::spawn(listen::say_hello());
+        let hello = tokio::spawn(listen::say_hello(role.info()));
         server::serve(listener, context(role)).await;
         hello.abort();
         Ok(())

@@ -6,7 +6,7 @@ use banger_agent_api::proto::agent_server::Agent;
 use banger_agent_api::proto::exec_input::Input as ExecIn;
 use banger_agent_api::proto::upload_input::Input as UploadIn;
 use banger_agent_api::proto::{self, ExecInput, UploadInput};
-use banger_agent_api::{Failure, FailureKind, MAX_STREAMS, MIN_PROTOCOL_VERSION, PROTOCOL_VERSION};
+use banger_agent_api::{AgentInfo, Failure, FailureKind, InitMode, MAX_STREAMS};
 use futures_util::Stream;
 use futures_util::stream::poll_fn;
 use rustix::fd::OwnedFd;
@@ -37,6 +37,22 @@ pub(crate) enum Role {
     UnderOtherInit,
     /// The agent has not booted this machine and must not end it.
     Debug,
+}
+
+impl Role {
+    /// What the agent says about itself and its guest.
+    pub(crate) fn info(&self) -> AgentInfo {
+        let init = match self {
+            Self::Init { .. } => InitMode::Agent,
+            Self::UnderSystemd => InitMode::Systemd,
+            Self::UnderOtherInit => InitMode::Other,
+            Self::Debug => InitMode::None,
+        };
+        let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
+        let boot_id = boot_id.as_deref().map_or("unknown", str::trim_end);
+        let kernel = rustix::system::uname();
+        AgentInfo::of_this_release(&kernel.release().to_string_lossy(), boot_id, init)
+    }
 }
 
 /// What the server knows about where it runs.
@@ -104,20 +120,21 @@ impl Agent for Service {
         &self,
         _request: Request<proto::HelloRequest>,
     ) -> Result<Response<proto::HelloReply>, Status> {
-        let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-        let init_mode = match self.context.role {
-            Role::Init { .. } => proto::InitMode::Agent,
-            Role::UnderSystemd => proto::InitMode::Systemd,
-            Role::UnderOtherInit => proto::InitMode::Other,
-            Role::Debug => proto::InitMode::None,
-        };
+        let AgentInfo {
+            protocol_version,
+            min_protocol_version,
+            agent_version,
+            kernel_release,
+            boot_id,
+            init_mode,
+        } = self.context.role.info();
         Ok(Response::new(proto::HelloReply {
-            protocol_version: PROTOCOL_VERSION,
-            min_protocol_version: MIN_PROTOCOL_VERSION,
-            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
-            kernel_release: rustix::system::uname().release().to_string_lossy().into_owned(),
-            boot_id: boot_id.trim_end().to_owned(),
-            init_mode: init_mode.into(),
+            protocol_version,
+            min_protocol_version,
+            agent_version,
+            kernel_release,
+            boot_id,
+            init_mode: proto::InitMode::from(init_mode).into(),
         }))
     }
 

@@ -1,7 +1,7 @@
 //! The work a machine's task does, as plain futures over the row: start, adopt, stop, remove.
 //!
 //! ```text
-//!   start:  check -> prepare (ledger first) -> launch -> guest's hello -> handshake -> Started
+//!   start:  check -> prepare (ledger first) -> launch -> guest's hello (and what it says of itself) -> Started
 //!   any failure, and a dropped future: the run's ledger is collected by the task
 //! ```
 //!
@@ -11,16 +11,17 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use banger_agent_api::{AgentClient, HelloLine, read_hello_line};
+use banger_agent_api::{AgentClient, AgentError, HelloLine, read_hello_line};
 use banger_store::vms::VmRow;
 use banger_vmm::{AdoptError, Machine, Vmm};
 use jiff::Timestamp;
 use tokio::net::UnixListener;
 
+use crate::crash::{self, Moment, Point, Write};
 use crate::error::{Error, Problem};
 use crate::host::Host;
 use crate::ledger::{Owner, RunLog};
-use crate::operation::Progress;
+use crate::operation::{Progress, Stage};
 use crate::vm::capability::{self, Start};
 use crate::vm::console::{self, Ending};
 use crate::vm::state::{Paths, Running, vmm_kind};
@@ -44,7 +45,7 @@ pub(crate) async fn start(
     progress: &Progress,
 ) -> Result<Started, Error> {
     let (since, began) = (Timestamp::now(), Instant::now());
-    progress.stage("checking").await;
+    progress.stage(Stage::Checking).await;
     let pinned = row.vmm.as_deref().and_then(vmm_kind);
     let chosen = host.vmms.choose(pinned).await?;
     if let Some(reason) = &chosen.slow {
@@ -59,7 +60,7 @@ pub(crate) async fn start(
         });
     }
 
-    progress.stage("preparing").await;
+    progress.stage(Stage::Preparing).await;
     for capability in capability::ALL {
         capability.prepare(&plan).await?;
     }
@@ -80,7 +81,7 @@ pub(crate) async fn start(
         });
     }
 
-    progress.stage("launching").await;
+    progress.stage(Stage::Launching).await;
     let hello = plan
         .hello
         .lock()
@@ -103,7 +104,7 @@ pub(crate) async fn start(
             source,
         })?;
 
-    progress.stage("booting").await;
+    progress.stage(Stage::Booting).await;
     let guest = AgentClient::new(&paths.vsock());
     let answered = async {
         let line = hear_hello(&hello).await;
@@ -113,7 +114,12 @@ pub(crate) async fn start(
             milliseconds = began.elapsed().as_millis(),
             "the guest serves"
         );
-        guest.hello(timeout).await.map_err(|e| Error::Agent {
+        let info = match line.info() {
+            // The line says all that the call would: a start needs no call.
+            Some(info) => info.negotiated().map_err(AgentError::Incompatible),
+            None => guest.hello(timeout).await,
+        };
+        info.map_err(|e| Error::Agent {
             vm: row.name.clone(),
             source: Box::new(e),
         })
@@ -133,7 +139,10 @@ pub(crate) async fn start(
                 console: console::last_lines(&paths.console()),
             });
         }
-        info = answered => info?,
+        info = answered => {
+            crash::point(Point::Moment(Moment::GuestAnswered));
+            info?
+        }
         () = tokio::time::sleep(left) => {
             return Err(Error::Silent {
                 vm: row.name.clone(),
@@ -142,6 +151,7 @@ pub(crate) async fn start(
             });
         }
     };
+    guest.connect_in_background();
     let described = chosen.vmm.describe();
     let running = Running {
         vmm: described.kind.as_str().to_owned(),
@@ -264,13 +274,14 @@ pub(crate) async fn stop(
     progress: &Progress,
 ) -> Result<(), Error> {
     if let Some(guest) = guest.filter(|_| !timeout.is_zero()) {
-        progress.stage("stopping").await;
+        progress.stage(Stage::Stopping).await;
         let began = Instant::now();
         match guest
             .shutdown(Some(timeout), timeout.min(Duration::from_secs(10)))
             .await
         {
             Ok(()) => {
+                crash::point(Point::Moment(Moment::ShutdownAgreed));
                 let left = timeout.saturating_sub(began.elapsed());
                 if tokio::time::timeout(left, machine.exited()).await.is_ok() {
                     return Ok(());
@@ -295,7 +306,7 @@ pub(crate) async fn stop(
             }
         }
     }
-    progress.stage("killing").await;
+    progress.stage(Stage::Killing).await;
     kill(vm, machine).await
 }
 
@@ -313,7 +324,7 @@ pub(crate) async fn remove(host: &Host, id: &str) -> Result<(), Error> {
     host.ledger.collect(&Owner::Machine(id.to_owned())).await?;
     let id = id.to_owned();
     host.store
-        .write(move |tx| banger_store::vms::remove(tx, &id))
+        .write(Write::VmRemove, move |tx| banger_store::vms::remove(tx, &id))
         .await?;
     Ok(())
 }
