@@ -5,6 +5,7 @@ use std::path::Path;
 use banger_vmm::{HostVirtualization, host_virtualization};
 use hostkit::exec::Tool;
 
+use crate::crash::Write;
 use crate::error::chain;
 use crate::host::Host;
 use crate::image::registry;
@@ -250,7 +251,7 @@ fn space(state: &Path) -> Check {
 
 async fn store(host: &Host) -> Check {
     let (group, name) = ("state", "store");
-    match host.store.write(banger_store::probe).await {
+    match host.store.write(Write::Probe, banger_store::probe).await {
         Ok(()) => fine(group, name, "the state file can be written"),
         Err(e) => off(
             group,

@@ -16,6 +16,7 @@ use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::assets::Assets;
+use crate::crash::Write;
 use crate::doctor::Check;
 use crate::error::{Error, io};
 use crate::guest::{self, Ping};
@@ -23,6 +24,7 @@ use crate::host::Host;
 use crate::image::registry::{self, Image, Kernel, KernelSource, Source};
 use crate::ledger::Ledger;
 use crate::operation::{Operation, Operations, Progress};
+use crate::rows::Rows;
 use crate::settings::Settings;
 use crate::vm::machines::{Machines, phase_text};
 use crate::vm::policy::{Request, State};
@@ -122,21 +124,22 @@ impl Engine {
     /// what is orphaned. The caller holds the state directory's lock.
     pub async fn open(settings: Settings) -> Result<Self, OpenError> {
         let store = Store::open(&settings.state_dir.join("banger.db"))?;
+        let rows = Rows::new(store.clone());
         for directory in registry::directories(&settings.state_dir) {
             std::fs::create_dir_all(&directory).map_err(|source| OpenError::Directory {
                 path: directory.clone(),
                 source,
             })?;
         }
-        let operations = Operations::open(store.clone())
+        let operations = Operations::open(rows.clone())
             .await
             .map_err(OpenError::Reconcile)?;
         let host = Arc::new(Host {
             assets: Assets::new(&settings),
-            ledger: Ledger::new(store.clone()),
+            ledger: Ledger::new(store),
             vmms: Vmms::new(&settings),
             operations,
-            store,
+            store: rows,
             settings,
         });
         let machines = Machines::default();
@@ -262,7 +265,7 @@ impl Engine {
         if begun.is_err() {
             self.host
                 .store
-                .write(move |tx| banger_store::vms::remove(tx, &id))
+                .write(Write::VmRemove, move |tx| banger_store::vms::remove(tx, &id))
                 .await?;
         }
         begun
@@ -448,7 +451,9 @@ impl Engine {
             match self
                 .host
                 .store
-                .write(move |tx| banger_store::vms::insert(tx, &inserted))
+                .write(Write::VmInsert, move |tx| {
+                    banger_store::vms::insert(tx, &inserted)
+                })
                 .await
             {
                 Ok(()) => return Ok(row),

@@ -3,14 +3,14 @@
 use crate::assets::Assets;
 use crate::ledger::Ledger;
 use crate::operation::Operations;
+use crate::rows::Rows;
 use crate::settings::Settings;
 use crate::vmms::Vmms;
-use banger_store::Store;
 
 /// Shared by all tasks; nothing in it is locked across an await.
 pub(crate) struct Host {
     pub(crate) settings: Settings,
-    pub(crate) store: Store,
+    pub(crate) store: Rows,
     pub(crate) ledger: Ledger,
     pub(crate) operations: Operations,
     pub(crate) assets: Assets,

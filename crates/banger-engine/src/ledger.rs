@@ -18,6 +18,7 @@ use hostkit::process::{CommandLine, Process, ProcessError, ProcessId, Signal};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::crash::{self, Kind, Point, Step};
 use crate::error::Error;
 
 /// How long a killed process has to be gone. Longer only when it waits for a broken disk.
@@ -86,6 +87,38 @@ pub(crate) enum Object {
     },
 }
 
+impl Object {
+    /// Which of the daemon's crash points are this object's.
+    fn kind(&self, owner: &Owner) -> Kind {
+        match (self, owner) {
+            (Self::Directory { .. }, Owner::Machine(_)) => Kind::StateDirectory,
+            (Self::Directory { .. }, Owner::Run(_)) => Kind::RuntimeDirectory,
+            (Self::Processes { .. }, Owner::Machine(_) | Owner::Run(_)) => Kind::Processes,
+            (Self::Process { role, .. }, Owner::Machine(_) | Owner::Run(_)) => {
+                match role.parse::<ProcessRole>() {
+                    Ok(ProcessRole::VsockDevice) => Kind::VsockDevice,
+                    Ok(ProcessRole::Vmm) | Err(_) => Kind::Vmm,
+                }
+            }
+        }
+    }
+}
+
+/// An object that has its row. Whoever makes it says when it is there.
+#[derive(Debug)]
+#[must_use = "say `made` once the object is there"]
+pub(crate) struct Entered(Kind);
+
+impl Entered {
+    /// The object is there.
+    pub(crate) fn made(self) {
+        crash::point(Point::Object(self.0, Step::Made));
+    }
+
+    /// Nothing is made now: the row speaks of what is there already, or of what comes later by another way.
+    pub(crate) fn nothing_to_make(self) {}
+}
+
 /// The ledger.
 #[derive(Clone)]
 pub(crate) struct Ledger {
@@ -98,13 +131,16 @@ impl Ledger {
         Self { store }
     }
 
-    /// Enters an object. Call before making it.
-    pub(crate) async fn enter(&self, owner: &Owner, object: &Object) -> Result<(), Error> {
+    /// Enters an object. Call before making it, and say when it is there.
+    pub(crate) async fn enter(&self, owner: &Owner, object: &Object) -> Result<Entered, Error> {
+        let kind = object.kind(owner);
+        crash::point(Point::Object(kind, Step::Entering));
         let (owner, object) = (owner.to_string(), encode(object)?);
         self.store
             .note(move |tx| banger_store::ledger::insert(tx, &owner, &object, Timestamp::now()))
             .await?;
-        Ok(())
+        crash::point(Point::Object(kind, Step::Entered));
+        Ok(Entered(kind))
     }
 
     /// The recorded processes of a run.
@@ -124,14 +160,21 @@ impl Ledger {
         let mut first = None;
         for row in self.rows_of(owner).await? {
             let removed = match decode(&row) {
-                Ok(object) => remove(&object, &crate::id::token(owner.vm())).await,
+                Ok(object) => {
+                    let kind = object.kind(owner);
+                    crash::point(Point::Object(kind, Step::Removing));
+                    let removed = remove(&object, &crate::id::token(owner.vm())).await;
+                    removed.map(|()| kind)
+                }
                 Err(e) => Err(e),
             };
             match removed {
-                Ok(()) => {
+                Ok(kind) => {
+                    crash::point(Point::Object(kind, Step::Removed));
                     self.store
                         .note(move |tx| banger_store::ledger::remove(tx, row.id))
                         .await?;
+                    crash::point(Point::Object(kind, Step::Struck));
                 }
                 Err(e) => {
                     tracing::error!(%owner, object = row.object, error = crate::error::chain(&e), "object not removed");
@@ -184,7 +227,8 @@ impl banger_vmm::ProcessLog for RunLog<'_> {
             pid: record.id.pid,
             start_time: record.id.start_time,
         };
-        Ok(self.ledger.enter(&self.owner, &object).await?)
+        self.ledger.enter(&self.owner, &object).await?.nothing_to_make();
+        Ok(())
     }
 }
 
@@ -362,7 +406,8 @@ mod tests {
         ledger
             .enter(&machine, &Object::Directory { path: state.clone() })
             .await
-            .unwrap();
+            .unwrap()
+            .nothing_to_make();
         std::fs::create_dir(&state).unwrap();
         std::fs::write(state.join("overlay.img"), "x").unwrap();
         ledger
@@ -374,7 +419,8 @@ mod tests {
                 },
             )
             .await
-            .unwrap();
+            .unwrap()
+            .nothing_to_make();
 
         ledger.collect(&run).await.unwrap();
         assert!(state.exists());
@@ -401,7 +447,8 @@ mod tests {
                 },
             )
             .await
-            .unwrap();
+            .unwrap()
+            .nothing_to_make();
 
         // Shells that stop themselves for good, with the arguments of a VMM: in the manner of QEMU, which is given its
         // sockets as descriptors and has only paths of the state directory in its arguments.
@@ -431,7 +478,7 @@ mod tests {
             pid: id.pid,
             start_time: id.start_time,
         };
-        ledger.enter(&run, &object).await.unwrap();
+        ledger.enter(&run, &object).await.unwrap().nothing_to_make();
         // Started, and the daemon died before it wrote the row: only its arguments say whose it is.
         let unrecorded = vmm(&state);
 

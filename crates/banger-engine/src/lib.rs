@@ -14,6 +14,7 @@
 //! machine's task never waits for another's.
 
 mod assets;
+pub mod crash;
 pub mod doctor;
 mod engine;
 mod error;
@@ -25,6 +26,7 @@ mod ledger;
 mod name;
 pub mod operation;
 mod reconcile;
+mod rows;
 mod settings;
 pub mod vm;
 pub mod vmms;

@@ -14,14 +14,15 @@ use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use banger_store::Store;
 use banger_store::operations::OperationRow;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+use crate::crash::{self, Point, Write, named};
 use crate::error::{Error, Kind, Report};
 use crate::id;
+use crate::rows::Rows;
 
 /// How long a finished operation stays readable.
 const KEPT: Duration = Duration::from_hours(24);
@@ -29,6 +30,31 @@ const KEPT: Duration = Duration::from_hours(24);
 const REMEMBERED: usize = 64;
 /// Operations shown by a listing.
 const LISTED: u32 = 1000;
+
+/// The stage of an operation that has not said anything yet.
+const WAITING: &str = "waiting";
+
+named! {
+    /// Stages of what is done to machines, in the words of those who watch. Image work has more, which are not kept.
+    pub enum Stage {
+        /// Its disks are being made.
+        Disks = "disks",
+        /// Everything a start needs is looked at.
+        Checking = "checking",
+        /// Host objects are being made.
+        Preparing = "preparing",
+        /// The VMM is being started.
+        Launching = "launching",
+        /// The guest boots.
+        Booting = "booting",
+        /// The guest was asked to stop.
+        Stopping = "stopping",
+        /// The VMM is being ended.
+        Killing = "killing",
+        /// Host objects and files are being removed.
+        Removing = "removing",
+    }
+}
 
 /// Where an operation stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -95,7 +121,7 @@ struct Entry {
 /// All operations of this daemon.
 #[derive(Clone)]
 pub struct Operations {
-    store: Store,
+    store: Rows,
     entries: Arc<Mutex<HashMap<String, Arc<Entry>>>>,
     closing: watch::Sender<bool>,
 }
@@ -104,14 +130,14 @@ pub struct Operations {
 #[derive(Clone)]
 pub struct Progress {
     entry: Arc<Entry>,
-    store: Store,
+    store: Rows,
 }
 
 impl Operations {
     /// Over the store's table. Operations that an earlier daemon left unfinished end as failed here.
-    pub async fn open(store: Store) -> Result<Self, Error> {
+    pub(crate) async fn open(store: Rows) -> Result<Self, Error> {
         let now = Timestamp::now();
-        let left = store.write(banger_store::operations::unfinished).await?;
+        let left = store.read(banger_store::operations::unfinished).await?;
         for record in left {
             let Ok(mut operation) = serde_json::from_str::<Operation>(&record) else {
                 tracing::warn!(record, "unreadable operation");
@@ -137,7 +163,9 @@ impl Operations {
         }
         let before = now - jiff::SignedDuration::try_from(KEPT).unwrap_or_default();
         let forgotten = store
-            .note(move |tx| banger_store::operations::forget_before(tx, before))
+            .note(Write::OperationsForget, move |tx| {
+                banger_store::operations::forget_before(tx, before)
+            })
             .await;
         if let Err(e) = forgotten {
             tracing::error!(error = crate::error::chain(&e), "old operations not forgotten");
@@ -164,7 +192,7 @@ impl Operations {
             subject: subject.to_owned(),
             state: OperationState::Running,
             generation: 0,
-            stage: "waiting".to_owned(),
+            stage: WAITING.to_owned(),
             message: None,
             done: None,
             total: None,
@@ -176,7 +204,9 @@ impl Operations {
         put(&self.store, &operation).await?;
         let before = operation.began - jiff::SignedDuration::try_from(KEPT).unwrap_or_default();
         self.store
-            .note(move |tx| banger_store::operations::forget_before(tx, before))
+            .note(Write::OperationsForget, move |tx| {
+                banger_store::operations::forget_before(tx, before)
+            })
             .await?;
         let entry = Arc::new(Entry {
             now: watch::Sender::new(operation.clone()),
@@ -357,7 +387,7 @@ fn missing(id: &str) -> Error {
     }
 }
 
-async fn put(store: &Store, operation: &Operation) -> Result<(), Error> {
+async fn put(store: &Rows, operation: &Operation) -> Result<(), Error> {
     let record = serde_json::to_string(operation).map_err(|source| {
         Error::Store(banger_store::StoreError::Corrupt {
             table: "operations",
@@ -365,6 +395,12 @@ async fn put(store: &Store, operation: &Operation) -> Result<(), Error> {
             source,
         })
     })?;
+    let what = match operation.state {
+        OperationState::Running | OperationState::Cancelling => Write::OperationRunning,
+        OperationState::Succeeded => Write::OperationSucceeded,
+        OperationState::Failed => Write::OperationFailed,
+        OperationState::Cancelled => Write::OperationCancelled,
+    };
     let row = OperationRow {
         id: operation.id.clone(),
         kind: operation.kind.clone(),
@@ -373,15 +409,15 @@ async fn put(store: &Store, operation: &Operation) -> Result<(), Error> {
         record,
     };
     Ok(store
-        .note(move |tx| banger_store::operations::put(tx, &row))
+        .note(what, move |tx| banger_store::operations::put(tx, &row))
         .await?)
 }
 
 impl Progress {
     /// The next stage begins. Kept in the store, so that an interrupted operation can say where it was.
-    pub async fn stage(&self, name: &str) {
+    pub async fn stage(&self, stage: Stage) {
         self.entry.change(|op| {
-            name.clone_into(&mut op.stage);
+            stage.name().clone_into(&mut op.stage);
             op.message = None;
             op.done = None;
             op.total = None;
@@ -394,6 +430,7 @@ impl Progress {
                 "stage not kept"
             );
         }
+        crash::point(Point::Stage(stage));
     }
 
     /// As [`Self::stage`], from where nothing can be awaited; the store learns of it with the next change that is kept.
@@ -464,7 +501,7 @@ mod tests {
 
     async fn operations() -> (tempfile::TempDir, Operations) {
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(&dir.path().join("banger.db")).unwrap();
+        let store = Rows::new(banger_store::Store::open(&dir.path().join("banger.db")).unwrap());
         (dir, Operations::open(store).await.unwrap())
     }
 
@@ -478,7 +515,7 @@ mod tests {
         let (_dir, operations) = operations().await;
         let begun = operations
             .begin("vm.create", "dev", |progress| async move {
-                progress.stage("disks").await;
+                progress.stage(Stage::Disks).await;
                 progress.units(1, Some(2));
                 progress.notice("slow");
                 Ok(())
@@ -532,12 +569,12 @@ mod tests {
     async fn an_interrupted_operation_says_where_it_was() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("banger.db");
-        let store = Store::open(&path).unwrap();
+        let store = Rows::new(banger_store::Store::open(&path).unwrap());
         let operations = Operations::open(store.clone()).await.unwrap();
         let (reached, wait) = tokio::sync::oneshot::channel();
         let begun = operations
             .begin("vm.create", "dev", |progress| async move {
-                progress.stage("booting").await;
+                progress.stage(Stage::Booting).await;
                 reached.send(()).unwrap();
                 std::future::pending().await
             })

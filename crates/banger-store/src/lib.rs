@@ -24,10 +24,10 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
+use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 use tokio::sync::oneshot;
 
-pub use rusqlite::Error as SqliteError;
+pub use rusqlite::{Error as SqliteError, Transaction};
 
 /// Why the file could not be opened.
 #[derive(Debug, thiserror::Error)]

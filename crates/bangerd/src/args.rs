@@ -22,6 +22,10 @@ pub(crate) enum Command {
     /// go on running. A second one ends it at once. SIGHUP is ignored: the configuration is read when the daemon starts.
     #[command(after_help = EXAMPLES)]
     Run(Run),
+    /// Lists the points at which BANGER_CRASH_AT makes this build die, a name a line.
+    #[cfg(feature = "crash-points")]
+    #[command(hide = true)]
+    CrashPoints,
 }
 
 const EXAMPLES: &str = "\

@@ -50,6 +50,9 @@ enum MainError {
     Runtime(#[source] std::io::Error),
     #[error(transparent)]
     Run(#[from] RunError),
+    #[cfg(feature = "crash-points")]
+    #[error(transparent)]
+    Arm(#[from] banger_engine::crash::ArmError),
 }
 
 impl MainError {
@@ -72,12 +75,23 @@ impl MainError {
             }
             Self::Runtime(_) => None,
             Self::Run(error) => error.hint(),
+            #[cfg(feature = "crash-points")]
+            Self::Arm(_) => None,
         }
     }
 }
 
 fn main() -> ExitCode {
-    let Command::Run(run) = Args::parse().command;
+    let run = match Args::parse().command {
+        Command::Run(run) => run,
+        #[cfg(feature = "crash-points")]
+        Command::CrashPoints => {
+            for point in banger_engine::crash::Point::all() {
+                println!("{}", point.name());
+            }
+            return ExitCode::SUCCESS;
+        }
+    };
     match start(run) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -123,9 +137,19 @@ fn environment() -> Environment {
     }
 }
 
+/// Has the tests choose where this process dies, and where it records the points it passes.
+#[cfg(feature = "crash-points")]
+fn arm_crash_points() -> Result<(), banger_engine::crash::ArmError> {
+    let at = std::env::var("BANGER_CRASH_AT").ok();
+    let record = std::env::var_os("BANGER_CRASH_RECORD").map(PathBuf::from);
+    banger_engine::crash::arm(at.as_deref(), record.as_deref())
+}
+
 /// Everything that is checked before anything is touched, then the daemon.
 fn start(run: Run) -> Result<(), MainError> {
     process::limit_arenas();
+    #[cfg(feature = "crash-points")]
+    arm_crash_points()?;
     let environment = environment();
     let config = run.config.as_ref().filter(|path| !path.as_os_str().is_empty());
     let loaded = match (config, environment.default_config()) {

@@ -18,6 +18,7 @@ use super::kernel::{self, KernelError, KernelFiles};
 use super::rootfs::{self, Rootfs, RootfsError};
 use super::work::{self, Reporter};
 use super::{busybox, debian};
+use crate::crash::{self, Moment, Point, Write};
 use crate::error::{Error, chain, io};
 use crate::host::Host;
 use crate::operation::{Operation, Progress};
@@ -224,7 +225,9 @@ pub(crate) async fn remove(host: &Host, reference: &str) -> Result<Image, Error>
     let id = row.id.clone();
     let row = host
         .store
-        .write(move |tx| banger_store::images::remove(tx, &id))
+        .write(Write::ImageRemove, move |tx| {
+            banger_store::images::remove(tx, &id)
+        })
         .await?;
     remove_tree(&image_dir(&host.settings.state_dir, &row.id)).await;
     Ok(Image {
@@ -240,7 +243,9 @@ pub(crate) async fn remove_kernel(host: &Host, name: &str) -> Result<Kernel, Err
     let _making = KERNEL_MAKING.lock().await;
     let row = host
         .store
-        .write(move |tx| banger_store::kernels::remove(tx, &row.name))
+        .write(Write::KernelRemove, move |tx| {
+            banger_store::kernels::remove(tx, &row.name)
+        })
         .await?;
     remove_tree(&kernels_dir(&host.settings.state_dir).join(&row.name)).await;
     Ok(Kernel {
@@ -251,9 +256,11 @@ pub(crate) async fn remove_kernel(host: &Host, name: &str) -> Result<Kernel, Err
 
 /// Without its row a directory is as good as gone; what stays is collected at the next start.
 async fn remove_tree(path: &Path) {
+    crash::point(Point::Moment(Moment::TreeRemoving));
     if let Err(e) = tokio::fs::remove_dir_all(path).await {
         tracing::warn!(path = %path.display(), error = %e, "left until the next start");
     }
+    crash::point(Point::Moment(Moment::TreeRemoved));
 }
 
 /// What a crash left: unfinished work, and directories without a row. Also initramfs archives whose kernel is gone.
@@ -438,7 +445,7 @@ async fn make(
     let row = image_row(&id, image, kernel, source, &made, &rootfs_path(state, &id));
     let inserted = host
         .store
-        .write(move |tx| {
+        .write(Write::ImageInsert, move |tx| {
             let old = banger_store::images::find(tx, &row.name)?.filter(|old| old.name == row.name);
             if let Some(old) = old.as_ref().filter(|_| replace) {
                 banger_store::images::remove(tx, &old.id)?;
@@ -528,7 +535,9 @@ async fn make_kernel(
     };
     let inserted = host
         .store
-        .write(move |tx| banger_store::kernels::insert(tx, &row))
+        .write(Write::KernelInsert, move |tx| {
+            banger_store::kernels::insert(tx, &row)
+        })
         .await;
     if inserted.is_err() {
         remove_tree(&target).await;

@@ -14,6 +14,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::RenameFlags;
 
+use crate::crash::{self, Moment, Point};
+
 /// How every unfinished thing is called, with random letters after it.
 pub const PREFIX: &str = ".bgr-tmp-";
 
@@ -100,11 +102,12 @@ impl WorkDir {
     pub fn new_in(parent: &Path) -> io::Result<Self> {
         use std::os::unix::fs::PermissionsExt;
         fs::create_dir_all(parent)?;
-        tempfile::Builder::new()
+        let made = tempfile::Builder::new()
             .prefix(PREFIX)
             .permissions(fs::Permissions::from_mode(0o700))
-            .tempdir_in(parent)
-            .map(|dir| Self(Arc::new(Owned(dir.keep()))))
+            .tempdir_in(parent)?;
+        crash::point(Point::Moment(Moment::WorkBegun));
+        Ok(Self(Arc::new(Owned(made.keep()))))
     }
 
     /// Makes one in the directory that `target` will be in.
@@ -124,6 +127,7 @@ impl WorkDir {
     pub fn publish(&self, name: &str, target: &Path) -> io::Result<Published> {
         let from = self.path().join(name);
         sync_tree(&from)?;
+        crash::point(Point::Moment(Moment::WorkSynced));
         let cwd = rustix::fs::CWD;
         match rustix::fs::renameat_with(cwd, &from, cwd, target, RenameFlags::NOREPLACE) {
             // A file system that cannot promise it; then only another maker at the same moment goes unnoticed.
@@ -137,6 +141,7 @@ impl WorkDir {
         if let Some(parent) = target.parent() {
             File::open(parent)?.sync_all()?;
         }
+        crash::point(Point::Moment(Moment::WorkPublished));
         Ok(published)
     }
 }

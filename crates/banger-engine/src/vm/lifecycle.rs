@@ -108,6 +108,7 @@ pub(crate) async fn start(
     let guest = AgentClient::new(&paths.vsock());
     let answered = async {
         let line = hear_hello(&hello).await;
+        crash::point(Point::Moment(Moment::HelloHeard));
         tracing::debug!(
             vm = row.name,
             ?line,

@@ -22,10 +22,11 @@ use futures_util::FutureExt;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
+use crate::crash::Write;
 use crate::error::{Error, Kind};
 use crate::host::Host;
 use crate::ledger::Owner;
-use crate::operation::Progress;
+use crate::operation::{Progress, Stage};
 use crate::vm::capability::system_disk;
 use crate::vm::console::{self, Ending};
 use crate::vm::lifecycle::{self, Started};
@@ -283,7 +284,7 @@ impl Task {
             reply,
         };
         let future = Box::pin(async move {
-            progress.stage("disks").await;
+            progress.stage(Stage::Disks).await;
             let made = progress
                 .or_cancelled(system_disk::create(&host, &row, &paths))
                 .await;
@@ -386,12 +387,12 @@ impl Task {
                 keep(&host, &id, &Phase::Removing, true).await?;
                 if let Some(machine) = machine {
                     if let Some(progress) = &progress {
-                        progress.stage("killing").await;
+                        progress.stage(Stage::Killing).await;
                     }
                     lifecycle::kill(&name, machine.as_ref()).await?;
                 }
                 if let Some(progress) = &progress {
-                    progress.stage("removing").await;
+                    progress.stage(Stage::Removing).await;
                 }
                 lifecycle::remove(&host, &id).await
             };
@@ -578,14 +579,24 @@ fn answer(asked: Asked, result: Result<(), Error>) {
 /// Keeps a phase in the row.
 pub(crate) async fn keep(host: &Host, id: &str, phase: &Phase, synced: bool) -> Result<(), Error> {
     let text = crate::vm::machines::phase_text(phase)?;
+    let what = match phase {
+        // Kept by the row's insertion.
+        Phase::Creating => Write::VmInsert,
+        Phase::Stopped => Write::PhaseStopped,
+        Phase::Starting => Write::PhaseStarting,
+        Phase::Running(_) => Write::PhaseRunning,
+        Phase::Stopping(_) => Write::PhaseStopping,
+        Phase::Failed { .. } => Write::PhaseFailed,
+        Phase::Removing => Write::PhaseRemoving,
+    };
     let id = id.to_owned();
     if synced {
         host.store
-            .write(move |tx| banger_store::vms::set_phase(tx, &id, &text))
+            .write(what, move |tx| banger_store::vms::set_phase(tx, &id, &text))
             .await?;
     } else {
         host.store
-            .note(move |tx| banger_store::vms::set_phase(tx, &id, &text))
+            .note(what, move |tx| banger_store::vms::set_phase(tx, &id, &text))
             .await?;
     }
     Ok(())

@@ -35,7 +35,7 @@ impl Capability for GuestSocket {
     async fn prepare(&self, start: &Start<'_>) -> Result<(), Error> {
         let owner = Owner::Run(start.row.id.clone());
         let runtime = &start.paths.runtime;
-        start
+        let entered = start
             .host
             .ledger
             .enter(
@@ -49,6 +49,7 @@ impl Capability for GuestSocket {
             .mode(0o700)
             .create(runtime)
             .map_err(io("create", runtime))?;
+        entered.made();
         // From here on a process may exist; this row finds the one that dies unrecorded with us.
         start
             .host
@@ -60,7 +61,8 @@ impl Capability for GuestSocket {
                     state: start.paths.state.clone(),
                 },
             )
-            .await?;
+            .await?
+            .nothing_to_make();
         let path = start.paths.hello();
         let listener = UnixListener::bind(&path).map_err(io("listen on", path))?;
         *start
