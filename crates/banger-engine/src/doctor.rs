@@ -1,6 +1,7 @@
 //! Checks of the host, each with what to do. A check never changes anything.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use banger_vmm::{HostVirtualization, host_virtualization};
 use hostkit::exec::Tool;
@@ -9,6 +10,7 @@ use crate::crash::Write;
 use crate::error::chain;
 use crate::host::Host;
 use crate::image::registry;
+use crate::vm::capability;
 
 /// Free space under which a warning is due: a bootstrap takes about one GiB for a while.
 const SPACE_WARNING: u64 = 2 << 30;
@@ -29,7 +31,7 @@ pub enum Outcome {
 /// One check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Check {
-    /// `host`, `vmm`, `guest`, `images`, `state`.
+    /// `host`, `vmm`, `guest`, `images`, `state`, `disks`; before a start, the capability's name.
     pub group: &'static str,
     /// Stable name.
     pub name: &'static str,
@@ -41,59 +43,75 @@ pub struct Check {
     pub fix: Option<String>,
 }
 
-fn fine(group: &'static str, name: &'static str, reason: impl Into<String>) -> Check {
-    Check {
-        group,
-        name,
-        outcome: Outcome::Fine,
-        reason: reason.into(),
-        fix: None,
+impl Check {
+    /// A check that found nothing wrong.
+    pub(crate) fn fine(group: &'static str, name: &'static str, reason: impl Into<String>) -> Self {
+        Self {
+            group,
+            name,
+            outcome: Outcome::Fine,
+            reason: reason.into(),
+            fix: None,
+        }
+    }
+
+    /// One that found a limit.
+    pub(crate) fn warning(
+        group: &'static str,
+        name: &'static str,
+        reason: impl Into<String>,
+        fix: impl Into<String>,
+    ) -> Self {
+        Self {
+            group,
+            name,
+            outcome: Outcome::Warning,
+            reason: reason.into(),
+            fix: Some(fix.into()),
+        }
+    }
+
+    /// One that found something that will not work.
+    pub(crate) fn failure(
+        group: &'static str,
+        name: &'static str,
+        reason: impl Into<String>,
+        fix: impl Into<String>,
+    ) -> Self {
+        Self {
+            outcome: Outcome::Failure,
+            ..Self::warning(group, name, reason, fix)
+        }
     }
 }
 
-fn off(
-    group: &'static str,
-    name: &'static str,
-    outcome: Outcome,
-    reason: impl Into<String>,
-    fix: impl Into<String>,
-) -> Check {
-    Check {
-        group,
-        name,
-        outcome,
-        reason: reason.into(),
-        fix: Some(fix.into()),
-    }
-}
-
-/// All checks.
-pub(crate) async fn run(host: &Host) -> Vec<Check> {
+/// All checks: the host's own, then those of every capability.
+pub(crate) async fn run(host: &Arc<Host>) -> Vec<Check> {
     let mut checks = vec![virtualization()];
     checks.extend(vmms(host).await);
-    checks.push(agent(host).await);
     checks.extend(tools(host));
     checks.push(space(&host.settings.state_dir));
     checks.push(store(host).await);
     checks.push(images(host).await);
+    for capability in capability::ALL {
+        checks.extend(capability.doctor(host).await);
+    }
     checks
 }
 
 fn virtualization() -> Check {
     let (group, name) = ("host", "virtualization");
     match host_virtualization() {
-        HostVirtualization::Usable => fine(group, name, "/dev/kvm is usable"),
-        HostVirtualization::Doubtful { reason } => off(
+        HostVirtualization::Usable => Check::fine(group, name, "/dev/kvm is usable"),
+        HostVirtualization::Doubtful { reason } => Check::warning(
             group,
             name,
-            Outcome::Warning,
             format!("{reason}; machines are emulated, several times slower"),
             "run on a host with hardware virtualization, or enable nested virtualization for this one",
         ),
-        HostVirtualization::Unusable { reason, fix } => off(
+        HostVirtualization::Unusable { reason, fix } => Check::warning(
             group,
             name,
-            Outcome::Warning,
             format!("{reason}; machines are emulated, several times slower"),
             fix,
         ),
@@ -116,17 +134,16 @@ async fn vmms(host: &Host) -> Vec<Check> {
                 } else {
                     format!(", with {}", with.join(", "))
                 };
-                fine(
+                Check::fine(
                     "vmm",
                     name,
                     format!("{} {}{with}", info.path.display(), info.version),
                 )
             }
             // One of them suffices; whether that is so is the next check's.
-            Err(reason) => off(
+            Err(reason) => Check::warning(
                 "vmm",
                 name,
-                Outcome::Warning,
                 reason,
                 match found.kind {
                     banger_vmm::VmmKind::Firecracker => {
@@ -140,36 +157,14 @@ async fn vmms(host: &Host) -> Vec<Check> {
         });
     }
     checks.push(match host.vmms.choose(None).await {
-        Ok(chosen) => fine(
+        Ok(chosen) => Check::fine(
             "vmm",
             "choice",
             format!("{} ({})", chosen.vmm.kind(), chosen.reason),
         ),
-        Err(e) => off(
-            "vmm",
-            "choice",
-            Outcome::Failure,
-            chain(&e),
-            "mend one of the two above",
-        ),
+        Err(e) => Check::failure("vmm", "choice", chain(&e), "mend one of the two above"),
     });
     checks
-}
-
-async fn agent(host: &Host) -> Check {
-    match host.assets.agent_version().await {
-        Ok((path, version)) => fine("guest", "agent", format!("{} {version}", path.display())),
-        Err(e) => {
-            let report = e.report();
-            off(
-                "guest",
-                "agent",
-                Outcome::Failure,
-                report.message,
-                report.hint.unwrap_or_default(),
-            )
-        }
-    }
 }
 
 fn tools(host: &Host) -> Vec<Check> {
@@ -211,14 +206,16 @@ fn tools(host: &Host) -> Vec<Check> {
         .into_iter()
         .map(
             |(name, without, package, outcome)| match Tool::find(name, &directories) {
-                Ok(tool) => fine("images", name, tool.path().display().to_string()),
-                Err(e) => off(
-                    "images",
-                    name,
+                Ok(tool) => Check::fine("images", name, tool.path().display().to_string()),
+                Err(e) => Check {
                     outcome,
-                    format!("{}; without it {without}", chain(&e)),
-                    format!("apt-get install {package}"),
-                ),
+                    ..Check::warning(
+                        "images",
+                        name,
+                        format!("{}; without it {without}", chain(&e)),
+                        format!("apt-get install {package}"),
+                    )
+                },
             },
         )
         .collect()
@@ -232,31 +229,24 @@ fn space(state: &Path) -> Check {
             let reason = format!("{} MiB free for {}", free >> 20, state.display());
             let fix = "free space there, or move `state_dir` under `[daemon]` in the configuration";
             if free < SPACE_FAILURE {
-                off(group, name, Outcome::Failure, reason, fix)
+                Check::failure(group, name, reason, fix)
             } else if free < SPACE_WARNING {
-                off(group, name, Outcome::Warning, reason, fix)
+                Check::warning(group, name, reason, fix)
             } else {
-                fine(group, name, reason)
+                Check::fine(group, name, reason)
             }
         }
-        Err(e) => off(
-            group,
-            name,
-            Outcome::Failure,
-            e.to_string(),
-            "make the state directory reachable",
-        ),
+        Err(e) => Check::failure(group, name, e.to_string(), "make the state directory reachable"),
     }
 }
 
 async fn store(host: &Host) -> Check {
     let (group, name) = ("state", "store");
     match host.store.write(Write::Probe, banger_store::probe).await {
-        Ok(()) => fine(group, name, "the state file can be written"),
-        Err(e) => off(
+        Ok(()) => Check::fine(group, name, "the state file can be written"),
+        Err(e) => Check::failure(
             group,
             name,
-            Outcome::Failure,
             chain(&e),
             "make the state directory writable and free space",
         ),
@@ -265,23 +255,16 @@ async fn store(host: &Host) -> Check {
 
 async fn images(host: &Host) -> Check {
     match registry::list(host).await {
-        Ok(images) if images.is_empty() => off(
+        Ok(images) if images.is_empty() => Check::warning(
             "images",
             "images",
-            Outcome::Warning,
             "there are none",
             "banger image bootstrap debian",
         ),
         Ok(images) => {
             let names: Vec<_> = images.into_iter().map(|image| image.row.name).collect();
-            fine("images", "images", names.join(", "))
+            Check::fine("images", "images", names.join(", "))
         }
-        Err(e) => off(
-            "images",
-            "images",
-            Outcome::Failure,
-            chain(&e),
-            "see the daemon's log",
-        ),
+        Err(e) => Check::failure("images", "images", chain(&e), "see the daemon's log"),
     }
 }

@@ -26,11 +26,12 @@ use crate::ledger::Ledger;
 use crate::operation::{Operation, Operations, Progress};
 use crate::rows::Rows;
 use crate::settings::Settings;
+use crate::vm::capability::system_disk::{self, Availability};
 use crate::vm::machines::{Machines, phase_text};
 use crate::vm::policy::{Request, State};
 use crate::vm::state::{Paths, Phase, Vm};
 use crate::vm::task::{self, Begin, Handle};
-use crate::vm::{console, lifecycle};
+use crate::vm::{console, preflight};
 use crate::vmms::{FoundVmm, Vmms};
 use crate::{id, name, reconcile};
 
@@ -110,6 +111,15 @@ pub struct Status {
     pub images: usize,
     /// Operations at work.
     pub operations: usize,
+}
+
+/// What a start of a machine would look at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Preflight {
+    /// The machine's name.
+    pub vm: String,
+    /// Every check with its outcome.
+    pub checks: Vec<Check>,
 }
 
 /// The engine. Cheap to clone.
@@ -317,6 +327,24 @@ impl Engine {
             .await
     }
 
+    /// Everything that a start of a machine looks at, failed or not. Touches nothing.
+    pub async fn preflight_vm(&self, reference: &str) -> Result<Preflight, Error> {
+        let handle = self.machines.find(reference)?;
+        let row = handle.view.borrow().row.clone();
+        let settings = &self.host.settings;
+        let paths = Paths::new(&settings.state_dir, &settings.runtime_dir, &row.id);
+        let examined = preflight::examine(&self.host, &row, &paths, None).await?;
+        Ok(Preflight {
+            vm: row.name.clone(),
+            checks: examined.checks,
+        })
+    }
+
+    /// Each way of making a system disk, the best first, with what stands in its way on this host.
+    pub async fn system_disks(&self) -> Vec<Availability> {
+        system_disk::available(&self.host).await
+    }
+
     /// Measures the way to a guest's agent and back.
     pub async fn ping_vm(&self, reference: &str) -> Result<Ping, Error> {
         let handle = self.machines.find(reference)?;
@@ -503,7 +531,7 @@ impl Engine {
             vcpus: row.vcpus,
             memory: u64::from(row.memory_mib) << 20,
             disk: row.disk,
-            disk_used: lifecycle::taken(&paths.overlay()),
+            disk_used: system_disk::usage(row, &paths),
             vmm: row.vmm.as_deref().and_then(crate::vm::state::vmm_kind),
             labels: row.labels.clone(),
             ephemeral: row.ephemeral,
@@ -574,7 +602,7 @@ fn in_range(
 }
 
 /// Bytes for people: the largest binary unit that leaves no fraction, or one decimal.
-fn bytes(value: &u64) -> String {
+pub(crate) fn bytes(value: &u64) -> String {
     const UNITS: [(&str, u32); 4] = [("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)];
     for (unit, shift) in UNITS {
         if *value >= 1 << shift {

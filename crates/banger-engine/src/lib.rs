@@ -31,6 +31,7 @@ mod settings;
 pub mod vm;
 pub mod vmms;
 
-pub use engine::{Engine, NewVm, OpenError, Status};
+pub use engine::{Engine, NewVm, OpenError, Preflight, Status};
 pub use error::{Error, Kind, Problem, Report};
 pub use settings::{Settings, VmDefaults, VmmSettings};
+pub use vm::capability::system_disk::{Availability, Obstacle, SystemDiskKind};

@@ -12,7 +12,7 @@ use banger_engine::operation::{Operation, OperationState};
 use banger_engine::vm::policy::State;
 use banger_engine::vm::state::{Phase, Running, Vm, vmm_kind};
 use banger_engine::vmms::FoundVmm;
-use banger_engine::{Kind, Report};
+use banger_engine::{Kind, Preflight, Report};
 use banger_vmm::VmmKind;
 
 // ---- errors --------------------------------------------------------------------------------------------------------
@@ -331,6 +331,15 @@ pub(crate) fn machines(counts: &BTreeMap<&'static str, u32>) -> BTreeMap<types::
         .into_iter()
         .filter_map(|(name, state)| counts.get(name).map(|count| (state, *count)));
     known.collect()
+}
+
+pub(crate) fn preflight(preflight: Preflight) -> types::VmPreflight {
+    let Preflight { vm, checks } = preflight;
+    types::VmPreflight {
+        vm,
+        ready: checks.iter().all(|check| check.outcome != Outcome::Failure),
+        checks: checks.into_iter().map(check).collect(),
+    }
 }
 
 pub(crate) fn check(check: Check) -> types::Check {

@@ -315,8 +315,9 @@ impl Service for Rpc {
         Err(RpcError::new(banger_api::ErrorKind::Internal, "not built yet"))
     }
 
-    async fn vm_preflight(&self, _: Caller, _params: VmRef) -> Result<VmPreflight, RpcError> {
-        Err(RpcError::new(banger_api::ErrorKind::Internal, "not built yet"))
+    async fn vm_preflight(&self, _: Caller, params: VmRef) -> Result<VmPreflight, RpcError> {
+        let preflight = self.engine.preflight_vm(&params.vm).await;
+        preflight.map(convert::preflight).map_err(convert::error)
     }
 
     async fn vm_stats(&self, _: Caller, _params: VmStatsOf) -> Result<Vec<VmStats>, RpcError> {

@@ -10,5 +10,6 @@ pub mod exec;
 pub mod ext4;
 pub mod modules;
 pub mod process;
+pub mod reflink;
 pub mod rootfs_tar;
 pub mod vmlinuz;

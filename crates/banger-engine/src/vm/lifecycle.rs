@@ -13,17 +13,18 @@ use std::time::{Duration, Instant};
 
 use banger_agent_api::{AgentClient, AgentError, HelloLine, read_hello_line};
 use banger_store::vms::VmRow;
-use banger_vmm::{AdoptError, Machine, Vmm};
+use banger_vmm::{AdoptError, Machine, VmmKind};
 use jiff::Timestamp;
 use tokio::net::UnixListener;
 
 use crate::crash::{self, Moment, Point, Write};
-use crate::error::{Error, Problem};
+use crate::error::Error;
 use crate::host::Host;
 use crate::ledger::{Owner, RunLog};
 use crate::operation::{Progress, Stage};
 use crate::vm::capability::{self, Start};
 use crate::vm::console::{self, Ending};
+use crate::vm::preflight::{self, Examined};
 use crate::vm::state::{Paths, Running, vmm_kind};
 
 /// One attempt of the guest to say hello, once it is connected.
@@ -46,18 +47,21 @@ pub(crate) async fn start(
 ) -> Result<Started, Error> {
     let (since, began) = (Timestamp::now(), Instant::now());
     progress.stage(Stage::Checking).await;
-    let pinned = row.vmm.as_deref().and_then(vmm_kind);
-    let chosen = host.vmms.choose(pinned).await?;
-    if let Some(reason) = &chosen.slow {
+    let Examined {
+        checks,
+        vmm,
+        slow,
+        plan,
+    } = preflight::examine(host, row, paths, Some(progress)).await?;
+    let refused = |checks| Error::Preflight {
+        vm: row.name.clone(),
+        problems: capability::problems(checks),
+    };
+    let (Some(vmm), Some(plan), true) = (vmm, plan, capability::passed(&checks)) else {
+        return Err(refused(checks));
+    };
+    if let Some(reason) = slow {
         progress.notice(format!("slow: {reason}"));
-    }
-    let plan = plan(host, row, paths, chosen.vmm.as_ref()).await?;
-    let problems = plan.problems().await;
-    if !problems.is_empty() {
-        return Err(Error::Preflight {
-            vm: row.name.clone(),
-            problems,
-        });
     }
 
     progress.stage(Stage::Preparing).await;
@@ -65,20 +69,10 @@ pub(crate) async fn start(
         capability.prepare(&plan).await?;
     }
     let spec = plan.spec();
-    let problems: Vec<Problem> = chosen
-        .vmm
-        .check(&spec)
-        .into_iter()
-        .map(|p| Problem {
-            message: format!("{}: {}", p.field, p.message),
-            fix: Some(p.hint).filter(|hint| !hint.is_empty()),
-        })
-        .collect();
+    // Again, now that all of it is there.
+    let problems = vmm.check(&spec);
     if !problems.is_empty() {
-        return Err(Error::Preflight {
-            vm: row.name.clone(),
-            problems,
-        });
+        return Err(refused(problems.into_iter().map(preflight::of_problem).collect()));
     }
 
     progress.stage(Stage::Launching).await;
@@ -95,14 +89,10 @@ pub(crate) async fn start(
         ledger: &host.ledger,
         owner: Owner::Run(row.id.clone()),
     };
-    let machine = chosen
-        .vmm
-        .launch(&spec, &log)
-        .await
-        .map_err(|source| Error::Launch {
-            vm: row.name.clone(),
-            source,
-        })?;
+    let machine = vmm.launch(&spec, &log).await.map_err(|source| Error::Launch {
+        vm: row.name.clone(),
+        source,
+    })?;
 
     progress.stage(Stage::Booting).await;
     let guest = AgentClient::new(&paths.vsock());
@@ -153,7 +143,10 @@ pub(crate) async fn start(
         }
     };
     guest.connect_in_background();
-    let described = chosen.vmm.describe();
+    for capability in capability::ALL {
+        capability.started(&plan).await;
+    }
+    let described = vmm.describe();
     let running = Running {
         vmm: described.kind.as_str().to_owned(),
         acceleration: described.accelerator.as_str().to_owned(),
@@ -179,11 +172,12 @@ pub(crate) async fn start(
 }
 
 /// What a start would be made of.
-async fn plan<'a>(
+pub(crate) async fn plan<'a>(
     host: &'a Arc<Host>,
     row: &'a VmRow,
     paths: &'a Paths,
-    vmm: &'a dyn Vmm,
+    vmm: VmmKind,
+    progress: Option<&'a Progress>,
 ) -> Result<Start<'a>, Error> {
     let name = row.kernel.clone();
     let kernel = host
@@ -206,6 +200,7 @@ async fn plan<'a>(
         kernel_pvh: kernel.pvh,
         initramfs: OnceLock::new(),
         hello: Mutex::new(None),
+        progress,
     })
 }
 
@@ -248,7 +243,7 @@ pub(crate) async fn adopt(
     };
     let kind = vmm_kind(&running.vmm).ok_or_else(|| fail(format!("unknown VMM {:?}", running.vmm).into()))?;
     let vmm = host.vmms.for_adoption(kind).await?;
-    let spec = plan(host, row, paths, vmm.as_ref()).await?.spec();
+    let spec = plan(host, row, paths, kind, None).await?.spec();
     let processes = host.ledger.processes(&Owner::Run(row.id.clone())).await?;
     let machine = vmm
         .adopt(&spec, &processes)

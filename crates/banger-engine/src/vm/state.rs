@@ -154,11 +154,6 @@ impl Paths {
         }
     }
 
-    /// The writable layer of the system disk.
-    pub fn overlay(&self) -> PathBuf {
-        self.state.join("overlay.img")
-    }
-
     /// Serial console of this run.
     pub fn console(&self) -> PathBuf {
         self.state.join("console.log")

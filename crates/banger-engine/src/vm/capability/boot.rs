@@ -1,34 +1,41 @@
 //! Kernel, initramfs and the guest's host name.
 
+use std::sync::Arc;
+
 use banger_vmm::{MachineSpec, VmmKind};
 
 use super::{Capability, Start};
-use crate::error::{Error, Problem};
+use crate::doctor::Check;
+use crate::error::Error;
+use crate::host::Host;
 use crate::image::initramfs;
 
 pub(crate) struct BootFiles;
 
 #[async_trait::async_trait]
 impl Capability for BootFiles {
-    async fn check(&self, start: &Start<'_>) -> Vec<Problem> {
-        let mut problems = Vec::new();
-        if let Err(e) = start.kernel.check() {
-            problems.push(Problem {
-                message: format!("kernel {:?}: {}", start.row.kernel, crate::error::chain(&e)),
-                fix: Some(format!(
+    fn name(&self) -> &'static str {
+        "boot"
+    }
+
+    async fn check(&self, start: &Start<'_>) -> Vec<Check> {
+        let kernel = match start.kernel.check() {
+            Ok(()) => Check::fine(self.name(), "kernel", start.row.kernel.clone()),
+            Err(e) => Check::failure(
+                self.name(),
+                "kernel",
+                format!("kernel {:?}: {}", start.row.kernel, crate::error::chain(&e)),
+                format!(
                     "use another one (`banger kernel ls`), or add it anew: banger kernel rm {0}; banger kernel add {0} …",
                     start.row.kernel
-                )),
-            });
-        }
-        if let Err(e) = start.host.assets.agent() {
-            let report = e.report();
-            problems.push(Problem {
-                message: report.message,
-                fix: report.hint,
-            });
-        }
-        problems
+                ),
+            ),
+        };
+        let agent = match start.host.assets.agent() {
+            Ok(path) => Check::fine(self.name(), "agent", path.display().to_string()),
+            Err(e) => no_agent(self.name(), &e),
+        };
+        vec![kernel, agent]
     }
 
     async fn prepare(&self, start: &Start<'_>) -> Result<(), Error> {
@@ -51,7 +58,7 @@ impl Capability for BootFiles {
     }
 
     fn contribute(&self, start: &Start<'_>, spec: &mut MachineSpec) {
-        spec.boot.kernel = match start.vmm.kind() {
+        spec.boot.kernel = match start.vmm {
             VmmKind::Firecracker => start.kernel.vmlinux(),
             // The ELF form saves the guest from unpacking itself, which takes seconds without hardware virtualization.
             VmmKind::Qemu if start.kernel_pvh => start.kernel.vmlinux(),
@@ -61,4 +68,16 @@ impl Capability for BootFiles {
         spec.boot.initramfs = start.initramfs.get().cloned().unwrap_or_default();
         spec.boot.args.push(format!("banger.hostname={}", start.row.name));
     }
+
+    async fn doctor(&self, host: &Arc<Host>) -> Vec<Check> {
+        vec![match host.assets.agent_version().await {
+            Ok((path, version)) => Check::fine("guest", "agent", format!("{} {version}", path.display())),
+            Err(e) => no_agent("guest", &e),
+        }]
+    }
+}
+
+fn no_agent(group: &'static str, e: &Error) -> Check {
+    let report = e.report();
+    Check::failure(group, "agent", report.message, report.hint.unwrap_or_default())
 }

@@ -3,13 +3,18 @@
 use banger_vmm::MachineSpec;
 
 use super::{Capability, Start};
-use crate::error::{Error, Problem, io};
+use crate::doctor::Check;
+use crate::error::{Error, io};
 
 pub(crate) struct Console;
 
 #[async_trait::async_trait]
 impl Capability for Console {
-    async fn check(&self, _start: &Start<'_>) -> Vec<Problem> {
+    fn name(&self) -> &'static str {
+        "console"
+    }
+
+    async fn check(&self, _start: &Start<'_>) -> Vec<Check> {
         Vec::new()
     }
 

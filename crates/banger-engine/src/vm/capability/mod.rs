@@ -10,16 +10,18 @@ mod network;
 pub(crate) mod system_disk;
 mod vsock;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use banger_store::vms::VmRow;
-use banger_vmm::{Boot, MachineSpec, Vmm, Vsock};
+use banger_vmm::{Boot, MachineSpec, VmmKind, Vsock};
 use tokio::net::UnixListener;
 
+use crate::doctor::{Check, Outcome};
 use crate::error::{Error, Problem};
 use crate::host::Host;
 use crate::image::kernel::KernelFiles;
+use crate::operation::Progress;
 use crate::vm::state::Paths;
 
 /// One start of one machine, as the capabilities see it.
@@ -27,7 +29,8 @@ pub(crate) struct Start<'a> {
     pub(crate) host: &'a Arc<Host>,
     pub(crate) row: &'a VmRow,
     pub(crate) paths: &'a Paths,
-    pub(crate) vmm: &'a dyn Vmm,
+    /// What runs it.
+    pub(crate) vmm: VmmKind,
     /// The image's root file system.
     pub(crate) rootfs: PathBuf,
     pub(crate) kernel: KernelFiles,
@@ -37,19 +40,39 @@ pub(crate) struct Start<'a> {
     pub(crate) initramfs: OnceLock<PathBuf>,
     /// Made by `vsock`: where the guest's hello arrives.
     pub(crate) hello: Mutex<Option<UnixListener>>,
+    /// Where a start tells its user things; absent where nothing is started.
+    pub(crate) progress: Option<&'a Progress>,
 }
 
 /// See the module.
 #[async_trait::async_trait]
 pub(crate) trait Capability: Send + Sync {
-    /// Everything that would keep it from working. Touches nothing.
-    async fn check(&self, start: &Start<'_>) -> Vec<Problem>;
+    /// Its name, which groups its checks.
+    fn name(&self) -> &'static str;
+
+    /// Everything that would keep it from working in this start, and what it found to be fine. Touches nothing.
+    async fn check(&self, start: &Start<'_>) -> Vec<Check>;
 
     /// Makes its host objects, each entered in the ledger first.
-    async fn prepare(&self, start: &Start<'_>) -> Result<(), Error>;
+    async fn prepare(&self, _start: &Start<'_>) -> Result<(), Error> {
+        Ok(())
+    }
 
     /// Adds itself to the machine. Derives everything from ids and paths, so that an adopted machine gets the same.
     fn contribute(&self, start: &Start<'_>, spec: &mut MachineSpec);
+
+    /// Whether a disk of that path comes to be by [`Self::prepare`], so that it cannot be looked at before.
+    fn makes(&self, _start: &Start<'_>, _disk: &Path) -> bool {
+        false
+    }
+
+    /// The guest has answered. What still fails here is no reason to end it, and is told by the capability itself.
+    async fn started(&self, _start: &Start<'_>) {}
+
+    /// What it needs of this host, whatever the machine.
+    async fn doctor(&self, _host: &Arc<Host>) -> Vec<Check> {
+        Vec::new()
+    }
 }
 
 /// All, in the order of preparation.
@@ -62,13 +85,25 @@ pub(crate) const ALL: &[&dyn Capability] = &[
 ];
 
 impl Start<'_> {
-    /// All failed checks of all capabilities.
-    pub(crate) async fn problems(&self) -> Vec<Problem> {
-        let mut problems = Vec::new();
+    /// All checks of all capabilities.
+    pub(crate) async fn checks(&self) -> Vec<Check> {
+        let mut checks = Vec::new();
         for capability in ALL {
-            problems.extend(capability.check(self).await);
+            checks.extend(capability.check(self).await);
         }
-        problems
+        checks
+    }
+
+    /// Whether a disk of that path comes to be in the start.
+    pub(crate) fn makes(&self, disk: &Path) -> bool {
+        ALL.iter().any(|capability| capability.makes(self, disk))
+    }
+
+    /// Tells the user of the start, where there is one.
+    pub(crate) fn notice(&self, text: String) {
+        if let Some(progress) = self.progress {
+            progress.notice(text);
+        }
     }
 
     /// The whole machine.
@@ -98,4 +133,21 @@ impl Start<'_> {
         }
         spec
     }
+}
+
+/// Whether none of the checks failed.
+pub(crate) fn passed(checks: &[Check]) -> bool {
+    checks.iter().all(|check| check.outcome != Outcome::Failure)
+}
+
+/// The failures among checks, as the problems of a start.
+pub(crate) fn problems(checks: Vec<Check>) -> Vec<Problem> {
+    checks
+        .into_iter()
+        .filter(|check| check.outcome == Outcome::Failure)
+        .map(|check| Problem {
+            message: check.reason,
+            fix: check.fix,
+        })
+        .collect()
 }

@@ -1,9 +1,10 @@
-//! The network without privileges: QEMU's user-mode network, outbound only. Firecracker has none.
+//! The network without privileges: QEMU's user-mode network, outbound only. Firecracker has none, and a machine without
+//! NAT gets no card at all.
 
 use banger_vmm::{MachineSpec, Network, VmmKind};
 
 use super::{Capability, Start};
-use crate::error::{Error, Problem};
+use crate::doctor::Check;
 
 /// The addresses of QEMU's user-mode network (QEMU's manual, "Using the user mode network stack"): guest with prefix,
 /// gateway, DNS server.
@@ -13,23 +14,39 @@ pub(crate) struct UserNetwork;
 
 #[async_trait::async_trait]
 impl Capability for UserNetwork {
-    async fn check(&self, _start: &Start<'_>) -> Vec<Problem> {
-        Vec::new()
+    fn name(&self) -> &'static str {
+        "network"
     }
 
-    async fn prepare(&self, _start: &Start<'_>) -> Result<(), Error> {
-        Ok(())
+    async fn check(&self, start: &Start<'_>) -> Vec<Check> {
+        let check = match (start.row.nat, start.vmm) {
+            (false, VmmKind::Qemu | VmmKind::Firecracker) => {
+                Check::fine(self.name(), "nat", "none: the guest has its loopback only")
+            }
+            (true, VmmKind::Qemu) => Check::fine(
+                self.name(),
+                "nat",
+                "QEMU's user-mode network: the guest reaches what this host reaches",
+            ),
+            (true, VmmKind::Firecracker) => Check::warning(
+                self.name(),
+                "nat",
+                "Firecracker has no network without privileges: the guest has its loopback only",
+                "run it with QEMU where it needs a network: --vmm qemu",
+            ),
+        };
+        vec![check]
     }
 
     fn contribute(&self, start: &Start<'_>, spec: &mut MachineSpec) {
-        match start.vmm.kind() {
-            VmmKind::Qemu => {
+        match start.vmm {
+            VmmKind::Qemu if start.row.nat => {
                 spec.network = Some(Network::User {
                     mac: mac(&start.row.id),
                 });
                 spec.boot.args.push(format!("banger.net={GUEST}"));
             }
-            VmmKind::Firecracker => {}
+            VmmKind::Qemu | VmmKind::Firecracker => {}
         }
     }
 }

@@ -7,7 +7,8 @@ use banger_vmm::MachineSpec;
 use tokio::net::UnixListener;
 
 use super::{Capability, Start};
-use crate::error::{Error, Problem, io};
+use crate::doctor::Check;
+use crate::error::{Error, io};
 use crate::ledger::{Object, Owner};
 
 /// Bytes of a Unix socket's path, without the terminating zero (`sun_path`, unix(7)).
@@ -17,18 +18,26 @@ pub(crate) struct GuestSocket;
 
 #[async_trait::async_trait]
 impl Capability for GuestSocket {
-    async fn check(&self, start: &Start<'_>) -> Vec<Problem> {
+    fn name(&self) -> &'static str {
+        "guest-socket"
+    }
+
+    async fn check(&self, start: &Start<'_>) -> Vec<Check> {
         let path = start.paths.hello();
-        if path.as_os_str().len() <= SOCKET_PATH {
-            return Vec::new();
-        }
-        vec![Problem {
-            message: format!(
-                "the socket path {} has {} bytes and may have {SOCKET_PATH}",
-                path.display(),
-                path.as_os_str().len()
-            ),
-            fix: Some("set a shorter `runtime_dir` under `[daemon]` in the configuration".to_owned()),
+        let (shown, length) = (path.display(), path.as_os_str().len());
+        vec![if length <= SOCKET_PATH {
+            Check::fine(
+                self.name(),
+                "path",
+                format!("{shown} has {length} of {SOCKET_PATH} bytes"),
+            )
+        } else {
+            Check::failure(
+                self.name(),
+                "path",
+                format!("the socket path {shown} has {length} bytes and may have {SOCKET_PATH}"),
+                "set a shorter `runtime_dir` under `[daemon]` in the configuration",
+            )
         }]
     }
 

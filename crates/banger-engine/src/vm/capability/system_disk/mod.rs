@@ -1,0 +1,324 @@
+//! The system disk: a view of the image's root file system that the machine may write to, made in the same time for any
+//! image. Three ways behind one interface, chosen when the machine is created and kept in its row:
+//!
+//! ```text
+//!   overlay   overlay.img, overlay-N.img   an empty ext4; the guest stacks it over the image      needs nothing
+//!   reflink   root-N.img                   a file that shares the image's blocks (FICLONE)         XFS, btrfs
+//!   dm        cow-N.img                    what differs from the image, under a device-mapper snapshot      root
+//! ```
+//!
+//! N is the row's generation: a renewal makes the next file, switches over by changing the row, and removes the old file
+//! after that. So a crash leaves at worst a file that the row does not name, which [`sweep`] removes.
+//!
+//! Place: the machine's task calls [`create`] and [`grow`] and renews through [`create_generation`] and
+//! [`remove_generation`]; a start goes through the capability. What is in a disk is the guest's affair.
+
+mod overlay;
+mod reflink;
+
+use std::fmt;
+use std::fs::File;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use banger_store::vms::VmRow;
+use banger_vmm::MachineSpec;
+use hostkit::ext4::E2fsTools;
+
+use super::{Capability, Start};
+use crate::crash::{self, Moment, Point};
+use crate::doctor::Check;
+use crate::error::{Error, io};
+use crate::host::Host;
+use crate::ledger::{Object, Owner};
+use crate::vm::lifecycle::taken;
+use crate::vm::state::Paths;
+
+/// How a system disk is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum SystemDiskKind {
+    /// The guest stacks a disk of its own over the shared image (overlayfs).
+    Overlay,
+    /// A file that shares the image's blocks.
+    Reflink,
+}
+
+impl SystemDiskKind {
+    /// All, the best first.
+    pub const ALL: [Self; 2] = [Self::Reflink, Self::Overlay];
+
+    /// Its word, in rows and for people.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Overlay => "overlay",
+            Self::Reflink => "reflink",
+        }
+    }
+
+    /// The kind of that word.
+    pub fn parse(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.as_str() == word)
+    }
+
+    fn file_name(self, generation: u32) -> String {
+        match (self, generation) {
+            // As it was called before there were others.
+            (Self::Overlay, 0) => "overlay.img".to_owned(),
+            (Self::Overlay, n) => format!("overlay-{n}.img"),
+            (Self::Reflink, n) => format!("root-{n}.img"),
+        }
+    }
+}
+
+impl fmt::Display for SystemDiskKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Whether new machines can have a kind of system disk here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Availability {
+    /// Which.
+    pub kind: SystemDiskKind,
+    /// Why not, and what would help; `None`: it can be had.
+    pub obstacle: Option<Obstacle>,
+}
+
+/// Why something cannot be had.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Obstacle {
+    /// One line.
+    pub reason: String,
+    /// What would help.
+    pub fix: String,
+}
+
+/// Each kind, the best first, with what stands in its way on this host.
+pub(crate) async fn available(host: &Host) -> Vec<Availability> {
+    let mut all = Vec::new();
+    for kind in SystemDiskKind::ALL {
+        let obstacle = match kind {
+            SystemDiskKind::Overlay => None,
+            SystemDiskKind::Reflink => reflink::obstacle(host).await,
+        };
+        all.push(Availability { kind, obstacle });
+    }
+    all
+}
+
+/// The best kind that this host offers.
+pub(crate) async fn best(host: &Host) -> SystemDiskKind {
+    let all = available(host).await;
+    all.into_iter()
+        .find(|a| a.obstacle.is_none())
+        .map_or(SystemDiskKind::Overlay, |a| a.kind)
+}
+
+/// The row's kind.
+pub(crate) fn kind_of(row: &VmRow) -> Result<SystemDiskKind, Error> {
+    SystemDiskKind::parse(&row.system_disk).ok_or_else(|| Error::Host {
+        action: "find the system disk",
+        source: format!("this release knows no system disk of kind {:?}", row.system_disk).into(),
+    })
+}
+
+/// The file of the row's generation.
+pub(crate) fn file(row: &VmRow, paths: &Paths) -> Result<PathBuf, Error> {
+    Ok(paths.state.join(kind_of(row)?.file_name(row.generation)))
+}
+
+/// Makes the machine's directory and its disks. At creation; a start finds them.
+pub(crate) async fn create(host: &Host, row: &VmRow, paths: &Paths) -> Result<(), Error> {
+    let owner = Owner::Machine(row.id.clone());
+    let directory = Object::Directory {
+        path: paths.state.clone(),
+    };
+    let entered = host.ledger.enter(&owner, &directory).await?;
+    std::fs::DirBuilder::new()
+        .mode(0o700)
+        .create(&paths.state)
+        .map_err(io("create", &paths.state))?;
+    entered.made();
+    create_generation(host, row, paths).await
+}
+
+/// Makes the disk of the row's generation: in the same time for any image. What an interrupted attempt left under its
+/// name is replaced.
+pub(crate) async fn create_generation(host: &Host, row: &VmRow, paths: &Paths) -> Result<(), Error> {
+    let path = file(row, paths)?;
+    remove_file(&path)?;
+    match kind_of(row)? {
+        SystemDiskKind::Overlay => overlay::make(host, row, &path).await?,
+        SystemDiskKind::Reflink => reflink::make(host, row, &path).await?,
+    }
+    crash::point(Point::Moment(Moment::DiskMade));
+    Ok(())
+}
+
+/// Removes the disk of the row's generation. The machine must not run; one that is gone already is fine.
+pub(crate) fn remove_generation(row: &VmRow, paths: &Paths) -> Result<(), Error> {
+    remove_file(&file(row, paths)?)
+}
+
+/// Removes the system disks in the machine's directory that are not the row's: of a renewal that was broken off before
+/// the row was switched over, or after it. Returns how many there were.
+pub(crate) fn sweep(row: &VmRow, paths: &Paths) -> Result<u32, Error> {
+    let kept = kind_of(row)?.file_name(row.generation);
+    let entries = std::fs::read_dir(&paths.state).map_err(io("list", &paths.state))?;
+    let mut removed = 0;
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        if name
+            .to_str()
+            .is_some_and(|name| name != kept && is_system_disk(name))
+        {
+            remove_file(&entry.path())?;
+            removed += 1;
+        }
+    }
+    Ok(removed)
+}
+
+/// Whether a file of that name in a machine's directory is one of its system disks.
+fn is_system_disk(name: &str) -> bool {
+    let Some(stem) = name.strip_suffix(".img") else {
+        return false;
+    };
+    let number = |n: &str| n.parse::<u32>().ok();
+    stem == "overlay"
+        || ["overlay-", "root-", "cow-"]
+            .iter()
+            .any(|prefix| stem.strip_prefix(prefix).and_then(number).is_some())
+}
+
+/// Extends the disk's file to the row's size. One that has it is fine, so a growth that was broken off is simply gone on
+/// with. The file system in it grows when the guest's agent says so.
+pub(crate) fn grow(row: &VmRow, paths: &Paths) -> Result<(), Error> {
+    let path = file(row, paths)?;
+    match kind_of(row)? {
+        SystemDiskKind::Overlay | SystemDiskKind::Reflink => extend(&path, row.disk),
+    }
+}
+
+/// Bytes the disk takes on the host.
+pub(crate) fn usage(row: &VmRow, paths: &Paths) -> u64 {
+    file(row, paths).map_or(0, |path| taken(&path))
+}
+
+/// Lengthens a file by a hole; never shortens it.
+pub(super) fn extend(path: &Path, size: u64) -> Result<(), Error> {
+    let file = File::options().write(true).open(path).map_err(io("open", path))?;
+    let length = file.metadata().map_err(io("look at", path))?.len();
+    if length < size {
+        file.set_len(size).map_err(io("extend", path))?;
+    }
+    Ok(())
+}
+
+pub(super) fn remove_file(path: &Path) -> Result<(), Error> {
+    match std::fs::remove_file(path) {
+        Ok(()) => Ok(()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(io("remove", path)(e)),
+    }
+}
+
+pub(super) fn tools(host: &Host) -> Result<E2fsTools, Error> {
+    E2fsTools::find(&host.settings.tool_dirs()).map_err(|e| Error::Host {
+        action: "make the disk",
+        source: Box::new(e),
+    })
+}
+
+pub(crate) struct SystemDisk;
+
+#[async_trait::async_trait]
+impl Capability for SystemDisk {
+    fn name(&self) -> &'static str {
+        "system-disk"
+    }
+
+    async fn check(&self, start: &Start<'_>) -> Vec<Check> {
+        match kind_of(start.row) {
+            Ok(SystemDiskKind::Overlay) => overlay::check(start),
+            Ok(SystemDiskKind::Reflink) => reflink::check(start),
+            Err(e) => {
+                let fix = "use the release that made this machine, or remove the machine";
+                vec![Check::failure(self.name(), "kind", e.report().message, fix)]
+            }
+        }
+    }
+
+    async fn prepare(&self, start: &Start<'_>) -> Result<(), Error> {
+        grow(start.row, start.paths)
+    }
+
+    fn contribute(&self, start: &Start<'_>, spec: &mut MachineSpec) {
+        match kind_of(start.row) {
+            Ok(SystemDiskKind::Overlay) => overlay::contribute(start, spec),
+            Ok(SystemDiskKind::Reflink) => reflink::contribute(start, spec),
+            // Said by the check; such a machine is never launched.
+            Err(_) => {}
+        }
+    }
+
+    async fn started(&self, start: &Start<'_>) {
+        match sweep(start.row, start.paths) {
+            Ok(0) => {}
+            Ok(disks) => tracing::info!(vm = start.row.name, disks, "removed former system disks"),
+            Err(e) => tracing::warn!(
+                vm = start.row.name,
+                error = crate::error::chain(&e),
+                "former system disks not removed"
+            ),
+        }
+    }
+
+    async fn doctor(&self, host: &Arc<Host>) -> Vec<Check> {
+        let all = available(host).await;
+        let best = all.iter().find(|a| a.obstacle.is_none()).map(|a| a.kind);
+        all.into_iter()
+            .map(|Availability { kind, obstacle }| {
+                let name = kind.as_str();
+                match obstacle {
+                    None if best == Some(kind) => Check::fine("disks", name, "usable, and the best of them"),
+                    None => Check::fine("disks", name, "usable"),
+                    // Not a warning: there is another way always.
+                    Some(Obstacle { reason, fix }) => Check {
+                        fix: Some(fix),
+                        ..Check::fine("disks", name, format!("not to be had here: {reason}"))
+                    },
+                }
+            })
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kinds_files_are_known_as_system_disks_and_nothing_else_is() {
+        for kind in SystemDiskKind::ALL {
+            assert_eq!(SystemDiskKind::parse(kind.as_str()), Some(kind));
+            for generation in [0, 1, 77, u32::MAX] {
+                assert!(is_system_disk(&kind.file_name(generation)));
+            }
+        }
+        for other in [
+            "work.img",
+            "console.log",
+            "overlay-.img",
+            "overlay-1.img.new",
+            "root.img",
+            "root-x.img",
+            "root-99999999999.img",
+            "",
+        ] {
+            assert!(!is_system_disk(other), "{other}");
+        }
+    }
+}

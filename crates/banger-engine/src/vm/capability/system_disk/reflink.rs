@@ -1,0 +1,88 @@
+//! The reflink kind: the machine's disk is a file of its own that shares the image's blocks until they are written
+//! (`FICLONE`, ioctl_ficlone(2)). The file system below does all the work; the guest sees one plain disk, and the image
+//! may go once the file is made.
+
+use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use banger_store::vms::VmRow;
+use banger_vmm::{Disk, MachineSpec};
+use hostkit::reflink;
+
+use super::overlay::own_disk;
+use super::{Obstacle, file};
+use crate::doctor::Check;
+use crate::error::{Error, chain, io};
+use crate::host::Host;
+use crate::vm::capability::Start;
+
+/// What keeps it from being had: the state directory's file system.
+pub(super) async fn obstacle(host: &Host) -> Option<Obstacle> {
+    let directory = crate::vm::state::machines_dir(&host.settings.state_dir);
+    let probed = tokio::task::spawn_blocking(move || reflink::probe(&directory)).await;
+    let reason = match probed {
+        Ok(Ok(true)) => return None,
+        Ok(Ok(false)) => format!(
+            "the file system of {} cannot share blocks between files",
+            host.settings.state_dir.display()
+        ),
+        Ok(Err(e)) => chain(&e),
+        Err(e) => chain(&e),
+    };
+    Some(Obstacle {
+        reason,
+        fix: "put `state_dir` under `[daemon]` in the configuration on XFS or btrfs".to_owned(),
+    })
+}
+
+/// Shares the image's blocks, then lengthens the file to the disk's size.
+pub(super) async fn make(host: &Host, row: &VmRow, path: &Path) -> Result<(), Error> {
+    let image = crate::image::rootfs_path(&host.settings.state_dir, &row.image);
+    let from = File::open(&image).map_err(io("open", &image))?;
+    // Opened here and not in the blocking thread: a creation that is cancelled removes the directory while that thread
+    // may be at work still, and then no new name may appear in it.
+    let to = File::options()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(io("create", path))?;
+    let (size, shown) = (row.disk, path.to_owned());
+    // Sharing waits until what the image has in the page cache is written back.
+    let cloned = tokio::task::spawn_blocking(move || {
+        reflink::clone(&from, &to).map_err(io("share the image's blocks with", &shown))?;
+        let length = to.metadata().map_err(io("look at", &shown))?.len();
+        if length > size {
+            return Err(too_small(size, length));
+        }
+        to.set_len(size).map_err(io("extend", &shown))
+    });
+    cloned.await.map_err(|e| Error::Host {
+        action: "make the system disk",
+        source: Box::new(e),
+    })?
+}
+
+/// A disk that does not hold its image.
+pub(super) fn too_small(size: u64, image: u64) -> Error {
+    Error::OutOfRange {
+        field: "disk",
+        value: crate::engine::bytes(&size),
+        problem: format!("below the image's {}", crate::engine::bytes(&image)),
+    }
+}
+
+pub(super) fn check(start: &Start<'_>) -> Vec<Check> {
+    let path = file(start.row, start.paths).unwrap_or_default();
+    vec![own_disk("system-disk", "disk", &path)]
+}
+
+pub(super) fn contribute(start: &Start<'_>, spec: &mut MachineSpec) {
+    spec.disks.push(Disk {
+        id: "root".to_owned(),
+        path: file(start.row, start.paths).unwrap_or_default(),
+        read_only: false,
+    });
+    spec.boot.args.push("banger.root=/dev/vda".to_owned());
+}
