@@ -114,8 +114,8 @@ fn show(arguments: &[&str]) -> Result {
 
 /// A directory of programs that the user may write to: the README's commands then work as they stand.
 fn link_directory() -> Result<PathBuf> {
-    // Root is who may write to /usr/local/bin; asked by the user id of our own process (proc(5)).
-    if fs::metadata("/proc/self").is_ok_and(|m| std::os::unix::fs::MetadataExt::uid(&m) == 0) {
+    // Root is who may write to /usr/local/bin.
+    if layout::is_root() {
         return Ok(PathBuf::from("/usr/local/bin"));
     }
     let home = std::env::var_os("HOME").ok_or("HOME is not set")?;

@@ -30,3 +30,8 @@ pub(crate) fn testbed() -> PathBuf {
 pub(crate) fn staged(name: &str) -> PathBuf {
     stage().join("bin").join(name)
 }
+
+/// Whether we are root: the owner of our own process (proc(5)).
+pub(crate) fn is_root() -> bool {
+    std::fs::metadata("/proc/self").is_ok_and(|m| std::os::unix::fs::MetadataExt::uid(&m) == 0)
+}

@@ -40,6 +40,19 @@ pub(crate) fn run(command: &mut Command) -> Result {
     }
 }
 
+/// Runs a command, its standard error on our own terminal, and returns its standard output.
+pub(crate) fn read_aloud(command: &mut Command) -> Result<String> {
+    let output = command
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .map_err(|e| not_run(command, &e))?;
+    if !output.status.success() {
+        return Err(format!("{} ended with {}", shown(command), output.status).into());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
 /// Runs a command and returns its standard output without the last newline; its standard error belongs to the message
 /// of a failure.
 pub(crate) fn read(command: &mut Command) -> Result<String> {

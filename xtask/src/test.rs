@@ -9,6 +9,7 @@ use std::io::{BufRead, BufReader, IsTerminal};
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 
+use crate::host;
 use crate::layout;
 use crate::leftovers;
 use crate::sh::{self, Result};
@@ -37,6 +38,8 @@ pub(crate) fn test(arguments: &[String]) -> Result<ExitCode> {
         runner.args(["--", "--test-threads=2"]);
     }
     environment(&mut runner, &bed, &skips);
+    let binaries = std::env::join_paths(host::test_binaries()?)?;
+    runner.env("BANGER_TEST_HOSTKIT", binaries);
     runner.env("TMPDIR", &this_run.directory);
     let (passed, closing) = run(&mut runner, nextest)?;
 
@@ -75,6 +78,7 @@ fn environment(runner: &mut Command, bed: &Testbed, skips: &Path) {
         ("BANGER_TEST_FIRECRACKER", &bed.firecracker),
         ("BANGER_TEST_FIRECRACKER_KERNEL", &bed.firecracker_kernel),
         ("BANGER_TEST_DEBIAN_KERNEL", &bed.debian_kernel),
+        ("BANGER_TEST_HOST", &bed.host),
     ];
     for (name, path) in parts {
         if let Some(path) = path {

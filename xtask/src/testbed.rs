@@ -5,6 +5,7 @@
 //! - `firecracker-vmlinux`: a kernel that Firecracker can boot even where `/dev/kvm` opens but the processor cannot
 //!   virtualize; it is handed to the project beside the checkout, not part of it.
 //! - `debian-kernel/`: the kernel package that the default image uses, unpacked, for tests below the end-to-end level.
+//! - `host/`: a whole Debian host to boot as a guest, see [`crate::host`].
 //!
 //! A part that cannot be had is said aloud and left out; the tests that need it then skip.
 
@@ -13,6 +14,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::host;
 use crate::layout;
 use crate::sh::{self, Result};
 
@@ -30,6 +32,8 @@ pub(crate) struct Testbed {
     pub(crate) firecracker_kernel: Option<PathBuf>,
     /// Debian's kernel, a bzImage.
     pub(crate) debian_kernel: Option<PathBuf>,
+    /// Image and kernel of a whole host.
+    pub(crate) host: Option<PathBuf>,
     /// What is absent, and why.
     pub(crate) missing: Vec<String>,
 }
@@ -52,17 +56,21 @@ pub(crate) fn prepare() -> Result<Testbed> {
     let unpacked = package
         .as_deref()
         .and_then(|package| part("debian kernel", unpack_debian_kernel(&dir, package)));
+    let host = package
+        .as_deref()
+        .and_then(|package| part("debian host", host::prepare(&dir, package)));
     Ok(Testbed {
         firecracker: binaries.as_ref().map(|bin| bin.join("firecracker")),
         firecracker_kernel: kernel,
         debian_kernel: unpacked,
+        host,
         missing,
     })
 }
 
 /// Fills a directory once: whatever `fill` puts into the directory it is given appears under `to` as a whole or not at
 /// all, so that an interrupted run is no half-made test bed.
-fn once(to: &Path, what: &str, fill: impl FnOnce(&Path) -> Result) -> Result<PathBuf> {
+pub(crate) fn once(to: &Path, what: &str, fill: impl FnOnce(&Path) -> Result) -> Result<PathBuf> {
     if !to.exists() {
         println!("testbed: {what}");
         let new = to.with_extension("new");
