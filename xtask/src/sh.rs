@@ -44,8 +44,9 @@ pub(crate) fn run(command: &mut Command) -> Result {
 pub(crate) fn read_aloud(command: &mut Command) -> Result<String> {
     let output = command
         .stdin(Stdio::null())
-        .stderr(Stdio::inherit())
-        .output()
+        .stdout(Stdio::piped())
+        .spawn()
+        .and_then(std::process::Child::wait_with_output)
         .map_err(|e| not_run(command, &e))?;
     if !output.status.success() {
         return Err(format!("{} ended with {}", shown(command), output.status).into());
