@@ -14,6 +14,8 @@
 //! Nothing runs before it is needed: `--version`, `--help` and `completions` start neither runtime nor daemon.
 
 mod args;
+mod ask;
+mod checks;
 mod cli;
 mod commands;
 mod context;

@@ -3,10 +3,12 @@
 //! Quick things say nothing: the spinner appears after 300 ms, the first line after a second. Notices (a slow mode and
 //! its reason) are said once, in either form.
 
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use banger_api::types::Operation;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::time::Instant;
 
 use crate::error::printable;
@@ -18,9 +20,101 @@ const SPINNER_AFTER: Duration = Duration::from_millis(300);
 /// When the first line is printed.
 const LINE_AFTER: Duration = Duration::from_secs(1);
 
+/// Where the operations of a command are drawn, below each other.
+#[derive(Debug, Clone)]
+pub(crate) struct Screen {
+    form: ScreenForm,
+    /// Notices said already: what is so for ten machines is said once.
+    said: Arc<Mutex<BTreeSet<String>>>,
+}
+
+#[derive(Debug, Clone)]
+enum ScreenForm {
+    Silent,
+    Lines(Duration),
+    Terminal(MultiProgress),
+}
+
+impl Screen {
+    /// A screen for a command's own operations; `quiet` draws nothing at all.
+    pub(crate) fn new(quiet: bool) -> Self {
+        Self::of(match (quiet, crate::terminal::stderr_is_terminal()) {
+            (true, _) => ScreenForm::Silent,
+            (false, true) => ScreenForm::Terminal(MultiProgress::with_draw_target(target())),
+            (false, false) => ScreenForm::Lines(LINE_AFTER),
+        })
+    }
+
+    /// A screen for whoever wants to see every stage, however short.
+    pub(crate) fn eager(quiet: bool) -> Self {
+        let screen = Self::new(quiet);
+        match screen.form {
+            ScreenForm::Lines(_) => Self::of(ScreenForm::Lines(Duration::ZERO)),
+            ScreenForm::Silent | ScreenForm::Terminal(_) => screen,
+        }
+    }
+
+    fn of(form: ScreenForm) -> Self {
+        Self {
+            form,
+            said: Arc::default(),
+        }
+    }
+
+    /// Prints a line beside whatever is drawn.
+    pub(crate) fn line(&self, text: &str) {
+        match &self.form {
+            ScreenForm::Terminal(bars) => bars.suspend(|| say!("{text}")),
+            ScreenForm::Silent | ScreenForm::Lines(_) => say!("{text}"),
+        }
+    }
+
+    /// Runs what prints by itself while nothing is drawn.
+    pub(crate) fn suspend<T>(&self, print: impl FnOnce() -> T) -> T {
+        match &self.form {
+            ScreenForm::Terminal(bars) => bars.suspend(print),
+            ScreenForm::Silent | ScreenForm::Lines(_) => print(),
+        }
+    }
+
+    fn notice(&self, text: &str) {
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        if !matches!(self.form, ScreenForm::Silent) && said.insert(text.to_owned()) {
+            self.line(&format!("note: {}", printable(text)));
+        }
+    }
+
+    /// Draws nothing until what is returned is dropped: a question needs the place.
+    pub(crate) fn pause(&self) -> Paused<'_> {
+        if let ScreenForm::Terminal(bars) = &self.form {
+            // A screen that cannot be cleared is overwritten.
+            bars.clear().ok();
+            bars.set_draw_target(ProgressDrawTarget::hidden());
+        }
+        Paused(self)
+    }
+}
+
+/// A screen that draws nothing.
+#[derive(Debug)]
+pub(crate) struct Paused<'a>(&'a Screen);
+
+impl Drop for Paused<'_> {
+    fn drop(&mut self) {
+        if let ScreenForm::Terminal(bars) = &self.0.form {
+            bars.set_draw_target(target());
+        }
+    }
+}
+
+fn target() -> ProgressDrawTarget {
+    ProgressDrawTarget::stderr_with_hz(10)
+}
+
 /// Draws one operation. Dropping it clears the spinner.
 #[derive(Debug)]
 pub(crate) struct Progress {
+    screen: Screen,
     form: Form,
     began: Instant,
     notices: usize,
@@ -36,15 +130,15 @@ enum Form {
 }
 
 impl Progress {
-    /// Begins to draw; `quiet` draws nothing at all.
-    pub(crate) fn new(quiet: bool) -> Self {
-        let form = match (quiet, crate::terminal::stderr_is_terminal()) {
-            (true, _) => Form::Silent,
-            (false, true) => Form::Terminal(None),
-            (false, false) => Form::Lines(None),
-        };
+    /// Begins to draw.
+    pub(crate) fn new(screen: &Screen) -> Self {
         Self {
-            form,
+            screen: screen.clone(),
+            form: match screen.form {
+                ScreenForm::Silent => Form::Silent,
+                ScreenForm::Lines(_) => Form::Lines(None),
+                ScreenForm::Terminal(_) => Form::Terminal(None),
+            },
             began: Instant::now(),
             notices: 0,
             latest: None,
@@ -54,18 +148,23 @@ impl Progress {
     /// When [`Progress::draw`] wants to be called although nothing changed.
     pub(crate) fn wake_at(&self) -> Option<Instant> {
         match &self.form {
-            Form::Lines(None) => Some(self.began + LINE_AFTER),
+            Form::Lines(None) => Some(self.began + self.line_after()),
             Form::Terminal(None) => Some(self.began + SPINNER_AFTER),
             Form::Silent | Form::Lines(Some(_)) | Form::Terminal(Some(_)) => None,
         }
     }
 
+    fn line_after(&self) -> Duration {
+        match self.screen.form {
+            ScreenForm::Lines(after) => after,
+            ScreenForm::Silent | ScreenForm::Terminal(_) => LINE_AFTER,
+        }
+    }
+
     /// Takes in a change.
     pub(crate) fn update(&mut self, operation: Operation) {
-        if !matches!(self.form, Form::Silent) {
-            for notice in operation.notices.iter().skip(self.notices) {
-                self.line(&format!("note: {}", printable(notice)));
-            }
+        for notice in operation.notices.iter().skip(self.notices) {
+            self.screen.notice(notice);
         }
         self.notices = self.notices.max(operation.notices.len());
         self.latest = Some(operation);
@@ -75,12 +174,13 @@ impl Progress {
     /// Draws what is due.
     pub(crate) fn draw(&mut self) {
         let elapsed = self.began.elapsed();
+        let line_after = self.line_after();
         let Some(operation) = &self.latest else { return };
         match &mut self.form {
             Form::Silent => {}
             Form::Lines(printed) => {
                 let stage = describe(operation);
-                if elapsed >= LINE_AFTER
+                if elapsed >= line_after
                     && !operation.state.ended()
                     && printed.as_ref() != Some(&operation.stage)
                 {
@@ -90,18 +190,10 @@ impl Progress {
             }
             Form::Terminal(bar) => {
                 if elapsed >= SPINNER_AFTER && !operation.state.ended() {
-                    let bar = bar.get_or_insert_with(|| spinner(elapsed));
+                    let bar = bar.get_or_insert_with(|| spinner(&self.screen, elapsed));
                     show(bar, operation);
                 }
             }
-        }
-    }
-
-    /// Prints a line beside whatever is drawn.
-    pub(crate) fn line(&self, text: &str) {
-        match &self.form {
-            Form::Terminal(Some(bar)) => bar.suspend(|| say!("{text}")),
-            Form::Silent | Form::Lines(_) | Form::Terminal(None) => say!("{text}"),
         }
     }
 }
@@ -122,9 +214,12 @@ fn describe(operation: &Operation) -> String {
     }
 }
 
-fn spinner(elapsed: Duration) -> ProgressBar {
-    let bar =
-        ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(10)).with_elapsed(elapsed);
+fn spinner(screen: &Screen, elapsed: Duration) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden()).with_elapsed(elapsed);
+    let bar = match &screen.form {
+        ScreenForm::Terminal(bars) => bars.add(bar),
+        ScreenForm::Silent | ScreenForm::Lines(_) => bar,
+    };
     bar.enable_steady_tick(Duration::from_millis(100));
     bar
 }

@@ -80,6 +80,11 @@ pub(crate) fn say_line(line: fmt::Arguments<'_>) {
     writeln!(io::stderr(), "{line}").ok();
 }
 
+/// Writes to standard error without ending the line: a question.
+pub(crate) fn say_part(text: &str) {
+    write!(io::stderr(), "{text}").ok();
+}
+
 /// Writes a line to standard error: progress, notices, what to do next.
 macro_rules! say {
     ($($argument:tt)*) => { $crate::stdio::say_line(format_args!($($argument)*)) };

@@ -504,3 +504,161 @@ fn the_daemon_does_not_inherit_what_the_command_line_was_given() {
     assert_eq!(lines[4], lines[5], "leads a session of its own");
     assert_eq!(lines[6], "/");
 }
+
+#[test]
+fn many_at_once_by_name_label_and_all() {
+    let daemon = Daemon::start();
+    daemon.add_vm("a");
+    daemon.add_labelled("b", "team", "red");
+    daemon.add_labelled("c", "team", "blue");
+    assert_eq!(
+        daemon.run(&["vm", "restart", "-q", "c", "a", "c"]),
+        ended(0, "c\na\n", ""),
+        "in the order named, each once"
+    );
+    assert_eq!(
+        daemon.run(&["vm", "kill", "-q", "--label", "team"]),
+        ended(0, "b\nc\n", "")
+    );
+    assert_eq!(
+        daemon.run(&["vm", "stop", "-q", "--label", "team=red"]),
+        ended(0, "b\n", "")
+    );
+    assert_eq!(
+        daemon.run(&["vm", "start", "-q", "--all"]),
+        ended(0, "a\nb\nc\n", "")
+    );
+    assert_eq!(
+        daemon.run(&["vm", "stop", "--label", "team=green", "--label", "x"]),
+        ended(0, "", "no machine is labelled team=green and x\n")
+    );
+    assert_eq!(
+        daemon.run(&["vm", "stop", "missing"]),
+        ended(
+            3,
+            "",
+            "error: no machine is named missing\nhint: did you mean dev?\n"
+        )
+    );
+    for words in [
+        &["vm", "stop"][..],
+        &["vm", "stop", "a", "--all"],
+        &["vm", "stop", "a", "--label", "x"],
+        &["vm", "stop", "--all", "--label", "x"],
+    ] {
+        assert_eq!(daemon.run(words).code, Some(2), "{words:?}");
+    }
+}
+
+#[test]
+fn a_failure_among_many_is_told_with_its_machine() {
+    let daemon = Daemon::start();
+    for name in ["a", "b", "c"] {
+        daemon.add_vm(name);
+    }
+    let reset = daemon.run(&["vm", "reset", "-q", "missing", "b", "c"]);
+    assert_eq!((reset.code, reset.stdout.as_str()), (Some(3), ""));
+    assert_eq!(
+        reset.stderr,
+        "error: no machine is named missing\nhint: did you mean dev?\n\
+         error: b is running\nerror: c is running\n"
+    );
+    let reset = daemon.run(&["vm", "reset", "-q", "b", "missing"]);
+    assert_eq!(reset.code, Some(4), "the first failure in the order named");
+}
+
+#[test]
+fn what_cannot_be_undone_is_asked_for() {
+    let daemon = Daemon::start();
+    daemon.add_vm("a");
+    daemon.add_vm("b");
+    for verb in ["rm", "reset"] {
+        let refused = daemon.run(&["vm", verb, "--all", "--force"]);
+        assert_eq!(refused.code, Some(2));
+        assert!(refused.stderr.contains("2 machines (a, b)"), "{}", refused.stderr);
+        assert!(refused.stderr.contains("--yes"), "{}", refused.stderr);
+    }
+    assert_eq!(daemon.calls(), Vec::<String>::new());
+    assert_eq!(
+        daemon.run(&["vm", "rm", "-q", "--all", "--yes"]),
+        ended(0, "a\nb\n", "")
+    );
+    assert_eq!(
+        daemon.run(&["vm", "rm", "--all"]),
+        ended(0, "", "there are no machines\n"),
+        "nothing to ask"
+    );
+}
+
+#[test]
+fn detached_operations_are_named_by_their_ids() {
+    let daemon = Daemon::start();
+    *daemon.world.slow.lock().unwrap() = true;
+    assert_eq!(
+        daemon.run(&["vm", "create", "dev", "--image", "busybox", "-d"]),
+        ended(0, "op0\n", "")
+    );
+    assert_eq!(daemon.run(&["vm", "start", "-d", "dev"]), ended(0, "op1\n", ""));
+    assert_eq!(daemon.run(&["run", "busybox", "-d"]), ended(0, "op2\n", ""));
+    assert_eq!(daemon.run(&["run", "-d", "busybox", "ls"]).code, Some(2));
+    assert_eq!(
+        daemon.run(&["image", "register", "x", "/x", "-d"]),
+        ended(0, "op3\n", "")
+    );
+    let cancelled = daemon.run(&["op", "cancel", "op0"]);
+    assert_eq!(cancelled, ended(0, "op0\n", ""));
+}
+
+#[test]
+fn settings() {
+    let daemon = Daemon::start();
+    daemon.add_vm("dev");
+    assert_eq!(
+        daemon.run(&["vm", "set", "dev", "--memory", "256M"]),
+        ended(
+            0,
+            "SETTING   FROM        TO          APPLIES\n\
+             memory    134217728   268435456   at next start (fixed while it runs)\n",
+            ""
+        )
+    );
+    assert_eq!(
+        daemon.run(&["vm", "set", "dev", "--memory", "128M"]),
+        ended(0, "", "nothing changed: dev is so already\n")
+    );
+    assert_eq!(daemon.run(&["vm", "set", "dev"]).code, Some(2));
+    let json = daemon.run(&["vm", "set", "dev", "--memory", "128M", "-o", "json"]);
+    let reply: serde_json::Value = serde_json::from_str(&json.stdout).unwrap();
+    assert_eq!(reply["changes"], serde_json::json!([]));
+    // Another image is a reset; what was set before it was refused is told.
+    let refused = daemon.run(&["vm", "set", "dev", "--memory", "256M", "--image", "next"]);
+    assert_eq!(refused.code, Some(4));
+    assert!(refused.stdout.contains("268435456"), "{}", refused.stdout);
+    let moved = daemon.run(&["vm", "set", "dev", "--image", "next", "--force"]);
+    assert_eq!(moved.code, Some(0), "{}", moved.stderr);
+    assert_eq!(
+        moved.stdout,
+        "SETTING   FROM      TO     APPLIES\nimage     busybox   next   now\n"
+    );
+    assert_eq!(daemon.run(&["vm", "rename", "dev", "old"]), ended(0, "old\n", ""));
+    assert_eq!(daemon.run(&["ps", "-q"]).stdout, "old\n");
+}
+
+#[test]
+fn a_dry_start_says_what_it_would_check() {
+    let daemon = Daemon::start();
+    daemon.add_vm("dev");
+    daemon.add_vm("sick");
+    assert_eq!(
+        daemon.run(&["vm", "start", "--dry-run", "dev"]),
+        ended(0, "dev: ready\n  ✓ ok       image  as told\n", "")
+    );
+    let both = daemon.run(&["vm", "start", "--dry-run", "--all", "-o", "json"]);
+    assert_eq!(both.code, Some(6));
+    let both: serde_json::Value = serde_json::from_str(&both.stdout).unwrap();
+    assert_eq!(
+        (&both[0]["ready"], &both[1]["ready"]),
+        (&true.into(), &false.into())
+    );
+    assert_eq!(daemon.calls(), Vec::<String>::new());
+}

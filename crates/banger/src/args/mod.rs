@@ -2,12 +2,16 @@
 //!
 //! They know the command line's notation only; whether a name exists or a size is in range is the daemon's answer.
 
+mod duration;
 mod location;
+mod moment;
 mod pair;
 mod path;
 mod size;
 
+pub(crate) use duration::parse_duration;
 pub(crate) use location::Location;
-pub(crate) use pair::{EnvVar, Label, Selector};
+pub(crate) use moment::parse_moment;
+pub(crate) use pair::{EnvVar, Label, LabelKey, Selector};
 pub(crate) use path::absolute;
-pub(crate) use size::{format_size, parse_size};
+pub(crate) use size::{SizeError, format_size, parse_size};

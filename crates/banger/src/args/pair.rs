@@ -68,6 +68,19 @@ impl std::str::FromStr for Label {
     }
 }
 
+/// `--unlabel KEY`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct LabelKey(pub(crate) String);
+
+impl std::str::FromStr for LabelKey {
+    type Err = PairError;
+
+    fn from_str(text: &str) -> Result<Self, PairError> {
+        check_key(text)?;
+        Ok(Self(text.to_owned()))
+    }
+}
+
 /// `--label KEY[=VALUE]` of a listing: an absent value matches any.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Selector {

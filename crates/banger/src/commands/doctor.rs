@@ -5,8 +5,9 @@ use std::fmt::Write as _;
 use banger_api::types::{Check, CheckState, DoctorReport, Empty};
 use clap::Args;
 
+use crate::checks;
 use crate::context::Context;
-use crate::error::{CliError, printable};
+use crate::error::CliError;
 use crate::output::Format;
 
 /// Check the host, and say how to mend what is wrong
@@ -65,42 +66,11 @@ fn daemon_check(state: CheckState, reason: &str, fix: Option<String>) -> Check {
     }
 }
 
-/// Groups in the order in which they first appear, then what it comes to.
+/// The checks, then what it comes to.
 fn render(report: &DoctorReport) -> String {
-    let mut text = String::new();
-    let mut groups: Vec<&str> = Vec::new();
-    for check in &report.checks {
-        if !groups.contains(&check.group.as_str()) {
-            groups.push(&check.group);
-        }
-    }
-    let width = report
-        .checks
-        .iter()
-        .map(|check| check.name.chars().count())
-        .max()
-        .unwrap_or(0);
-    // Writing to a string does not fail.
-    for group in groups {
-        let _ = writeln!(text, "{}", printable(group));
-        for check in report.checks.iter().filter(|check| check.group == group) {
-            let (mark, word) = match check.state {
-                CheckState::Ok => ('✓', "ok"),
-                CheckState::Warning => ('!', "warning"),
-                CheckState::Failure => ('✗', "failure"),
-            };
-            let name = printable(&check.name);
-            let _ = writeln!(
-                text,
-                "  {mark} {word:<7}  {name:<width$}  {}",
-                printable(&check.reason)
-            );
-            if let Some(fix) = &check.fix {
-                let _ = writeln!(text, "    {:<7}  {:<width$}  fix: {}", "", "", printable(fix));
-            }
-        }
-    }
+    let mut text = checks::by_group(&report.checks);
     let count = |state: CheckState| report.checks.iter().filter(|check| check.state == state).count();
+    // Writing to a string does not fail.
     let _ = writeln!(
         text,
         "{} ok, {}, {}",

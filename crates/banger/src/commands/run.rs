@@ -9,7 +9,7 @@ use crate::commands::vm::rm;
 use crate::context::Context;
 use crate::error::CliError;
 use crate::interrupt::Interrupts;
-use crate::operation::Follow;
+use crate::operation::{End, Follow, detached};
 use crate::session;
 use crate::stdio::{self, say};
 
@@ -24,6 +24,7 @@ Examples:
   banger run busybox --rm -- sh -c 'echo hi'        one command in a machine of its own
   banger run -it --rm debian                        a shell in a machine of its own
   banger run debian --vcpus 4 --memory 4G -- make   with more of everything
+  banger run debian --name ci --ttl 2h --detach     gone in two hours; do not wait for it
 ")]
 pub(crate) struct Run {
     /// Image to start from
@@ -39,6 +40,9 @@ pub(crate) struct Run {
     options: ExecOptions,
     #[command(flatten)]
     machine: MachineArgs,
+    /// Do not wait: print the operation's id and return at once
+    #[arg(short, long, conflicts_with_all = ["interactive", "tty", "command"])]
+    detach: bool,
     /// Print no progress
     #[arg(short, long)]
     quiet: bool,
@@ -73,23 +77,27 @@ impl Run {
             rm,
             options,
             machine,
+            detach,
             quiet,
             command,
         } = self;
-        let client = context.client().await?;
-        let mut interrupts = Interrupts::listen()?;
         let params = VmCreate {
             start: true,
             ephemeral: rm,
-            ..machine.create(name, image)
+            ..machine.create(name, image)?
         };
-        let created = Follow::cancelling(quiet)
+        let client = context.client().await?;
+        let mut interrupts = Interrupts::listen()?;
+        let follow = Follow::cancelling(quiet, detach);
+        let created = match follow
             .to_end(&client, &mut interrupts, client.vm_create(params))
-            .await?;
-        let name = created.operation.subject.clone();
-        if created.interrupted {
-            return create::discard(&client, &mut interrupts, created.operation).await;
-        }
+            .await?
+        {
+            End::Done(created) => created,
+            End::TooLate(created) => return create::discard(&client, &mut interrupts, created).await,
+            End::Detached(operation) => return detached(&operation),
+        };
+        let name = created.subject;
         if command.is_empty() {
             stdio::print(&format!("{name}\n"))?;
             if !quiet && crate::terminal::stderr_is_terminal() {

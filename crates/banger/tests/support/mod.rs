@@ -30,6 +30,8 @@ pub(crate) struct World {
     pub(crate) download: Mutex<Vec<u8>>,
     /// Operations wait to be cancelled.
     pub(crate) slow: Mutex<bool>,
+    /// How often figures were asked for.
+    pub(crate) samples: Mutex<u64>,
 }
 
 /// A running daemon.
@@ -66,6 +68,13 @@ impl Daemon {
     /// A machine that runs.
     pub(crate) fn add_vm(&self, name: &str) {
         self.world.vms.lock().unwrap().insert(name.into(), vm(name));
+    }
+
+    /// A machine that runs and carries a label.
+    pub(crate) fn add_labelled(&self, name: &str, key: &str, value: &str) {
+        let mut machine = vm(name);
+        machine.labels.insert(key.into(), value.into());
+        self.world.vms.lock().unwrap().insert(name.into(), machine);
     }
 
     pub(crate) fn socket(&self) -> std::path::PathBuf {
@@ -223,60 +232,152 @@ fn absent<T>(method: &str) -> Result<T, RpcError> {
 }
 
 impl Service for Local {
-    async fn vm_restart(&self, _: Caller, _: VmRestart) -> Result<Operation, RpcError> {
-        Err(RpcError::new(
-            banger_api::ErrorKind::Internal,
-            "not asked for in these tests",
-        ))
+    async fn vm_restart(&self, _: Caller, params: VmRestart) -> Result<Operation, RpcError> {
+        let vm = self.find(&params.vm)?;
+        self.called(format!("vm.restart {} {:?}", vm.name, params.timeout_seconds));
+        Ok(self.begin("vm.restart", &vm.name))
     }
 
-    async fn vm_set(&self, _: Caller, _: VmSet) -> Result<VmSetReply, RpcError> {
-        Err(RpcError::new(
-            banger_api::ErrorKind::Internal,
-            "not asked for in these tests",
-        ))
+    async fn vm_set(&self, _: Caller, params: VmSet) -> Result<VmSetReply, RpcError> {
+        let vm = self.find(&params.vm)?;
+        self.called(format!("vm.set {} memory={:?}", vm.name, params.memory));
+        let memory = params.memory.filter(|memory| *memory != vm.memory);
+        let changes = memory.map(|memory| VmChange {
+            setting: "memory".into(),
+            from: vm.memory.to_string(),
+            to: memory.to_string(),
+            applies: Applies::NextStart,
+            reason: Some("fixed while it runs".into()),
+        });
+        Ok(VmSetReply {
+            vm,
+            changes: changes.into_iter().collect(),
+        })
     }
 
-    async fn vm_reset(&self, _: Caller, _: VmReset) -> Result<Operation, RpcError> {
-        Err(RpcError::new(
-            banger_api::ErrorKind::Internal,
-            "not asked for in these tests",
-        ))
+    async fn vm_reset(&self, _: Caller, params: VmReset) -> Result<Operation, RpcError> {
+        let mut vm = self.find(&params.vm)?;
+        self.called(format!(
+            "vm.reset {} image={:?} force={}",
+            vm.name, params.image, params.force
+        ));
+        if !params.force {
+            return Err(RpcError::new(
+                ErrorKind::WrongState,
+                format!("{} is running", vm.name),
+            ));
+        }
+        if let Some(image) = params.image {
+            vm.image_id = format!("{image:0>10}");
+            vm.image = image;
+        }
+        let operation = self.begin("vm.reset", &vm.name);
+        self.0.vms.lock().unwrap().insert(vm.name.clone(), vm);
+        Ok(operation)
     }
 
-    async fn vm_rename(&self, _: Caller, _: VmRename) -> Result<Vm, RpcError> {
-        Err(RpcError::new(
-            banger_api::ErrorKind::Internal,
-            "not asked for in these tests",
-        ))
+    async fn vm_rename(&self, _: Caller, params: VmRename) -> Result<Vm, RpcError> {
+        let mut vm = self.find(&params.vm)?;
+        let mut vms = self.0.vms.lock().unwrap();
+        vms.remove(&vm.name);
+        vm.name = params.name;
+        vms.insert(vm.name.clone(), vm.clone());
+        Ok(vm)
     }
 
-    async fn vm_preflight(&self, _: Caller, _: VmRef) -> Result<VmPreflight, RpcError> {
-        Err(RpcError::new(
-            banger_api::ErrorKind::Internal,
-            "not asked for in these tests",
-        ))
+    async fn vm_preflight(&self, _: Caller, params: VmRef) -> Result<VmPreflight, RpcError> {
+        let vm = self.find(&params.vm)?;
+        let ready = vm.name != "sick";
+        let check = Check {
+            group: "disks".into(),
+            name: "image".into(),
+            state: if ready {
+                CheckState::Ok
+            } else {
+                CheckState::Failure
+            },
+            reason: "as told".into(),
+            fix: None,
+        };
+        Ok(VmPreflight {
+            vm: vm.name,
+            ready,
+            checks: vec![check],
+        })
     }
 
-    async fn vm_stats(&self, _: Caller, _: VmStatsOf) -> Result<Vec<VmStats>, RpcError> {
-        Err(RpcError::new(
-            banger_api::ErrorKind::Internal,
-            "not asked for in these tests",
-        ))
+    async fn vm_stats(&self, _: Caller, params: VmStatsOf) -> Result<Vec<VmStats>, RpcError> {
+        let samples = {
+            let mut samples = self.0.samples.lock().unwrap();
+            *samples += 1;
+            *samples
+        };
+        let vms = match params.vms.as_slice() {
+            [] => self.0.vms.lock().unwrap().values().cloned().collect(),
+            names => names
+                .iter()
+                .map(|name| self.find(name))
+                .collect::<Result<Vec<Vm>, _>>()?,
+        };
+        // Each sample is a second of half a processor later.
+        let figures = |vm: Vm| VmStats {
+            vm: vm.name,
+            id: vm.id,
+            state: vm.state,
+            time: vm.created,
+            host: Some(HostFigures {
+                uptime_microseconds: samples * 1_000_000,
+                cpu_microseconds: samples * 500_000,
+                vcpus: vm.vcpus,
+                memory: 64 << 20,
+                memory_limit: vm.memory,
+                disk_read: samples << 20,
+                disk_written: 0,
+                network_received: None,
+                network_sent: None,
+                disk_used: 5 << 20,
+            }),
+            guest: None,
+            guest_problem: Some("the agent does not answer".into()),
+        };
+        Ok(vms.into_iter().map(figures).collect())
     }
 
-    async fn vm_health(&self, _: Caller, _: VmRef) -> Result<VmHealth, RpcError> {
-        Err(RpcError::new(
-            banger_api::ErrorKind::Internal,
-            "not asked for in these tests",
-        ))
+    async fn vm_health(&self, _: Caller, params: VmRef) -> Result<VmHealth, RpcError> {
+        let vm = self.find(&params.vm)?;
+        let (health, state) = match vm.name.as_str() {
+            "sick" => (HealthState::Unhealthy, CheckState::Failure),
+            "asleep" => (HealthState::Stopped, CheckState::Ok),
+            _ => (HealthState::Healthy, CheckState::Ok),
+        };
+        let check = Check {
+            group: "process".into(),
+            name: "process".into(),
+            state,
+            reason: "as told".into(),
+            fix: None,
+        };
+        Ok(VmHealth {
+            vm: vm.name,
+            state: vm.state,
+            health,
+            checks: vec![check],
+        })
     }
 
-    async fn gc_run(&self, _: Caller, _: GcRun) -> Result<GcReport, RpcError> {
-        Err(RpcError::new(
-            banger_api::ErrorKind::Internal,
-            "not asked for in these tests",
-        ))
+    async fn gc_run(&self, _: Caller, params: GcRun) -> Result<GcReport, RpcError> {
+        self.called(format!("gc.run dry_run={}", params.dry_run));
+        let garbage = |what: &str, problem: Option<&str>| Garbage {
+            kind: "directory".into(),
+            what: what.into(),
+            why: "no machine has this id".into(),
+            size: 3 << 20,
+            collected: (!params.dry_run).then_some(problem.is_none()),
+            problem: problem.filter(|_| !params.dry_run).map(Into::into),
+        };
+        Ok(GcReport {
+            garbage: vec![garbage("/a", None), garbage("/b", Some("it is in use"))],
+        })
     }
 
     async fn daemon_status(&self, _: Caller, _: Empty) -> Result<DaemonStatus, RpcError> {
@@ -335,8 +436,16 @@ impl Service for Local {
         self.0.vms.lock().unwrap().insert(name.clone(), vm(&name));
         Ok(self.begin("vm.create", &name))
     }
-    async fn vm_list(&self, _: Caller, _: VmList) -> Result<Vec<Vm>, RpcError> {
-        Ok(self.0.vms.lock().unwrap().values().cloned().collect())
+    async fn vm_list(&self, _: Caller, params: VmList) -> Result<Vec<Vm>, RpcError> {
+        let matches = |vm: &Vm| {
+            params.labels.iter().all(|(key, value)| {
+                vm.labels
+                    .get(key)
+                    .is_some_and(|has| value.is_empty() || has == value)
+            })
+        };
+        let vms = self.0.vms.lock().unwrap();
+        Ok(vms.values().filter(|vm| matches(vm)).cloned().collect())
     }
     async fn vm_show(&self, _: Caller, params: VmRef) -> Result<Vm, RpcError> {
         self.find(&params.vm)
@@ -350,8 +459,10 @@ impl Service for Local {
         self.called(format!("vm.stop {} {:?}", vm.name, params.timeout_seconds));
         Ok(self.begin("vm.stop", &vm.name))
     }
-    async fn vm_kill(&self, _: Caller, _: VmRef) -> Result<Operation, RpcError> {
-        absent("vm.kill")
+    async fn vm_kill(&self, _: Caller, params: VmRef) -> Result<Operation, RpcError> {
+        let vm = self.find(&params.vm)?;
+        self.called(format!("vm.kill {}", vm.name));
+        Ok(self.begin("vm.kill", &vm.name))
     }
     async fn vm_remove(&self, _: Caller, params: VmRemove) -> Result<Operation, RpcError> {
         let vm = self.find(&params.vm)?;
@@ -359,8 +470,13 @@ impl Service for Local {
         self.0.vms.lock().unwrap().remove(&vm.name);
         Ok(self.begin("vm.remove", &vm.name))
     }
-    async fn vm_ping(&self, _: Caller, _: VmRef) -> Result<VmPing, RpcError> {
-        absent("vm.ping")
+    async fn vm_ping(&self, _: Caller, params: VmRef) -> Result<VmPing, RpcError> {
+        Ok(VmPing {
+            vm: self.find(&params.vm)?.name,
+            latency_microseconds: 1_500,
+            agent_version: "0.1.0".into(),
+            guest_uptime_seconds: 5,
+        })
     }
     async fn op_list(&self, _: Caller, _: Empty) -> Result<Vec<Operation>, RpcError> {
         Ok(Vec::new())

@@ -7,7 +7,6 @@ use crate::context::Context;
 use crate::error::CliError;
 use crate::interrupt::Interrupts;
 use crate::operation::Follow;
-use crate::stdio;
 
 /// Make an image from packages
 ///
@@ -32,6 +31,9 @@ pub(crate) struct Bootstrap {
     /// Make it anew where it exists and no machine uses it
     #[arg(long)]
     replace: bool,
+    /// Do not wait: print the operation's id and return at once
+    #[arg(short, long)]
+    detach: bool,
     /// Print no progress
     #[arg(short, long)]
     quiet: bool,
@@ -60,10 +62,8 @@ impl Bootstrap {
             kernel: self.kernel,
             replace: self.replace,
         };
-        let follow = Follow::cancelling(self.quiet);
-        let operation = follow
-            .run(&client, &mut interrupts, client.image_bootstrap(params))
-            .await?;
-        stdio::finish(&format!("{}\n", operation.subject))
+        Follow::cancelling(self.quiet, self.detach)
+            .print(&client, &mut interrupts, client.image_bootstrap(params))
+            .await
     }
 }

@@ -10,7 +10,6 @@ use crate::context::Context;
 use crate::error::CliError;
 use crate::interrupt::Interrupts;
 use crate::operation::Follow;
-use crate::stdio;
 
 /// Make an image of an ext4 file system or a tar archive
 ///
@@ -35,6 +34,9 @@ pub(crate) struct Register {
     /// Replace an image of that name that no machine uses
     #[arg(long)]
     replace: bool,
+    /// Do not wait: print the operation's id and return at once
+    #[arg(short, long)]
+    detach: bool,
     /// Print no progress
     #[arg(short, long)]
     quiet: bool,
@@ -51,10 +53,8 @@ impl Register {
             kernel: self.kernel,
             replace: self.replace,
         };
-        let follow = Follow::cancelling(self.quiet);
-        let operation = follow
-            .run(&client, &mut interrupts, client.image_register(params))
-            .await?;
-        stdio::finish(&format!("{}\n", operation.subject))
+        Follow::cancelling(self.quiet, self.detach)
+            .print(&client, &mut interrupts, client.image_register(params))
+            .await
     }
 }

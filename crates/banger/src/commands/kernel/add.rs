@@ -10,7 +10,6 @@ use crate::context::Context;
 use crate::error::CliError;
 use crate::interrupt::Interrupts;
 use crate::operation::Follow;
-use crate::stdio;
 
 /// Add a kernel
 #[derive(Debug, Args)]
@@ -26,6 +25,9 @@ pub(crate) struct Add {
     name: String,
     #[command(flatten)]
     source: SourceArgs,
+    /// Do not wait: print the operation's id and return at once
+    #[arg(short, long)]
+    detach: bool,
     /// Print no progress
     #[arg(short, long)]
     quiet: bool,
@@ -66,11 +68,9 @@ impl Add {
             name: self.name,
             source,
         };
-        let follow = Follow::cancelling(self.quiet);
-        let operation = follow
-            .run(&client, &mut interrupts, client.kernel_add(params))
-            .await?;
-        stdio::finish(&format!("{}\n", operation.subject))
+        Follow::cancelling(self.quiet, self.detach)
+            .print(&client, &mut interrupts, client.kernel_add(params))
+            .await
     }
 }
 

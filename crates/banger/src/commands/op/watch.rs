@@ -32,7 +32,7 @@ impl Watch {
         let operation = client.op_show(OperationRef {
             operation: self.operation,
         });
-        Follow::leaving(self.quiet)
+        Follow::watching(self.quiet)
             .run(&client, &mut interrupts, operation)
             .await?;
         Ok(0)

@@ -6,7 +6,11 @@ pub(crate) mod logs;
 pub(crate) mod ls;
 pub(crate) mod many;
 pub(crate) mod ping;
+pub(crate) mod rename;
+pub(crate) mod reset;
+pub(crate) mod restart;
 pub(crate) mod rm;
+pub(crate) mod set;
 pub(crate) mod show;
 pub(crate) mod start;
 pub(crate) mod stop;
@@ -24,8 +28,12 @@ pub(crate) enum Vm {
     Show(show::Show),
     Start(start::Start),
     Stop(stop::Stop),
+    Restart(restart::Restart),
     Kill(kill::Kill),
     Rm(rm::Rm),
+    Set(set::Set),
+    Reset(reset::Reset),
+    Rename(rename::Rename),
     Ping(ping::Ping),
     Logs(logs::Logs),
 }
@@ -38,8 +46,12 @@ impl Vm {
             Self::Show(command) => command.run(context).await,
             Self::Start(command) => command.run(context).await,
             Self::Stop(command) => command.run(context).await,
+            Self::Restart(command) => command.run(context).await,
             Self::Kill(command) => command.run(context).await,
             Self::Rm(command) => command.run(context).await,
+            Self::Set(command) => command.run(context).await,
+            Self::Reset(command) => command.run(context).await,
+            Self::Rename(command) => command.run(context).await,
             Self::Ping(command) => command.run(context).await,
             Self::Logs(command) => command.run(context).await,
         }

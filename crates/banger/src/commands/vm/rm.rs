@@ -1,38 +1,53 @@
 //! `banger vm rm`: removes machines and their disks.
 
+use std::sync::Arc;
+
 use banger_api::ErrorKind;
 use banger_api::client::{Client, ClientError};
 use banger_api::types::VmRemove;
 use clap::Args;
 
-use super::many::Many;
+use super::many::{self, Following, Machines};
 use crate::context::Context;
 use crate::error::CliError;
 use crate::interrupt::Interrupts;
 use crate::operation::Follow;
 
 /// Remove machines and their disks
+///
+/// A machine that runs needs --force. Removing all of them asks first.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   banger vm rm dev
   banger vm rm --force dev ci
+  banger vm rm --force --label team=infra
+  banger vm rm --all --force --yes
 ")]
 pub(crate) struct Rm {
     #[command(flatten)]
-    many: Many,
+    machines: Machines,
     /// Kill those that run
     #[arg(short, long)]
     force: bool,
+    /// Do not ask
+    #[arg(short, long)]
+    yes: bool,
+    #[command(flatten)]
+    following: Following,
 }
 
 impl Rm {
     pub(crate) async fn run(self, context: &Context) -> Result<u8, CliError> {
-        let force = self.force;
-        let begin = |client: std::sync::Arc<banger_api::client::Client>, vm| async move {
-            client.vm_remove(VmRemove { vm, force }).await
-        };
-        self.many.run(context, begin).await
+        let (force, all) = (self.force, self.machines.all);
+        let client = context.client().await?;
+        let targets = self.machines.targets(&client).await?;
+        if all {
+            many::confirm("remove", &targets, self.yes).await?;
+        }
+        let remove =
+            move |client: Arc<Client>, vm| async move { client.vm_remove(VmRemove { vm, force }).await };
+        self.following.run(client, targets, true, remove).await
     }
 }
 

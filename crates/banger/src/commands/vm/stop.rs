@@ -1,9 +1,12 @@
 //! `banger vm stop`: asks the guest to stop, then forces it.
 
+use std::sync::Arc;
+
+use banger_api::client::Client;
 use banger_api::types::VmStop;
 use clap::Args;
 
-use super::many::Many;
+use super::many::{self, Following, Machines};
 use crate::context::Context;
 use crate::error::CliError;
 
@@ -15,21 +18,25 @@ use crate::error::CliError;
 Examples:
   banger vm stop dev
   banger vm stop dev ci --timeout 5
+  banger vm stop --label team=infra
+  banger vm stop --all
 ")]
 pub(crate) struct Stop {
     #[command(flatten)]
-    many: Many,
+    machines: Machines,
     /// Seconds the guest has before it is forced; 0 forces at once [default: the configuration's]
     #[arg(short, long, value_name = "SECS")]
     timeout: Option<u32>,
+    #[command(flatten)]
+    following: Following,
 }
 
 impl Stop {
     pub(crate) async fn run(self, context: &Context) -> Result<u8, CliError> {
         let timeout_seconds = self.timeout;
-        let begin = |client: std::sync::Arc<banger_api::client::Client>, vm| async move {
+        let stop = move |client: Arc<Client>, vm| async move {
             client.vm_stop(VmStop { vm, timeout_seconds }).await
         };
-        self.many.run(context, begin).await
+        many::each(context, self.machines, self.following, true, stop).await
     }
 }
