@@ -16,6 +16,7 @@ use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::assets::Assets;
+use crate::collect::{self, Garbage};
 use crate::crash::Write;
 use crate::doctor::Check;
 use crate::error::{Error, io};
@@ -395,6 +396,21 @@ impl Engine {
             }
         });
         Ok(chunks)
+    }
+
+    // ---- garbage ---------------------------------------------------------------------------------------------------
+
+    /// What nothing needs any more; unless only asked, it is removed, each piece with its outcome.
+    pub async fn gc(&self, dry_run: bool) -> Result<Vec<(Garbage, Option<Result<(), Error>>)>, Error> {
+        let mut all = Vec::new();
+        for piece in collect::find(&self.host, collect::When::Running).await? {
+            let outcome = match dry_run {
+                true => None,
+                false => Some(collect::remove(&self.host, &piece).await),
+            };
+            all.push((piece, outcome));
+        }
+        Ok(all)
     }
 
     // ---- operations ------------------------------------------------------------------------------------------------

@@ -322,6 +322,19 @@ pub(crate) async fn remove_directory(path: &Path) -> Result<(), Error> {
     }
 }
 
+/// Our user's processes whose arguments are those of a machine's process, with the machine's token.
+pub(crate) fn machine_processes() -> Result<Vec<(String, CommandLine)>, Error> {
+    let lines = hostkit::process::command_lines().map_err(|source| Error::Host {
+        action: "look for machines' processes",
+        source: Box::new(source),
+    })?;
+    let user = rustix::process::geteuid().as_raw();
+    let ours = lines.into_iter().filter(|line| line.uid == user);
+    Ok(ours
+        .filter_map(|line| banger_vmm::identify(&line).map(|(token, _)| (token, line)))
+        .collect())
+}
+
 /// Our user's processes whose arguments are those of a machine's process with this token.
 fn left_processes(token: &str) -> Result<Vec<(ProcessRole, CommandLine)>, Error> {
     let found = hostkit::process::find_by_token(token).map_err(|source| Error::Host {
@@ -338,7 +351,7 @@ fn left_processes(token: &str) -> Result<Vec<(ProcessRole, CommandLine)>, Error>
         .collect())
 }
 
-fn mentions(line: &CommandLine, directory: &Path) -> bool {
+pub(crate) fn mentions(line: &CommandLine, directory: &Path) -> bool {
     let directory = directory.to_string_lossy();
     line.args
         .iter()
@@ -366,7 +379,7 @@ pub(crate) fn is_anothers(token: &str, state: &Path) -> Result<bool, Error> {
 }
 
 /// Kills a process and waits until it is gone. One that is gone already, or whose number is another's now, is fine.
-async fn end(id: ProcessId) -> Result<(), Error> {
+pub(crate) async fn end(id: ProcessId) -> Result<(), Error> {
     let host = |source: ProcessError| Error::Host {
         action: "end a process",
         source: Box::new(source),

@@ -14,6 +14,7 @@
 //! machine's task never waits for another's.
 
 mod assets;
+mod collect;
 pub mod crash;
 pub mod doctor;
 mod engine;
@@ -31,6 +32,7 @@ mod settings;
 pub mod vm;
 pub mod vmms;
 
+pub use collect::{Garbage, GarbageKind};
 pub use engine::{Engine, NewVm, OpenError, Preflight, Status};
 pub use error::{Error, Kind, Problem, Report};
 pub use settings::{Settings, VmDefaults, VmmSettings};

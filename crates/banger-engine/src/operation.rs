@@ -56,6 +56,11 @@ named! {
     }
 }
 
+/// Records of operations that ended before this are forgotten.
+pub(crate) fn oldest_kept() -> Timestamp {
+    Timestamp::now() - jiff::SignedDuration::try_from(KEPT).unwrap_or_default()
+}
+
 /// Where an operation stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -161,7 +166,7 @@ impl Operations {
                 );
             }
         }
-        let before = now - jiff::SignedDuration::try_from(KEPT).unwrap_or_default();
+        let before = oldest_kept();
         let forgotten = store
             .note(Write::OperationsForget, move |tx| {
                 banger_store::operations::forget_before(tx, before)
@@ -202,7 +207,7 @@ impl Operations {
             ended: None,
         };
         put(&self.store, &operation).await?;
-        let before = operation.began - jiff::SignedDuration::try_from(KEPT).unwrap_or_default();
+        let before = oldest_kept();
         self.store
             .note(Write::OperationsForget, move |tx| {
                 banger_store::operations::forget_before(tx, before)

@@ -2,20 +2,18 @@
 //!
 //! It never refuses to start: what cannot be cleaned is said and left in the ledger for the next time.
 
-use std::collections::HashSet;
-use std::path::Path;
 use std::sync::Arc;
 
 use banger_store::vms::VmRow;
 
+use crate::collect;
 use crate::error::{Error, chain};
 use crate::host::Host;
-use crate::id;
-use crate::ledger::{self, Owner};
+use crate::ledger::Owner;
 use crate::vm::console;
 use crate::vm::lifecycle;
 use crate::vm::machines::{Machines, phase_of};
-use crate::vm::state::{Paths, Phase, Running, machines_dir};
+use crate::vm::state::{Paths, Phase, Running};
 use crate::vm::task::{self, Begin};
 
 #[derive(Default)]
@@ -30,8 +28,11 @@ struct Tally {
 /// Brings rows, ledger and host into agreement and starts every machine's task.
 pub(crate) async fn run(host: &Arc<Host>, machines: &Machines) -> Result<(), Error> {
     let mut tally = Tally::default();
+    // First, while nothing is at work that could be mistaken for an orphan.
+    let (orphans, stay) = collect::sweep(host).await;
+    tally.orphans += orphans;
+    tally.failed += stay;
     let (rows, unreadable) = host.store.read(banger_store::vms::list).await?;
-    let mut known: HashSet<String> = rows.iter().map(|row| row.id.clone()).collect();
     for row in unreadable {
         tally.failed += 1;
         tracing::error!(
@@ -39,16 +40,9 @@ pub(crate) async fn run(host: &Arc<Host>, machines: &Machines) -> Result<(), Err
             error = chain(&row.error),
             "unreadable machine, left alone"
         );
-        // What it has on the host is not an orphan's: a newer or a mended daemon may read it.
-        known.extend(row.id);
     }
     for row in rows {
         take_up(host, machines, row, &mut tally).await;
-    }
-    collect_orphans(host, &known, &mut tally).await;
-    if let Err(e) = crate::image::registry::collect_leftovers(host).await {
-        tally.failed += 1;
-        tracing::error!(error = chain(&e), "unfinished images or kernels not removed");
     }
     tracing::info!(
         adopted = tally.adopted,
@@ -177,56 +171,4 @@ fn failed(row: &VmRow, e: &Error, tally: &mut Tally) -> Phase {
     Phase::Failed {
         reason: e.report().message,
     }
-}
-
-/// What no row speaks for: owners in the ledger without a machine, and directories that only their name betrays.
-async fn collect_orphans(host: &Arc<Host>, known: &HashSet<String>, tally: &mut Tally) {
-    match host.ledger.owners().await {
-        Ok(owners) => {
-            for owner in owners.iter().filter(|owner| !known.contains(owner.vm())) {
-                tally.orphans += 1;
-                if let Err(e) = host.ledger.collect(owner).await {
-                    tally.failed += 1;
-                    tracing::error!(%owner, error = chain(&e), "orphan not removed");
-                }
-            }
-        }
-        Err(e) => tracing::error!(error = chain(&e), "ledger not read"),
-    }
-    let settings = &host.settings;
-    for directory in [&settings.runtime_dir, &machines_dir(&settings.state_dir)] {
-        for token in strangers(directory, known) {
-            let orphan = directory.join(&token);
-            tally.orphans += 1;
-            if let Err(e) = collect_orphan(host, &token, &orphan).await {
-                tally.failed += 1;
-                tracing::error!(path = %orphan.display(), error = chain(&e), "orphan not removed");
-            }
-        }
-    }
-}
-
-async fn collect_orphan(host: &Arc<Host>, token: &str, orphan: &Path) -> Result<(), Error> {
-    let settings = &host.settings;
-    let state = machines_dir(&settings.state_dir).join(token);
-    if ledger::is_anothers(token, &state)? {
-        tracing::warn!(path = %orphan.display(), "left alone: a machine of a daemon with another state directory");
-        return Ok(());
-    }
-    tracing::warn!(path = %orphan.display(), "orphan");
-    ledger::kill_left(token, &[&settings.runtime_dir.join(token), &state]).await?;
-    ledger::remove_directory(orphan).await
-}
-
-/// Directories with a machine's name that no machine has.
-fn strangers(directory: &Path, known: &HashSet<String>) -> Vec<String> {
-    let Ok(entries) = std::fs::read_dir(directory) else {
-        return Vec::new();
-    };
-    let names = entries
-        .flatten()
-        .filter_map(|entry| entry.file_name().into_string().ok());
-    names
-        .filter(|name| id::of_token(name).is_some_and(|id| !known.contains(id)))
-        .collect()
 }

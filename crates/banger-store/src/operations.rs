@@ -62,6 +62,13 @@ pub fn find(tx: &Transaction<'_>, id: &str) -> Result<Option<String>, StoreError
         .optional()?)
 }
 
+/// How many ended before a time.
+pub fn count_before(tx: &Transaction<'_>, time: Timestamp) -> Result<u32, StoreError> {
+    Ok(tx
+        .prepare_cached("SELECT count(*) FROM operations WHERE ended IS NOT NULL AND ended < ?1")?
+        .query_row([time.to_string()], |row| row.get(0))?)
+}
+
 /// Forgets those that ended before a time.
 pub fn forget_before(tx: &Transaction<'_>, time: Timestamp) -> Result<usize, StoreError> {
     Ok(tx

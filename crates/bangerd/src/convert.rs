@@ -12,7 +12,7 @@ use banger_engine::operation::{Operation, OperationState};
 use banger_engine::vm::policy::State;
 use banger_engine::vm::state::{Phase, Running, Vm, vmm_kind};
 use banger_engine::vmms::FoundVmm;
-use banger_engine::{Kind, Preflight, Report};
+use banger_engine::{Garbage, Kind, Preflight, Report};
 use banger_vmm::VmmKind;
 
 // ---- errors --------------------------------------------------------------------------------------------------------
@@ -90,8 +90,10 @@ pub(crate) fn agent_error(vm: &str, error: &AgentError) -> RpcError {
             RpcError::new(ErrorKind::GuestUnavailable, text)
                 .hint("the machine may have stopped: see `banger vm show`")
         }
-        AgentError::Incompatible(_) => RpcError::new(ErrorKind::GuestUnavailable, text)
-            .hint("stop and start the machine: it gets this release's agent"),
+        AgentError::Incompatible(_) | AgentError::Unsupported { .. } => {
+            RpcError::new(ErrorKind::GuestUnavailable, text)
+                .hint("stop and start the machine: it gets this release's agent")
+        }
     }
 }
 
@@ -199,6 +201,25 @@ fn running(run: Running, vsock: String) -> Option<types::VmRunning> {
         kernel_release,
         vsock,
     })
+}
+
+/// A piece of garbage, with what became of it unless it was only looked for.
+pub(crate) fn garbage(
+    (garbage, outcome): (Garbage, Option<Result<(), banger_engine::Error>>),
+) -> types::Garbage {
+    let (collected, problem) = match outcome {
+        None => (None, None),
+        Some(Ok(())) => (Some(true), None),
+        Some(Err(error)) => (Some(false), Some(error.report().message)),
+    };
+    types::Garbage {
+        kind: garbage.kind.as_str().to_owned(),
+        what: garbage.what,
+        why: garbage.why,
+        size: garbage.size,
+        collected,
+        problem,
+    }
 }
 
 pub(crate) fn ping(ping: banger_engine::guest::Ping) -> types::VmPing {

@@ -82,6 +82,13 @@ impl MainError {
 }
 
 fn main() -> ExitCode {
+    #[cfg_attr(
+        not(feature = "crash-points"),
+        expect(
+            clippy::infallible_destructuring_match,
+            reason = "there is a second command with the feature"
+        )
+    )]
     let run = match Args::parse().command {
         Command::Run(run) => run,
         #[cfg(feature = "crash-points")]

@@ -328,8 +328,11 @@ impl Service for Rpc {
         Err(RpcError::new(banger_api::ErrorKind::Internal, "not built yet"))
     }
 
-    async fn gc_run(&self, _: Caller, _params: GcRun) -> Result<GcReport, RpcError> {
-        Err(RpcError::new(banger_api::ErrorKind::Internal, "not built yet"))
+    async fn gc_run(&self, _: Caller, params: GcRun) -> Result<GcReport, RpcError> {
+        let garbage = self.engine.gc(params.dry_run).await.map_err(convert::error)?;
+        Ok(GcReport {
+            garbage: garbage.into_iter().map(convert::garbage).collect(),
+        })
     }
 
     // ---- operations ------------------------------------------------------------------------------------------------

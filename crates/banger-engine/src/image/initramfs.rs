@@ -74,26 +74,8 @@ pub struct Initramfs {
 /// Gives the initramfs of `agent` and `kernel` in `dir`, made now unless it is there. It reads both inputs, which takes
 /// milliseconds, to be certain that the key fits them; it blocks.
 pub fn build(dir: &Path, agent: &Path, kernel: &KernelFiles) -> Result<Initramfs, InitramfsError> {
-    let agent_bytes = read(agent, AGENT_LIMIT)?;
-    check_agent(agent, &agent_bytes)?;
-    let modules = kernel
-        .modules()
-        .and_then(|paths| {
-            paths
-                .into_iter()
-                .map(|(name, path)| fs::read(path).map(|bytes| (name, bytes)))
-                .collect::<io::Result<Vec<_>>>()
-        })
-        .map_err(|source| InitramfsError::Read {
-            path: kernel.modules_dir(),
-            source,
-        })?;
-
-    let mut parts = vec![LAYOUT, agent_bytes.as_slice()];
-    for (name, bytes) in &modules {
-        parts.extend([name.as_bytes(), bytes.as_slice()]);
-    }
-    let key = Digest::of_parts(parts);
+    let inputs = Inputs::read(agent, kernel)?;
+    let key = inputs.key();
     let path = dir.join(format!("{key}.cpio"));
     let store_error = |source| InitramfsError::Store {
         path: path.clone(),
@@ -113,7 +95,7 @@ pub fn build(dir: &Path, agent: &Path, kernel: &KernelFiles) -> Result<Initramfs
 
     let work = WorkDir::new_in(dir).map_err(store_error)?;
     let out = BufWriter::new(File::create(work.path().join("new")).map_err(store_error)?);
-    drop(write(out, &agent_bytes, &modules).map_err(InitramfsError::Layout)?);
+    drop(write(out, &inputs.agent, &inputs.modules).map_err(InitramfsError::Layout)?);
     match work.publish("new", &path) {
         Ok(published) => published.keep(),
         // Another builder was faster; what it made is the same.
@@ -124,27 +106,49 @@ pub fn build(dir: &Path, agent: &Path, kernel: &KernelFiles) -> Result<Initramfs
     Ok(Initramfs { path, key, size })
 }
 
-/// Removes every initramfs in `dir` whose key `keep` does not contain; returns how many. Machines that are running have
-/// read theirs, so only those that could be started with it soon are worth keeping.
-pub fn prune(dir: &Path, keep: &[Digest]) -> io::Result<usize> {
-    let entries = match fs::read_dir(dir) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
-        Err(error) => return Err(error),
-    };
-    let mut removed = 0;
-    for entry in entries {
-        let entry = entry?;
-        let name = entry.file_name();
-        let key = name
-            .to_str()
-            .and_then(|name| name.strip_suffix(".cpio")?.parse::<Digest>().ok());
-        if key.is_some_and(|key| !keep.contains(&key)) {
-            fs::remove_file(entry.path())?;
-            removed += 1;
-        }
+/// Where [`build`] would put the initramfs of `agent` and `kernel`. It reads both and blocks.
+pub fn path_of(dir: &Path, agent: &Path, kernel: &KernelFiles) -> Result<PathBuf, InitramfsError> {
+    let key = Inputs::read(agent, kernel)?.key();
+    Ok(dir.join(format!("{key}.cpio")))
+}
+
+/// What an initramfs is made from.
+struct Inputs {
+    agent: Vec<u8>,
+    /// Names and contents, in the order in which they are loaded.
+    modules: Vec<(String, Vec<u8>)>,
+}
+
+impl Inputs {
+    fn read(agent: &Path, kernel: &KernelFiles) -> Result<Self, InitramfsError> {
+        let agent_bytes = read(agent, AGENT_LIMIT)?;
+        check_agent(agent, &agent_bytes)?;
+        let modules = kernel
+            .modules()
+            .and_then(|paths| {
+                paths
+                    .into_iter()
+                    .map(|(name, path)| fs::read(path).map(|bytes| (name, bytes)))
+                    .collect::<io::Result<Vec<_>>>()
+            })
+            .map_err(|source| InitramfsError::Read {
+                path: kernel.modules_dir(),
+                source,
+            })?;
+
+        Ok(Self {
+            agent: agent_bytes,
+            modules,
+        })
     }
-    Ok(removed)
+
+    fn key(&self) -> Digest {
+        let mut parts = vec![LAYOUT, self.agent.as_slice()];
+        for (name, bytes) in &self.modules {
+            parts.extend([name.as_bytes(), bytes.as_slice()]);
+        }
+        Digest::of_parts(parts)
+    }
 }
 
 fn write<W: io::Write>(out: W, agent: &[u8], modules: &[(String, Vec<u8>)]) -> Result<W, cpio::Error> {
@@ -250,8 +254,7 @@ mod tests {
         fs::write(kernel.modules_dir().join("a.ko"), "changed").unwrap();
         let second = build(&dir, &agent, &kernel).unwrap();
         assert_ne!(second.key, first.key);
-        assert_eq!(prune(&dir, &[second.key]).unwrap(), 1);
-        assert!(!first.path.exists() && second.path.exists());
+        assert_eq!(path_of(&dir, &agent, &kernel).unwrap(), second.path);
     }
 
     #[test]

@@ -1,10 +1,9 @@
 //! The registry of images and kernels: which there are, how they come to be, how they go.
 //!
 //! Files first, row second, when making: `images/ID/` and `kernels/NAME/` appear whole by a rename, and one without a row is
-//! what a crash left ([`collect_leftovers`]). Row first, files second, when removing: the row's transaction is where "in
+//! what a crash left ([`collect`](crate::collect)). Row first, files second, when removing: the row's transaction is where "in
 //! use" is decided, so that nothing can begin to use what is going.
 
-use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -19,7 +18,7 @@ use super::rootfs::{self, Rootfs, RootfsError};
 use super::work::{self, Reporter};
 use super::{busybox, debian};
 use crate::crash::{self, Moment, Point, Write};
-use crate::error::{Error, chain, io};
+use crate::error::{Error, chain};
 use crate::host::Host;
 use crate::operation::{Operation, Progress};
 use crate::vm::lifecycle::taken;
@@ -95,11 +94,11 @@ pub enum KernelSource {
 
 // ---- places --------------------------------------------------------------------------------------------------------
 
-fn images_dir(state: &Path) -> PathBuf {
+pub(crate) fn images_dir(state: &Path) -> PathBuf {
     state.join("images")
 }
 
-fn kernels_dir(state: &Path) -> PathBuf {
+pub(crate) fn kernels_dir(state: &Path) -> PathBuf {
     state.join("kernels")
 }
 
@@ -223,6 +222,7 @@ fn missing<'a>(what: &'static str, reference: &str, known: impl Iterator<Item = 
 pub(crate) async fn remove(host: &Host, reference: &str) -> Result<Image, Error> {
     let row = find(host, reference).await?;
     let id = row.id.clone();
+    let _held = work::hold(&image_dir(&host.settings.state_dir, &id));
     let row = host
         .store
         .write(Write::ImageRemove, move |tx| {
@@ -241,6 +241,7 @@ pub(crate) async fn remove_kernel(host: &Host, name: &str) -> Result<Kernel, Err
     let row = find_kernel(host, name).await?;
     // Not while one of that name is being made.
     let _making = KERNEL_MAKING.lock().await;
+    let _held = work::hold(&kernels_dir(&host.settings.state_dir).join(&row.name));
     let row = host
         .store
         .write(Write::KernelRemove, move |tx| {
@@ -261,38 +262,6 @@ async fn remove_tree(path: &Path) {
         tracing::warn!(path = %path.display(), error = %e, "left until the next start");
     }
     crash::point(Point::Moment(Moment::TreeRemoved));
-}
-
-/// What a crash left: unfinished work, and directories without a row. Also initramfs archives whose kernel is gone.
-pub(crate) async fn collect_leftovers(host: &Host) -> Result<(), Error> {
-    let images = host.store.read(banger_store::images::list).await?;
-    let kernels = host.store.read(banger_store::kernels::list).await?;
-    let images: HashSet<String> = images.into_iter().map(|row| row.id).collect();
-    let kernels: HashSet<String> = kernels.into_iter().map(|row| row.name).collect();
-    let state = &host.settings.state_dir;
-    for (directory, known) in [(images_dir(state), &images), (kernels_dir(state), &kernels)] {
-        for entry in std::fs::read_dir(&directory)
-            .map_err(io("read", &directory))?
-            .flatten()
-        {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            let unfinished = name.starts_with(work::PREFIX);
-            if unfinished || !known.contains(&name) {
-                tracing::info!(path = %entry.path().display(), "removing what was left unfinished");
-                remove_tree(&entry.path()).await;
-            }
-        }
-    }
-    let initramfs = initramfs_dir(state);
-    for entry in std::fs::read_dir(&initramfs)
-        .map_err(io("read", &initramfs))?
-        .flatten()
-    {
-        if entry.file_name().to_string_lossy().starts_with(work::PREFIX) {
-            remove_tree(&entry.path()).await;
-        }
-    }
-    Ok(())
 }
 
 // ---- making --------------------------------------------------------------------------------------------------------
@@ -430,6 +399,8 @@ async fn make(
     let state = &host.settings.state_dir;
     let id = id::new();
     let target = image_dir(state, &id);
+    // Published before it is entered.
+    let _held = work::hold(&target);
     let tools = &host.settings.tool_dirs();
     let report = reporter(progress);
     let build = async {
@@ -510,6 +481,8 @@ async fn make_kernel(
     progress: &Progress,
 ) -> Result<(), Error> {
     let target = kernels_dir(&host.settings.state_dir).join(name);
+    // Published before it is entered.
+    let _held = work::hold(&target);
     let report = reporter(progress);
     let build = async {
         let made = match source {

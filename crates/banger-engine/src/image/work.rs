@@ -4,13 +4,14 @@
 //! then synced and renamed, so that a reader sees all of it or nothing. Whoever drops the future of a step abandons the
 //! step: its thread notices at the next [`Cancel::check`], the last owner of the directory removes it, and what was
 //! [`Published`] in that very moment is taken back. What a killed
-//! daemon leaves is recognised by its name and removed by [`sweep`] at the next start.
+//! daemon leaves is recognised by its name, and by nobody's holding it, and collected at the next start.
 
+use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::RenameFlags;
 
@@ -80,20 +81,57 @@ impl std::fmt::Debug for Reporter {
 pub struct WorkDir(Arc<Owned>);
 
 #[derive(Debug)]
-struct Owned(PathBuf);
+struct Owned(Held);
+
+/// Paths that somebody is at work on, with how many are.
+static HELD: Mutex<BTreeMap<PathBuf, u32>> = Mutex::new(BTreeMap::new());
+
+/// Says that somebody is at work on a path, until it is dropped: what is there without a row is no garbage meanwhile.
+#[derive(Debug)]
+#[must_use = "a path is held until this is dropped"]
+pub struct Held(PathBuf);
+
+/// Holds a path that is not there yet, or whose row is about to go.
+pub fn hold(path: &Path) -> Held {
+    let mut held = HELD.lock().unwrap_or_else(PoisonError::into_inner);
+    hold_in(&mut held, path.to_owned())
+}
+
+fn hold_in(held: &mut BTreeMap<PathBuf, u32>, path: PathBuf) -> Held {
+    *held.entry(path.clone()).or_default() += 1;
+    Held(path)
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let mut held = HELD.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = held.get_mut(&self.0) {
+            *count -= 1;
+            if *count == 0 {
+                held.remove(&self.0);
+            }
+        }
+    }
+}
+
+/// All paths that somebody is at work on.
+pub fn held() -> HashSet<PathBuf> {
+    let held = HELD.lock().unwrap_or_else(PoisonError::into_inner);
+    held.keys().cloned().collect()
+}
 
 impl Drop for Owned {
     fn drop(&mut self) {
         // A command that was just killed may still be creating files; its last process is gone within moments.
         for _ in 0..20 {
-            match fs::remove_dir_all(&self.0) {
+            match fs::remove_dir_all(&self.0.0) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     std::thread::sleep(std::time::Duration::from_millis(10));
                 }
                 Ok(()) | Err(_) => return,
             }
         }
-        tracing::warn!(path = %self.0.display(), "unfinished work is left until the next start");
+        tracing::warn!(path = %self.0.0.display(), "unfinished work is left until the next start");
     }
 }
 
@@ -102,12 +140,14 @@ impl WorkDir {
     pub fn new_in(parent: &Path) -> io::Result<Self> {
         use std::os::unix::fs::PermissionsExt;
         fs::create_dir_all(parent)?;
+        // Under the lock: whoever sees the directory and then asks who is at work on it gets the answer.
+        let mut held = HELD.lock().unwrap_or_else(PoisonError::into_inner);
         let made = tempfile::Builder::new()
             .prefix(PREFIX)
             .permissions(fs::Permissions::from_mode(0o700))
             .tempdir_in(parent)?;
         crash::point(Point::Moment(Moment::WorkBegun));
-        Ok(Self(Arc::new(Owned(made.keep()))))
+        Ok(Self(Arc::new(Owned(hold_in(&mut held, made.keep())))))
     }
 
     /// Makes one in the directory that `target` will be in.
@@ -118,7 +158,7 @@ impl WorkDir {
     /// Where it is.
     #[must_use]
     pub fn path(&self) -> &Path {
-        &self.0.0
+        &self.0.0.0
     }
 
     /// Moves `name` out of here to `target` in one step, on disk when this returns. Fails with
@@ -187,25 +227,6 @@ fn sync_tree(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Removes what a killed process left in `parent`; the caller knows that nobody is at work there. Returns what was
-/// removed; what cannot be removed is left for the next time.
-pub fn sweep(parent: &Path) -> io::Result<Vec<PathBuf>> {
-    let entries = match fs::read_dir(parent) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(error),
-    };
-    let mut removed = Vec::new();
-    for entry in entries {
-        let entry = entry?;
-        if entry.file_name().to_string_lossy().starts_with(PREFIX) && fs::remove_dir_all(entry.path()).is_ok()
-        {
-            removed.push(entry.path());
-        }
-    }
-    Ok(removed)
-}
-
 /// Tells work on another thread that nobody waits for it any more.
 #[derive(Debug, Clone, Default)]
 pub struct Cancel(Arc<AtomicBool>);
@@ -272,14 +293,21 @@ mod tests {
     }
 
     #[test]
-    fn sweeping_removes_unfinished_work_only() {
+    fn a_path_is_held_as_long_as_anybody_is_at_work_on_it() {
         let top = tempfile::tempdir().unwrap();
-        let left = WorkDir::new_in(top.path()).unwrap();
-        fs::write(left.path().join("part"), "x").unwrap();
-        fs::create_dir(top.path().join("finished")).unwrap();
-        assert_eq!(sweep(top.path()).unwrap(), [left.path().to_owned()]);
-        assert!(top.path().join("finished").is_dir());
-        assert!(sweep(&top.path().join("none")).unwrap().is_empty());
+        let work = WorkDir::new_in(top.path()).unwrap();
+        let path = work.path().to_owned();
+        let other = work.clone();
+        drop(work);
+        assert!(held().contains(&path));
+        drop(other);
+        assert!(!held().contains(&path) && !path.exists());
+
+        let (one, two) = (hold(&path), hold(&path));
+        drop(one);
+        assert!(held().contains(&path));
+        drop(two);
+        assert!(!held().contains(&path));
     }
 
     #[tokio::test]

@@ -165,32 +165,40 @@ pub(crate) fn remove_generation(row: &VmRow, paths: &Paths) -> Result<(), Error>
 /// Removes the system disks in the machine's directory that are not the row's: of a renewal that was broken off before
 /// the row was switched over, or after it. Returns how many there were.
 pub(crate) fn sweep(row: &VmRow, paths: &Paths) -> Result<u32, Error> {
-    let kept = kind_of(row)?.file_name(row.generation);
-    let entries = std::fs::read_dir(&paths.state).map_err(io("list", &paths.state))?;
     let mut removed = 0;
-    for entry in entries.flatten() {
-        let name = entry.file_name();
-        if name
-            .to_str()
-            .is_some_and(|name| name != kept && is_system_disk(name))
-        {
-            remove_file(&entry.path())?;
-            removed += 1;
-        }
+    for (path, _) in others(row, paths) {
+        remove_file(&path)?;
+        removed += 1;
     }
     Ok(removed)
 }
 
-/// Whether a file of that name in a machine's directory is one of its system disks.
-fn is_system_disk(name: &str) -> bool {
-    let Some(stem) = name.strip_suffix(".img") else {
-        return false;
+/// The system disks in the machine's directory that are not the row's, each with its generation. None where the row's kind
+/// is not known or the directory cannot be listed: then nothing can be said of what is in it.
+pub(crate) fn others(row: &VmRow, paths: &Paths) -> Vec<(PathBuf, u32)> {
+    let Ok(kind) = kind_of(row) else {
+        return Vec::new();
     };
-    let number = |n: &str| n.parse::<u32>().ok();
-    stem == "overlay"
-        || ["overlay-", "root-", "cow-"]
-            .iter()
-            .any(|prefix| stem.strip_prefix(prefix).and_then(number).is_some())
+    let kept = kind.file_name(row.generation);
+    let entries = std::fs::read_dir(&paths.state).into_iter().flatten().flatten();
+    let others = entries.filter_map(|entry| {
+        let name = entry.file_name();
+        let name = name.to_str().filter(|name| *name != kept)?;
+        Some((entry.path(), generation_of(name)?))
+    });
+    others.collect()
+}
+
+/// The generation of a file in a machine's directory, if it is one of its system disks.
+fn generation_of(name: &str) -> Option<u32> {
+    let stem = name.strip_suffix(".img")?;
+    if stem == "overlay" {
+        return Some(0);
+    }
+    let number = |n: &str| n.parse().ok();
+    ["overlay-", "root-", "cow-"]
+        .iter()
+        .find_map(|prefix| stem.strip_prefix(prefix).and_then(number))
 }
 
 /// Extends the disk's file to the row's size. One that has it is fine, so a growth that was broken off is simply gone on
@@ -217,7 +225,7 @@ pub(super) fn extend(path: &Path, size: u64) -> Result<(), Error> {
     Ok(())
 }
 
-pub(super) fn remove_file(path: &Path) -> Result<(), Error> {
+pub(crate) fn remove_file(path: &Path) -> Result<(), Error> {
     match std::fs::remove_file(path) {
         Ok(()) => Ok(()),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
@@ -305,7 +313,7 @@ mod tests {
         for kind in SystemDiskKind::ALL {
             assert_eq!(SystemDiskKind::parse(kind.as_str()), Some(kind));
             for generation in [0, 1, 77, u32::MAX] {
-                assert!(is_system_disk(&kind.file_name(generation)));
+                assert_eq!(generation_of(&kind.file_name(generation)), Some(generation));
             }
         }
         for other in [
@@ -318,7 +326,7 @@ mod tests {
             "root-99999999999.img",
             "",
         ] {
-            assert!(!is_system_disk(other), "{other}");
+            assert_eq!(generation_of(other), None, "{other}");
         }
     }
 }

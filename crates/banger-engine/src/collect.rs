@@ -1,0 +1,440 @@
+//! Garbage: what is on the host and nothing speaks for any more. Found and removed at the daemon's start, before anything
+//! is taken up, and on request (`gc.run`), while everything else goes on.
+//!
+//! What somebody is about to make is never taken. Everything has a row, or is held ([`work::hold`]), before it exists; so
+//! [`find`] first lists what exists and then reads who speaks for it, and what is missing from the second list was not
+//! being made when the first was taken. Where a machine's own task makes things under a row that is there already (the
+//! next disk of a reset, the sockets of a start), only the start of the daemon looks, when no task is at work yet.
+//!
+//! Removing is idempotent: whoever owned a thing may be removing it at the same moment.
+
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
+
+use hostkit::process::{CommandLine, ProcessId};
+use jiff::Timestamp;
+
+use crate::crash::Write;
+use crate::error::{Error, chain, io};
+use crate::host::Host;
+use crate::id;
+use crate::image::registry;
+use crate::image::work;
+use crate::ledger::{self, Owner};
+use crate::operation;
+use crate::vm::capability::system_disk;
+use crate::vm::machines::phase_of;
+use crate::vm::state::{Paths, Phase, machines_dir};
+
+/// When the daemon looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum When {
+    /// Before the first machine is taken up.
+    Starting,
+    /// While machines' tasks are at work.
+    Running,
+}
+
+/// Something that nothing needs any more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Garbage {
+    /// What it is.
+    pub kind: GarbageKind,
+    /// A path, a process id, an owner in the ledger.
+    pub what: String,
+    /// Why nothing needs it.
+    pub why: String,
+    /// Bytes it takes on the host's file systems.
+    pub size: u64,
+    thing: Thing,
+}
+
+/// Kinds of garbage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GarbageKind {
+    /// A machine's directory, or a disk in it.
+    Directory,
+    /// A process of a machine.
+    Process,
+    /// Rows of the ledger, with the objects that they speak of.
+    Ledger,
+    /// An image's directory.
+    Image,
+    /// A kernel's directory.
+    Kernel,
+    /// An initramfs.
+    Initramfs,
+    /// Records of operations.
+    Operation,
+}
+
+impl GarbageKind {
+    /// Its word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Directory => "directory",
+            Self::Process => "process",
+            Self::Ledger => "ledger",
+            Self::Image => "image",
+            Self::Kernel => "kernel",
+            Self::Initramfs => "initramfs",
+            Self::Operation => "operation",
+        }
+    }
+}
+
+/// How a piece of garbage is removed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Thing {
+    Owner(Owner),
+    Process(ProcessId),
+    MachineDirectory(PathBuf),
+    Disk(PathBuf),
+    Tree(PathBuf),
+    Operations(Timestamp),
+}
+
+/// What exists, as listed before anybody was asked who needs it.
+struct Found {
+    owners: Vec<Owner>,
+    processes: Vec<(String, CommandLine)>,
+    /// Directories with a machine's name: of sockets, of disks.
+    directories: Vec<(PathBuf, String)>,
+    images: Vec<(PathBuf, String)>,
+    kernels: Vec<(PathBuf, String)>,
+    initramfs: Vec<(PathBuf, String)>,
+}
+
+/// Who needs what.
+struct Known {
+    /// Machines by id; those whose row cannot be read need all that has their id.
+    machines: HashMap<String, Option<banger_store::vms::VmRow>>,
+    images: HashSet<String>,
+    kernels: Vec<String>,
+    /// Machines with a run in the ledger.
+    runs: HashSet<String>,
+    /// What is being made or removed at this moment.
+    held: HashSet<PathBuf>,
+}
+
+/// Everything that nothing needs any more. Touches nothing.
+pub(crate) async fn find(host: &Host, when: When) -> Result<Vec<Garbage>, Error> {
+    let found = list(host).await?;
+    let known = who_needs(host).await?;
+    let mut garbage = Vec::new();
+    orphans(host, &found, &known, when, &mut garbage)?;
+    disks(host, &known, when, &mut garbage);
+    images(host, &found, &known, when, &mut garbage).await;
+    operations(host, &mut garbage).await?;
+    Ok(garbage)
+}
+
+/// Removes a piece of garbage; one that is gone already is fine.
+pub(crate) async fn remove(host: &Host, garbage: &Garbage) -> Result<(), Error> {
+    match &garbage.thing {
+        Thing::Owner(owner) => host.ledger.collect(owner).await,
+        Thing::Process(id) => ledger::end(*id).await,
+        Thing::MachineDirectory(path) => ledger::remove_directory(path).await,
+        Thing::Disk(path) => system_disk::remove_file(path),
+        Thing::Tree(path) => {
+            let removed = if path.is_dir() {
+                tokio::fs::remove_dir_all(path).await
+            } else {
+                tokio::fs::remove_file(path).await
+            };
+            match removed {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(io("remove", path)(e)),
+                Ok(()) | Err(_) => Ok(()),
+            }
+        }
+        Thing::Operations(before) => {
+            let before = *before;
+            host.store
+                .note(Write::OperationsForget, move |tx| {
+                    banger_store::operations::forget_before(tx, before)
+                })
+                .await?;
+            Ok(())
+        }
+    }
+}
+
+/// Finds and removes at the daemon's start; returns how many pieces there were and how many of them stay. Never fails:
+/// what cannot be removed is said, and is there the next time.
+pub(crate) async fn sweep(host: &Host) -> (u32, u32) {
+    let garbage = match find(host, When::Starting).await {
+        Ok(garbage) => garbage,
+        Err(e) => {
+            tracing::error!(error = chain(&e), "orphans not looked for");
+            return (0, 1);
+        }
+    };
+    let (mut all, mut stay) = (0, 0);
+    for piece in &garbage {
+        all += 1;
+        tracing::warn!(
+            kind = piece.kind.as_str(),
+            what = piece.what,
+            why = piece.why,
+            "orphan"
+        );
+        if let Err(e) = remove(host, piece).await {
+            stay += 1;
+            tracing::error!(what = piece.what, error = chain(&e), "orphan not removed");
+        }
+    }
+    (all, stay)
+}
+
+async fn list(host: &Host) -> Result<Found, Error> {
+    let state = &host.settings.state_dir;
+    let mut directories = entries(&host.settings.runtime_dir)?;
+    directories.extend(entries(&machines_dir(state))?);
+    directories.retain(|(_, name)| id::of_token(name).is_some());
+    Ok(Found {
+        owners: host.ledger.owners().await?,
+        processes: ledger::machine_processes()?,
+        directories,
+        images: entries(&registry::images_dir(state))?,
+        kernels: entries(&registry::kernels_dir(state))?,
+        initramfs: entries(&registry::initramfs_dir(state))?,
+    })
+}
+
+async fn who_needs(host: &Host) -> Result<Known, Error> {
+    // Before the rows: what is entered and then no longer held is found there.
+    let held = work::held();
+    let (rows, unreadable, images, kernels) = host
+        .store
+        .read(|tx| {
+            let (rows, unreadable) = banger_store::vms::list(tx)?;
+            let (images, kernels) = (banger_store::images::list(tx)?, banger_store::kernels::list(tx)?);
+            Ok((rows, unreadable, images, kernels))
+        })
+        .await?;
+    let runs = host.ledger.owners().await?;
+    let readable = rows.into_iter().map(|row| (row.id.clone(), Some(row)));
+    let unreadable = unreadable.into_iter().filter_map(|row| Some((row.id?, None)));
+    Ok(Known {
+        machines: readable.chain(unreadable).collect(),
+        images: images.into_iter().map(|row| row.id).collect(),
+        kernels: kernels.into_iter().map(|row| row.name).collect(),
+        runs: runs
+            .into_iter()
+            .filter_map(|owner| match owner {
+                Owner::Run(id) => Some(id),
+                Owner::Machine(_) => None,
+            })
+            .collect(),
+        held,
+    })
+}
+
+/// What has a machine's name and no machine: rows, processes, directories.
+fn orphans(
+    host: &Host,
+    found: &Found,
+    known: &Known,
+    when: When,
+    garbage: &mut Vec<Garbage>,
+) -> Result<(), Error> {
+    for owner in found
+        .owners
+        .iter()
+        .filter(|o| !known.machines.contains_key(o.vm()))
+    {
+        garbage.push(Garbage {
+            kind: GarbageKind::Ledger,
+            what: owner.to_string(),
+            why: "objects of a machine that is no more".to_owned(),
+            size: 0,
+            thing: Thing::Owner(owner.clone()),
+        });
+    }
+    // A process of ours has a row of its run from before its first instruction to after its last.
+    for (token, line) in &found.processes {
+        let Some(id) = id::of_token(token) else { continue };
+        let paths = Paths::new(&host.settings.state_dir, &host.settings.runtime_dir, id);
+        let ours = ledger::mentions(line, &paths.state) || ledger::mentions(line, &paths.runtime);
+        if !ours || known.runs.contains(id) || ledger::is_anothers(token, &paths.state)? {
+            continue;
+        }
+        garbage.push(Garbage {
+            kind: GarbageKind::Process,
+            what: line.id.pid.to_string(),
+            why: match known.machines.contains_key(id) {
+                true => format!("{token} does not run"),
+                false => format!("there is no machine {token}"),
+            },
+            size: 0,
+            thing: Thing::Process(line.id),
+        });
+    }
+    for (path, token) in &found.directories {
+        let Some(id) = id::of_token(token) else { continue };
+        let paths = Paths::new(&host.settings.state_dir, &host.settings.runtime_dir, id);
+        let why = match (known.machines.get(id), when) {
+            (None, _) => format!("there is no machine {token}"),
+            // Its row was lost with the host's power, say. The next start would find its place taken.
+            (Some(Some(row)), When::Starting)
+                if *path == paths.runtime && !known.runs.contains(id) && rests(&row.phase) =>
+            {
+                format!("{token} does not run")
+            }
+            (Some(_), When::Starting | When::Running) => continue,
+        };
+        if ledger::is_anothers(token, &paths.state)? {
+            tracing::warn!(path = %path.display(), "left alone: a machine of a daemon with another state directory");
+            continue;
+        }
+        garbage.push(Garbage {
+            kind: GarbageKind::Directory,
+            what: path.display().to_string(),
+            why,
+            size: taken_by(path),
+            thing: Thing::MachineDirectory(path.clone()),
+        });
+    }
+    Ok(())
+}
+
+fn rests(phase: &str) -> bool {
+    match phase_of(phase) {
+        Ok(Phase::Stopped | Phase::Failed { .. }) => true,
+        Ok(Phase::Creating | Phase::Starting | Phase::Running(_) | Phase::Stopping(_) | Phase::Removing)
+        | Err(_) => false,
+    }
+}
+
+/// System disks that their machine's row does not name: of a reset that was broken off.
+fn disks(host: &Host, known: &Known, when: When, garbage: &mut Vec<Garbage>) {
+    for row in known.machines.values().flatten() {
+        let paths = Paths::new(&host.settings.state_dir, &host.settings.runtime_dir, &row.id);
+        for (path, generation) in system_disk::others(row, &paths) {
+            // A newer one may be in the making.
+            if when == When::Running && generation > row.generation {
+                continue;
+            }
+            garbage.push(Garbage {
+                kind: GarbageKind::Directory,
+                what: path.display().to_string(),
+                why: format!("{} has another system disk by now", row.name),
+                size: taken_by(&path),
+                thing: Thing::Disk(path),
+            });
+        }
+    }
+}
+
+/// Images and kernels without a row, unfinished work, and archives that no kernel is started with.
+async fn images(host: &Host, found: &Found, known: &Known, when: When, garbage: &mut Vec<Garbage>) {
+    let mut push = |kind, path: &Path, why: &str| {
+        // What was held until a moment ago may be gone by now.
+        if !known.held.contains(path) && path.exists() {
+            garbage.push(Garbage {
+                kind,
+                what: path.display().to_string(),
+                why: why.to_owned(),
+                size: taken_by(path),
+                thing: Thing::Tree(path.to_owned()),
+            });
+        }
+    };
+    const UNFINISHED: &str = "left by a daemon that died at work on it";
+    for (path, name) in &found.images {
+        if name.starts_with(work::PREFIX) {
+            push(GarbageKind::Image, path, UNFINISHED);
+        } else if !known.images.contains(name) {
+            push(GarbageKind::Image, path, "there is no such image");
+        }
+    }
+    for (path, name) in &found.kernels {
+        if name.starts_with(work::PREFIX) {
+            push(GarbageKind::Kernel, path, UNFINISHED);
+        } else if !known.kernels.contains(name) {
+            push(GarbageKind::Kernel, path, "there is no such kernel");
+        }
+    }
+    for (path, name) in &found.initramfs {
+        if name.starts_with(work::PREFIX) {
+            push(GarbageKind::Initramfs, path, UNFINISHED);
+        }
+    }
+    // Which archives are in use takes reading every module of every kernel: not while somebody waits for the daemon.
+    if when == When::Running
+        && let Some(used) = used_archives(host, &known.kernels).await
+    {
+        for (path, name) in &found.initramfs {
+            if name.ends_with(".cpio") && !used.contains(path) {
+                push(
+                    GarbageKind::Initramfs,
+                    path,
+                    "no kernel is started with it any more",
+                );
+            }
+        }
+    }
+}
+
+/// The archives that the next start of each kernel uses; `None` where that cannot be told.
+async fn used_archives(host: &Host, kernels: &[String]) -> Option<HashSet<PathBuf>> {
+    let agent = host.assets.agent().ok()?;
+    let state = host.settings.state_dir.clone();
+    let kernels = kernels.to_vec();
+    let used = tokio::task::spawn_blocking(move || {
+        let directory = registry::initramfs_dir(&state);
+        let archive = |name: &String| {
+            let files = registry::kernel_files(&state, name);
+            crate::image::initramfs::path_of(&directory, &agent, &files).ok()
+        };
+        kernels.iter().map(archive).collect::<Option<HashSet<_>>>()
+    });
+    used.await.ok()?
+}
+
+async fn operations(host: &Host, garbage: &mut Vec<Garbage>) -> Result<(), Error> {
+    let before = operation::oldest_kept();
+    let count = host
+        .store
+        .read(move |tx| banger_store::operations::count_before(tx, before))
+        .await?;
+    if count > 0 {
+        garbage.push(Garbage {
+            kind: GarbageKind::Operation,
+            what: format!("{count} records"),
+            why: "they ended more than a day ago".to_owned(),
+            size: 0,
+            thing: Thing::Operations(before),
+        });
+    }
+    Ok(())
+}
+
+/// What a directory holds, with its names; nothing where there is none.
+fn entries(directory: &Path) -> Result<Vec<(PathBuf, String)>, Error> {
+    let entries = match std::fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(io("list", directory)(e)),
+    };
+    let named = entries.flatten().filter_map(|entry| {
+        let name = entry.file_name().into_string().ok()?;
+        Some((entry.path(), name))
+    });
+    Ok(named.collect())
+}
+
+/// Bytes that a file, or a directory with all in it, takes on its file system. What vanishes meanwhile takes nothing.
+fn taken_by(path: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let Ok(metadata) = std::fs::symlink_metadata(path) else {
+        return 0;
+    };
+    // st_blocks counts 512-byte units whatever the file system's block size (stat(2)).
+    let own = metadata.blocks() * 512;
+    if !metadata.is_dir() {
+        return own;
+    }
+    let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+    own + entries.map(|entry| taken_by(&entry.path())).sum::<u64>()
+}
