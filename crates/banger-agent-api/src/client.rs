@@ -7,6 +7,7 @@
 use crate::dial::dial;
 use crate::error::AgentError;
 use crate::exec::{ExecInput, ExecOutput, start_exec};
+use crate::figures::{BootState, DiskRole, DiskSizes, GuestStats};
 use crate::info::{AgentInfo, is_word};
 use crate::proto;
 use crate::proto::agent_client::AgentClient as Rpc;
@@ -26,6 +27,9 @@ use tonic::{Response, Status};
 
 /// One attempt to connect. A guest without KVM can take seconds to answer.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Beyond the time that [`AgentClient::wait_booted`] gives the guest.
+const BOOTED_GRACE: Duration = Duration::from_secs(10);
 
 /// Between attempts of [`AgentClient::hello`].
 const HELLO_RETRY: Duration = Duration::from_millis(20);
@@ -187,6 +191,59 @@ impl AgentClient {
     /// [`AgentError::Failed`] with the reason why it cannot be read, or no connection.
     pub async fn download(&self, request: proto::DownloadRequest) -> Result<Download, AgentError> {
         start_download(self.rpc.clone(), request).await
+    }
+
+    /// Figures of the guest as a whole.
+    ///
+    /// # Errors
+    ///
+    /// [`AgentError::Unsupported`] by an agent of release 0.1; no connection, or no answer within `deadline`.
+    pub async fn stats(&self, deadline: Duration) -> Result<GuestStats, AgentError> {
+        let mut rpc = self.rpc.clone();
+        unary("stats", deadline, rpc.stats(proto::StatsRequest {}))
+            .await?
+            .try_into()
+    }
+
+    /// Grows the file system of a disk whose device has just been given `device_size` bytes by the host. One that fills
+    /// its device already is left alone.
+    ///
+    /// # Errors
+    ///
+    /// [`AgentError::Failed`] when the guest has no such disk, does not see its new size within seconds, or its kernel
+    /// refuses; [`AgentError::Unsupported`] by an agent of release 0.1; no connection, or no answer within `deadline`.
+    pub async fn grow_disk(
+        &self,
+        role: DiskRole,
+        device_size: u64,
+        deadline: Duration,
+    ) -> Result<DiskSizes, AgentError> {
+        let request = proto::GrowDiskRequest {
+            role: proto::DiskRole::from(role).into(),
+            device_size,
+        };
+        let mut rpc = self.rpc.clone();
+        let reply = unary("grow disk", deadline, rpc.grow_disk(request)).await?;
+        Ok(DiskSizes {
+            file_system: reply.file_system_size,
+            device: reply.device_size,
+        })
+    }
+
+    /// Waits until the guest's init has started everything, for at most `timeout`; how far it has come otherwise.
+    ///
+    /// # Errors
+    ///
+    /// [`AgentError::Unsupported`] by an agent of release 0.1; no connection, or no answer even
+    /// some seconds after `timeout`.
+    pub async fn wait_booted(&self, timeout: Duration) -> Result<BootState, AgentError> {
+        let request = proto::WaitBootedRequest {
+            timeout_ms: u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX),
+        };
+        let mut rpc = self.rpc.clone();
+        let deadline = timeout.saturating_add(BOOTED_GRACE);
+        let reply = unary("wait booted", deadline, rpc.wait_booted(request)).await?;
+        Ok(reply.state().into())
     }
 
     /// Asks the guest to reboot, which ends its VMM; gives it `graceful` to do so in order, or none for at once.

@@ -44,6 +44,13 @@ pub enum AgentError {
     /// The agent is too old or too new for this release.
     #[error(transparent)]
     Incompatible(Incompatible),
+    /// The agent is of an older release, from before this call. The guest has gone on running under a newer daemon; it
+    /// gets this release's agent when its machine is started next.
+    #[error("ask for {method}: the guest's agent is of an older release")]
+    Unsupported {
+        /// The call.
+        method: &'static str,
+    },
 }
 
 /// The connection to the agent could not be made. Its source is a [`DialError`].
@@ -96,6 +103,9 @@ impl AgentError {
         if find_dial_error(&status).is_some() {
             return Self::Unreachable(Unreachable(Box::new(status)));
         }
+        if status.code() == Code::Unimplemented {
+            return Self::Unsupported { method };
+        }
         Self::Broken {
             method,
             source: Transport(Box::new(status)),
@@ -111,6 +121,7 @@ impl AgentError {
             | Self::DeadlineExceeded { .. }
             | Self::Broken { .. }
             | Self::Protocol { .. }
+            | Self::Unsupported { .. }
             | Self::Incompatible(_) => None,
         }
     }
@@ -124,6 +135,7 @@ impl AgentError {
             | Self::DeadlineExceeded { .. }
             | Self::Broken { .. }
             | Self::Protocol { .. }
+            | Self::Unsupported { .. }
             | Self::Incompatible(_) => None,
         }
     }
@@ -139,6 +151,7 @@ impl AgentError {
             Self::DeadlineExceeded { .. }
             | Self::Broken { .. }
             | Self::Protocol { .. }
+            | Self::Unsupported { .. }
             | Self::Incompatible(_) => false,
         }
     }
@@ -157,6 +170,7 @@ impl AgentError {
             | Self::Failed(_)
             | Self::DeadlineExceeded { .. }
             | Self::Protocol { .. }
+            | Self::Unsupported { .. }
             | Self::Incompatible(_) => false,
         }
     }
@@ -172,4 +186,23 @@ fn find_dial_error(status: &Status) -> Option<&DialError> {
         next = error.source();
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_that_an_older_agent_does_not_know_has_a_name() {
+        let error = AgentError::from_status("stats", Status::unimplemented(""));
+        assert!(
+            matches!(error, AgentError::Unsupported { method: "stats" }),
+            "{error:?}"
+        );
+        assert!(!error.is_retriable() && !error.is_broken());
+        assert_eq!(
+            error.to_string(),
+            "ask for stats: the guest's agent is of an older release"
+        );
+    }
 }

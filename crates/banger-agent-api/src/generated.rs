@@ -238,6 +238,106 @@ pub struct DownloadStarted {
     pub is_dir: bool,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StatsRequest {}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct StatsReply {
+    /// As in PingReply.
+    #[prost(uint64, tag = "1")]
+    pub uptime_ms: u64,
+    /// Load averages over 1, 5 and 15 minutes (/proc/loadavg).
+    #[prost(double, tag = "2")]
+    pub load_1: f64,
+    #[prost(double, tag = "3")]
+    pub load_5: f64,
+    #[prost(double, tag = "4")]
+    pub load_15: f64,
+    /// Processes, without threads; the kernel's own are among them.
+    #[prost(uint32, tag = "5")]
+    pub processes: u32,
+    /// Bytes, as in /proc/meminfo.
+    #[prost(uint64, tag = "6")]
+    pub memory_total: u64,
+    #[prost(uint64, tag = "7")]
+    pub memory_available: u64,
+    #[prost(uint64, tag = "8")]
+    pub swap_total: u64,
+    #[prost(uint64, tag = "9")]
+    pub swap_free: u64,
+    /// Mounted file systems on disks of the guest's own, the root among them whatever it is; at most 64, each once.
+    #[prost(message, repeated, tag = "10")]
+    pub file_systems: ::prost::alloc::vec::Vec<FileSystem>,
+    /// There are more, or one of them does not answer and all are left out.
+    #[prost(bool, tag = "11")]
+    pub file_systems_incomplete: bool,
+    /// Network interfaces but the loopback; at most 16.
+    #[prost(message, repeated, tag = "12")]
+    pub interfaces: ::prost::alloc::vec::Vec<Interface>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FileSystem {
+    /// Where it is mounted, at most 512 bytes.
+    #[prost(string, tag = "1")]
+    pub mount: ::prost::alloc::string::String,
+    /// As in /proc/mounts: "ext4", "overlay".
+    #[prost(string, tag = "2")]
+    pub kind: ::prost::alloc::string::String,
+    /// Bytes.
+    #[prost(uint64, tag = "3")]
+    pub size: u64,
+    #[prost(uint64, tag = "4")]
+    pub used: u64,
+    /// What users other than root can still write.
+    #[prost(uint64, tag = "5")]
+    pub available: u64,
+    /// Inodes; 0 where there is no limit.
+    #[prost(uint64, tag = "6")]
+    pub inodes: u64,
+    #[prost(uint64, tag = "7")]
+    pub inodes_free: u64,
+    #[prost(bool, tag = "8")]
+    pub read_only: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Interface {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// It is up and has a carrier.
+    #[prost(bool, tag = "2")]
+    pub up: bool,
+    /// Bytes since it was made.
+    #[prost(uint64, tag = "3")]
+    pub received: u64,
+    #[prost(uint64, tag = "4")]
+    pub sent: u64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GrowDiskRequest {
+    #[prost(enumeration = "DiskRole", tag = "1")]
+    pub role: i32,
+    /// Bytes which the device has, or will have within a moment: the guest's kernel learns of it by an interrupt.
+    #[prost(uint64, tag = "2")]
+    pub device_size: u64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GrowDiskReply {
+    /// Bytes. The file system may be smaller than its device by up to one block group.
+    #[prost(uint64, tag = "1")]
+    pub file_system_size: u64,
+    #[prost(uint64, tag = "2")]
+    pub device_size: u64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WaitBootedRequest {
+    /// How long to wait, at most 1 h; 0: only tell.
+    #[prost(uint32, tag = "1")]
+    pub timeout_ms: u32,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WaitBootedReply {
+    #[prost(enumeration = "BootState", tag = "1")]
+    pub state: i32,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ShutdownRequest {
     #[prost(enumeration = "ShutdownMode", tag = "1")]
     pub mode: i32,
@@ -292,6 +392,81 @@ impl InitMode {
             "INIT_MODE_SYSTEMD" => Some(Self::Systemd),
             "INIT_MODE_OTHER" => Some(Self::Other),
             "INIT_MODE_NONE" => Some(Self::None),
+            _ => None,
+        }
+    }
+}
+/// A disk by what it is for, since the guest may name its devices as it likes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum DiskRole {
+    Unspecified = 0,
+    /// What is written of the root: the overlay's upper layer, or the root's own disk.
+    System = 1,
+    /// The user's home.
+    Work = 2,
+}
+impl DiskRole {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "DISK_ROLE_UNSPECIFIED",
+            Self::System => "DISK_ROLE_SYSTEM",
+            Self::Work => "DISK_ROLE_WORK",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "DISK_ROLE_UNSPECIFIED" => Some(Self::Unspecified),
+            "DISK_ROLE_SYSTEM" => Some(Self::System),
+            "DISK_ROLE_WORK" => Some(Self::Work),
+            _ => None,
+        }
+    }
+}
+/// Names as in systemctl(1), is-system-running.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum BootState {
+    /// An init of which this cannot be known.
+    Unspecified = 0,
+    /// Still at it.
+    Starting = 1,
+    Running = 2,
+    /// Everything has been started, and something has failed.
+    Degraded = 3,
+    /// The rescue or emergency shell.
+    Maintenance = 4,
+    Stopping = 5,
+}
+impl BootState {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "BOOT_STATE_UNSPECIFIED",
+            Self::Starting => "BOOT_STATE_STARTING",
+            Self::Running => "BOOT_STATE_RUNNING",
+            Self::Degraded => "BOOT_STATE_DEGRADED",
+            Self::Maintenance => "BOOT_STATE_MAINTENANCE",
+            Self::Stopping => "BOOT_STATE_STOPPING",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "BOOT_STATE_UNSPECIFIED" => Some(Self::Unspecified),
+            "BOOT_STATE_STARTING" => Some(Self::Starting),
+            "BOOT_STATE_RUNNING" => Some(Self::Running),
+            "BOOT_STATE_DEGRADED" => Some(Self::Degraded),
+            "BOOT_STATE_MAINTENANCE" => Some(Self::Maintenance),
+            "BOOT_STATE_STOPPING" => Some(Self::Stopping),
             _ => None,
         }
     }
@@ -634,6 +809,76 @@ pub mod agent_client {
                 .insert(GrpcMethod::new("banger.agent.v1.Agent", "Download"));
             self.inner.server_streaming(req, path, codec).await
         }
+        /// Figures of the guest as a whole. Never waits for a file system that does not answer. Since release 0.2.
+        pub async fn stats(
+            &mut self,
+            request: impl tonic::IntoRequest<super::StatsRequest>,
+        ) -> std::result::Result<tonic::Response<super::StatsReply>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/banger.agent.v1.Agent/Stats",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("banger.agent.v1.Agent", "Stats"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Grows a disk's file system, while it is mounted, to the size which the host has just given its device. Since 0.2.
+        pub async fn grow_disk(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GrowDiskRequest>,
+        ) -> std::result::Result<tonic::Response<super::GrowDiskReply>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/banger.agent.v1.Agent/GrowDisk",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("banger.agent.v1.Agent", "GrowDisk"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Answers when the guest's init says that it has started everything (or has given up), or when the time is over.
+        /// Since 0.2.
+        pub async fn wait_booted(
+            &mut self,
+            request: impl tonic::IntoRequest<super::WaitBootedRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::WaitBootedReply>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/banger.agent.v1.Agent/WaitBooted",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("banger.agent.v1.Agent", "WaitBooted"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Makes the guest reboot, which ends its VMM. The reply says that it has begun; its end is the VMM's exit.
         pub async fn shutdown(
             &mut self,
@@ -718,6 +963,22 @@ pub mod agent_server {
             &self,
             request: tonic::Request<super::DownloadRequest>,
         ) -> std::result::Result<tonic::Response<Self::DownloadStream>, tonic::Status>;
+        /// Figures of the guest as a whole. Never waits for a file system that does not answer. Since release 0.2.
+        async fn stats(
+            &self,
+            request: tonic::Request<super::StatsRequest>,
+        ) -> std::result::Result<tonic::Response<super::StatsReply>, tonic::Status>;
+        /// Grows a disk's file system, while it is mounted, to the size which the host has just given its device. Since 0.2.
+        async fn grow_disk(
+            &self,
+            request: tonic::Request<super::GrowDiskRequest>,
+        ) -> std::result::Result<tonic::Response<super::GrowDiskReply>, tonic::Status>;
+        /// Answers when the guest's init says that it has started everything (or has given up), or when the time is over.
+        /// Since 0.2.
+        async fn wait_booted(
+            &self,
+            request: tonic::Request<super::WaitBootedRequest>,
+        ) -> std::result::Result<tonic::Response<super::WaitBootedReply>, tonic::Status>;
         /// Makes the guest reboot, which ends its VMM. The reply says that it has begun; its end is the VMM's exit.
         async fn shutdown(
             &self,
@@ -1060,6 +1321,135 @@ pub mod agent_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/banger.agent.v1.Agent/Stats" => {
+                    #[allow(non_camel_case_types)]
+                    struct StatsSvc<T: Agent>(pub Arc<T>);
+                    impl<T: Agent> tonic::server::UnaryService<super::StatsRequest>
+                    for StatsSvc<T> {
+                        type Response = super::StatsReply;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::StatsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Agent>::stats(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = StatsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/banger.agent.v1.Agent/GrowDisk" => {
+                    #[allow(non_camel_case_types)]
+                    struct GrowDiskSvc<T: Agent>(pub Arc<T>);
+                    impl<T: Agent> tonic::server::UnaryService<super::GrowDiskRequest>
+                    for GrowDiskSvc<T> {
+                        type Response = super::GrowDiskReply;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GrowDiskRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Agent>::grow_disk(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GrowDiskSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/banger.agent.v1.Agent/WaitBooted" => {
+                    #[allow(non_camel_case_types)]
+                    struct WaitBootedSvc<T: Agent>(pub Arc<T>);
+                    impl<T: Agent> tonic::server::UnaryService<super::WaitBootedRequest>
+                    for WaitBootedSvc<T> {
+                        type Response = super::WaitBootedReply;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::WaitBootedRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Agent>::wait_booted(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = WaitBootedSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

@@ -35,6 +35,8 @@ mod error;
 #[cfg(feature = "client")]
 mod exec;
 #[cfg(feature = "client")]
+mod figures;
+#[cfg(feature = "client")]
 mod transfer;
 
 /// Code generated from `proto/agent.proto`; the schema's comments are its documentation.
@@ -58,6 +60,8 @@ pub use dial::{DialError, dial};
 pub use error::{AgentError, Transport, Unreachable};
 #[cfg(feature = "client")]
 pub use exec::{ExecEvent, ExecInput, ExecOutput, ExecSignals, ExitStatus, InputClosed};
+#[cfg(feature = "client")]
+pub use figures::{BootState, DiskRole, DiskSizes, FileSystem, GuestStats, Interface};
 #[cfg(feature = "client")]
 pub use hello::{ReadHelloError, read_hello_line};
 #[cfg(feature = "client")]

@@ -23,9 +23,11 @@
 mod account;
 mod boot;
 mod exec;
+mod grow;
 mod listen;
 mod log;
 mod server;
+mod sparse;
 mod supervise;
 mod transfer;
 mod vsock;

@@ -6,7 +6,7 @@
 //! processes: argv[0] begins with `@` (systemd.io/ROOT_STORAGE_DAEMONS). So commands that are running when the machine
 //! stops still report how they ended, pings are answered to the very end, and systemd waits for nobody.
 
-use crate::boot::InitMode;
+use crate::boot::{Disks, InitMode};
 use crate::listen::{self, Unix, Vsock};
 use crate::log;
 use crate::server::{self, Context, Role};
@@ -31,17 +31,20 @@ const BLOCKING_THREADS: usize = 48;
 const ARGUMENTS: &[u8] = b"@banger-agent\0";
 
 /// Starts the server and keeps it running, for ever.
-pub(crate) fn supervise(mode: InitMode, upper: Option<OwnedFd>) -> ! {
+///
+/// `layers` are file systems below the root that have to be made read-only last, where the agent is init.
+pub(crate) fn supervise(mode: InitMode, layers: Vec<OwnedFd>, disks: Disks) -> ! {
     if !matches!(mode, InitMode::Agent) {
         spare_from_shutdown();
     }
-    let mut upper = upper;
+    let (mut layers, mut disks) = (layers, Some(disks));
     let mut pause = FIRST_PAUSE;
     loop {
         let started = Instant::now();
         // SAFETY: this process has one thread, so the child may do everything.
         match unsafe { libc::fork() } {
-            0 => serve_in_guest(mode, upper.take()),
+            // In a memory of its own: what is taken here is there for the next.
+            0 => serve_in_guest(mode, std::mem::take(&mut layers), disks.take()),
             pid if pid > 0 => wait_for(pid),
             _ => log::line(format_args!(
                 "failed to fork the server: {}",
@@ -70,21 +73,21 @@ fn wait_for(server: libc::pid_t) {
 }
 
 /// The server's life, in a process of its own.
-fn serve_in_guest(mode: InitMode, upper: Option<OwnedFd>) -> ! {
+fn serve_in_guest(mode: InitMode, layers: Vec<OwnedFd>, disks: Option<Disks>) -> ! {
     log::to_kernel();
     // For `ps` and `top`; the name the kernel gave is that of the file, init.
     let _cosmetic = rustix::thread::set_name(c"banger-agent");
     // A session of its own: the console's hang-ups are none of its business.
     let _is_leader_already = rustix::process::setsid();
     let role = match mode {
-        InitMode::Agent => Role::Init { upper },
+        InitMode::Agent => Role::Init { layers },
         InitMode::Systemd => Role::UnderSystemd,
         InitMode::Other => Role::UnderOtherInit,
     };
     let result = run(async move {
         let listener = Vsock::bind()?;
         let hello = tokio::spawn(listen::say_hello(role.info()));
-        server::serve(listener, context(role)).await;
+        server::serve(listener, context(role, disks)).await;
         hello.abort();
         Ok(())
     });
@@ -97,7 +100,7 @@ fn serve_in_guest(mode: InitMode, upper: Option<OwnedFd>) -> ! {
 /// Serves on a Unix socket in this very process, on a machine which the agent has not booted.
 pub(crate) fn serve_for_debugging(path: &Path) -> io::Result<()> {
     run(async {
-        server::serve(Unix::bind(path)?, context(Role::Debug)).await;
+        server::serve(Unix::bind(path)?, context(Role::Debug, None)).await;
         Ok(())
     })
 }
@@ -113,7 +116,7 @@ fn run(work: impl Future<Output = io::Result<()>>) -> io::Result<()> {
 }
 
 /// Raises the server's own limit of descriptors, and remembers what commands are to have.
-fn context(role: Role) -> Context {
+fn context(role: Role, disks: Option<Disks>) -> Context {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let raised = Rlimit {
         current: Some(maximum.unwrap_or(OPEN_FILES).min(OPEN_FILES)),
@@ -125,6 +128,7 @@ fn context(role: Role) -> Context {
     let raw = |limit: Option<u64>| limit.unwrap_or(libc::RLIM_INFINITY);
     Context {
         role,
+        disks,
         open_files: libc::rlimit {
             rlim_cur: raw(current),
             rlim_max: raw(maximum),
@@ -152,10 +156,10 @@ fn spare_from_shutdown() {
 }
 
 /// Forks a supervisor beside the image's init.
-pub(crate) fn supervise_aside(mode: InitMode) -> io::Result<Pid> {
+pub(crate) fn supervise_aside(mode: InitMode, disks: Disks) -> io::Result<Pid> {
     // SAFETY: this process has one thread, so the child may do everything.
     match unsafe { libc::fork() } {
-        0 => supervise(mode, None),
+        0 => supervise(mode, Vec::new(), disks),
         pid => Pid::from_raw(pid.max(0)).ok_or_else(io::Error::last_os_error),
     }
 }

@@ -4,6 +4,7 @@
 //! |--------------------|------------------------------------------------------------|
 //! | `banger.root`      | block device with the image's ext4; required               |
 //! | `banger.overlay`   | block device with the VM's own ext4; absent: root is read-write |
+//! | `banger.work`      | `DEVICE:HOME`: block device whose contents lie over that home directory |
 //! | `banger.hostname`  | the guest's name                                           |
 //! | `banger.init`      | `agent`, or an absolute path in the image; absent: as the image has it |
 //! | `banger.net`       | `IFACE,ADDRESS/PREFIX[,GATEWAY[,DNS]]`, IPv4               |
@@ -35,11 +36,20 @@ pub(super) struct Net {
     pub(super) dns: Option<Ipv4Addr>,
 }
 
+/// The work disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Work {
+    pub(super) device: PathBuf,
+    /// Absolute; not the root.
+    pub(super) home: PathBuf,
+}
+
 /// What to boot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct BootSpec {
     pub(super) root: PathBuf,
     pub(super) overlay: Option<PathBuf>,
+    pub(super) work: Option<Work>,
     pub(super) hostname: Option<String>,
     pub(super) init: InitChoice,
     pub(super) net: Option<Net>,
@@ -64,6 +74,7 @@ pub(super) enum CommandLineError {
 
 const ROOT: &str = "banger.root";
 const OVERLAY: &str = "banger.overlay";
+const WORK: &str = "banger.work";
 const HOSTNAME: &str = "banger.hostname";
 const INIT: &str = "banger.init";
 const NET: &str = "banger.net";
@@ -107,12 +118,14 @@ fn words(line: &str) -> Vec<String> {
 /// Reads the `banger.` parameters.
 pub(super) fn parse(line: &str) -> Result<BootSpec, CommandLineError> {
     let mut unknown = Vec::new();
-    let (mut root, mut overlay, mut hostname, mut init, mut net) = (None, None, None, None, None);
+    let (mut root, mut overlay, mut work) = (None, None, None);
+    let (mut hostname, mut init, mut net) = (None, None, None);
     for word in words(line) {
         let (key, value) = word.split_once('=').unwrap_or((word.as_str(), ""));
         match key {
             ROOT => once(ROOT, &mut root, device(ROOT, value)?)?,
             OVERLAY => once(OVERLAY, &mut overlay, device(OVERLAY, value)?)?,
+            WORK => once(WORK, &mut work, work_disk(value)?)?,
             HOSTNAME => once(HOSTNAME, &mut hostname, host_name(value)?)?,
             INIT => once(INIT, &mut init, init_choice(value)?)?,
             NET => once(NET, &mut net, network(value)?)?,
@@ -123,6 +136,7 @@ pub(super) fn parse(line: &str) -> Result<BootSpec, CommandLineError> {
     Ok(BootSpec {
         root: root.ok_or(CommandLineError::Missing { key: ROOT })?,
         overlay,
+        work,
         hostname,
         init: init.unwrap_or(InitChoice::Auto),
         net,
@@ -182,6 +196,24 @@ fn device(key: &'static str, value: &str) -> Result<PathBuf, CommandLineError> {
     }
 }
 
+fn work_disk(value: &str) -> Result<Work, CommandLineError> {
+    let wrong = || invalid(WORK, value, "DEVICE:HOME, like /dev/vdc:/home/dev");
+    let (name, home) = value.split_once(':').ok_or_else(wrong)?;
+    let device = device(WORK, name).map_err(|_| wrong())?;
+    let home = absolute(home).ok_or_else(wrong)?;
+    Ok(Work { device, home })
+}
+
+/// An absolute path below the root, without `.` and `..`.
+fn absolute(value: &str) -> Option<PathBuf> {
+    let path = Path::new(value);
+    let plain = path
+        .components()
+        .all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
+    // Made anew from its components: without doubled slashes, and one at the end.
+    (path.is_absolute() && plain && path.file_name().is_some()).then(|| path.components().collect())
+}
+
 /// One label of RFC 1123, in lower case or upper.
 fn host_name(value: &str) -> Result<String, CommandLineError> {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
@@ -201,15 +233,9 @@ fn init_choice(value: &str) -> Result<InitChoice, CommandLineError> {
     if value == "agent" {
         return Ok(InitChoice::Agent);
     }
-    let path = Path::new(value);
-    let plain = path
-        .components()
-        .all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
-    if path.is_absolute() && plain && path.file_name().is_some() {
-        Ok(InitChoice::Path(path.to_owned()))
-    } else {
-        Err(invalid(INIT, value, "\"agent\" or an absolute path"))
-    }
+    absolute(value)
+        .map(InitChoice::Path)
+        .ok_or_else(|| invalid(INIT, value, "\"agent\" or an absolute path"))
 }
 
 fn network(value: &str) -> Result<Net, CommandLineError> {
@@ -256,7 +282,7 @@ mod tests {
     fn a_whole_line() {
         let spec = parse(
             "console=ttyS0 panic=-1 banger.root=/dev/vda banger.overlay=/dev/vdb banger.hostname=dev-1 \
-             banger.init=agent banger.net=eth0,10.0.2.15/24,10.0.2.2,10.0.2.3 banger.later=x -- banger.root=/dev/vdc\n",
+             banger.work=/dev/vdc:/home/dev banger.init=agent banger.net=eth0,10.0.2.15/24,10.0.2.2,10.0.2.3 banger.later=x -- banger.root=/dev/vdc\n",
         );
         let net = Net {
             interface: "eth0".to_owned(),
@@ -268,6 +294,10 @@ mod tests {
         let expected = BootSpec {
             root: "/dev/vda".into(),
             overlay: Some("/dev/vdb".into()),
+            work: Some(Work {
+                device: "/dev/vdc".into(),
+                home: "/home/dev".into(),
+            }),
             hostname: Some("dev-1".to_owned()),
             init: InitChoice::Agent,
             net: Some(net),
@@ -280,8 +310,8 @@ mod tests {
     fn the_least() {
         let spec = parse("banger.root=/dev/vda").expect("enough");
         assert_eq!(
-            (spec.init, spec.overlay, spec.net),
-            (InitChoice::Auto, None, None)
+            (spec.init, spec.overlay, spec.work, spec.net),
+            (InitChoice::Auto, None, None, None)
         );
         assert_eq!(
             parse("root=/dev/vda"),
@@ -297,6 +327,13 @@ mod tests {
             "banger.root=/dev/",
             "banger.root",
             "banger.overlay=/dev/vd.b",
+            "banger.work=/dev/vdc",
+            "banger.work=/dev/vdc:",
+            "banger.work=/dev/vdc:/",
+            "banger.work=/dev/vdc:root",
+            "banger.work=/dev/vdc:/home/../etc",
+            "banger.work=vdc:/root",
+            "banger.work=:/root",
             "banger.hostname=",
             "banger.hostname=-a",
             "banger.hostname=a.b",
@@ -349,11 +386,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_line_is_read_or_refused(line in "(banger\\.(root|overlay|init|net|hostname|x)=?[/a-z0-9.,\"-]{0,12}[ \n\"]?){0,6}") {
+        fn any_line_is_read_or_refused(line in "(banger\\.(root|overlay|work|init|net|hostname|x)=?[/a-z0-9.,:\"-]{0,12}[ \n\"]?){0,6}") {
             if let Ok(spec) = parse(&line) {
                 prop_assert!(spec.root.starts_with("/dev") && spec.root.components().count() == 3);
                 if let InitChoice::Path(path) = spec.init {
                     prop_assert!(path.is_absolute());
+                }
+                if let Some(work) = spec.work {
+                    prop_assert!(work.device.starts_with("/dev") && work.home.components().count() > 1);
                 }
             }
         }

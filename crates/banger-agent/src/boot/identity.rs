@@ -4,13 +4,12 @@
 //! has written last; a file that says anything else by now was edited, and is left alone from then on. On a VM's first
 //! boot there is no memory: what the files say then is the image's, and is replaced.
 //!
-//! Where the root is mounted directly (no overlay: an image is being built) nothing is written at all, so that no trace
-//! of this machine stays in the image; the resolver is bound over from `/run`.
+//! Where the root is the machine's own copy of the image (no overlay), that memory is a directory of the root, and goes
+//! with it when the system disk is renewed.
 
 use super::BootError;
 use super::mounts;
 use crate::log;
-use rustix::mount::mount_bind;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::Ipv4Addr;
@@ -24,17 +23,13 @@ const MAX_FILE: u64 = 256 * 1024;
 const OWNED: &str = "# banger";
 
 /// Names the guest. Failing to write a file is logged: the guest is usable without.
-pub(super) fn set_name(name: &str, overlay: bool) -> Result<(), BootError> {
-    let mut effective = name.to_owned();
-    if overlay {
-        let root = Path::new(mounts::ROOT);
-        keep_up(root, "hostname", |_| Some(format!("{name}\n")));
-        keep_up(root, "hosts", |current| Some(hosts(current, name)));
-        // Where the user has chosen another name, that is the guest's name from the start.
-        if let Some(chosen) = read(&root.join("etc/hostname")).as_deref().and_then(chosen_name) {
-            effective = chosen;
-        }
-    }
+pub(super) fn set_name(name: &str, memory: &Path) -> Result<(), BootError> {
+    let root = Path::new(mounts::ROOT);
+    keep_up(root, memory, "hostname", |_| Some(format!("{name}\n")));
+    keep_up(root, memory, "hosts", |current| Some(hosts(current, name)));
+    // Where the user has chosen another name, that is the guest's name from the start.
+    let chosen = read(&root.join("etc/hostname")).as_deref().and_then(chosen_name);
+    let effective = chosen.unwrap_or_else(|| name.to_owned());
     rustix::system::sethostname(effective.as_bytes()).map_err(|errno| BootError::Io {
         doing: "set the host name to",
         path: effective.into(),
@@ -43,45 +38,30 @@ pub(super) fn set_name(name: &str, overlay: bool) -> Result<(), BootError> {
 }
 
 /// Sets the resolver.
-pub(super) fn set_resolver(dns: Ipv4Addr, overlay: bool) {
-    let text = format!("nameserver {dns}\n");
+pub(super) fn set_resolver(dns: Ipv4Addr, memory: &Path) {
     let root = Path::new(mounts::ROOT);
-    if overlay {
-        keep_up(root, "resolv.conf", |_| Some(text.clone()));
-    } else if let Err(error) = bind_resolver(root, &text) {
-        log::line(format_args!("failed to set the resolver: {error}"));
-    }
-}
-
-/// Puts a file over the image's resolv.conf without changing it; an image without one goes without.
-fn bind_resolver(root: &Path, text: &str) -> io::Result<()> {
-    let target = root.join("etc/resolv.conf");
-    if !target.symlink_metadata()?.is_file() {
-        return Ok(());
-    }
-    mounts::make_dir(Path::new("/run/banger")).map_err(io::Error::other)?;
-    let source = "/run/banger/resolv.conf";
-    fs::write(source, text)?;
-    Ok(mount_bind(source, &target)?)
+    keep_up(root, memory, "resolv.conf", |_| {
+        Some(format!("nameserver {dns}\n"))
+    });
 }
 
 /// Brings one file of `/etc` up to date, unless the user has edited it.
-fn keep_up(root: &Path, name: &str, desired: impl FnOnce(&str) -> Option<String>) {
+fn keep_up(root: &Path, memory: &Path, name: &str, desired: impl FnOnce(&str) -> Option<String>) {
     let path = root.join("etc").join(name);
-    let memory = Path::new(mounts::MEMORY).join(name);
+    let note = memory.join(name);
     let current = read(&path);
-    let written = read(&memory);
+    let written = read(&note);
     let Some(desired) = desired(current.as_deref().unwrap_or_default()) else {
         return;
     };
     if !may_write(current.as_deref(), written.as_deref(), &desired) {
         return;
     }
-    let result = mounts::make_dir(Path::new(mounts::MEMORY))
+    let result = mounts::make_dir(memory)
         .map_err(io::Error::other)
         // The memory last: after a crash in between, the file says what is desired, which the rule takes for its own.
         .and_then(|()| replace(&path, &desired))
-        .and_then(|()| replace(&memory, &desired));
+        .and_then(|()| replace(&note, &desired));
     if let Err(error) = result {
         log::line(format_args!("failed to write /etc/{name}: {error}"));
     }

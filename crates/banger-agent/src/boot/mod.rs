@@ -1,7 +1,8 @@
 //! From the kernel's hand-over to the image's init: what process 1 does, in order, once.
 //!
 //! ```text
-//! kernel's file systems → command line → modules → root (plain or overlay) → name, loopback, network → switch root
+//! kernel's file systems → command line → modules → root (plain or overlay) → work disk → name, loopback, network
+//!   → switch root
 //!   → agent as init: supervise the server, reap
 //!   → image's init:  fork the supervisor, execve init
 //! ```
@@ -16,14 +17,17 @@ mod init;
 mod modules;
 mod mounts;
 mod net;
+mod seed;
+mod work;
 
 use crate::log;
 use crate::supervise;
 use cmdline::{BootSpec, CommandLineError};
+use rustix::fd::OwnedFd;
 use rustix::system::{RebootCommand, reboot};
 use std::convert::Infallible;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Who is process 1 once the boot is over.
@@ -32,6 +36,23 @@ pub(crate) enum InitMode {
     Agent,
     Systemd,
     Other,
+}
+
+/// The disks of the machine that can grow while it runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Disks {
+    /// What is written of the root: the overlay's upper layer, or the root itself.
+    pub(crate) system: PathBuf,
+    pub(crate) work: Option<PathBuf>,
+}
+
+impl BootSpec {
+    fn disks(&self) -> Disks {
+        Disks {
+            system: self.overlay.as_ref().unwrap_or(&self.root).clone(),
+            work: self.work.as_ref().map(|work| work.device.clone()),
+        }
+    }
 }
 
 /// Why a guest does not come up.
@@ -48,6 +69,11 @@ enum BootError {
     NoDisk { device: PathBuf, waited: Duration },
     #[error(transparent)]
     CommandLine(CommandLineError),
+    #[error("fill the work disk {} from the image's home", device.display())]
+    WorkDisk {
+        device: PathBuf,
+        source: seed::SeedError,
+    },
     #[error("{doing} {}", path.display())]
     Io {
         doing: &'static str,
@@ -101,17 +127,20 @@ fn boot() -> Result<Infallible, BootError> {
         ));
     }
     modules::load_all(&command_line);
-    let upper = mounts::mount_root(&spec)?;
+    let mut layers: Vec<OwnedFd> = mounts::mount_root(&spec)?.into_iter().collect();
+    if let Some(work) = &spec.work {
+        layers.push(work::mount(work)?);
+    }
     configure(&spec)?;
     mounts::hide_layers();
     mounts::switch_root()?;
 
     match init::choose(&spec.init) {
-        (mode, None) => supervise::supervise(mode, upper),
+        (mode, None) => supervise::supervise(mode, layers, spec.disks()),
         (mode, Some(path)) => {
             // The image's init unmounts in its own way.
-            drop(upper);
-            supervise::supervise_aside(mode).map_err(|source| BootError::Io {
+            drop(layers);
+            supervise::supervise_aside(mode, spec.disks()).map_err(|source| BootError::Io {
                 doing: "fork the supervisor of",
                 path: path.clone(),
                 source,
@@ -123,15 +152,18 @@ fn boot() -> Result<Infallible, BootError> {
 
 /// The guest's name and network.
 fn configure(spec: &BootSpec) -> Result<(), BootError> {
-    let overlay = spec.overlay.is_some();
+    let memory = Path::new(match spec.overlay {
+        Some(_) => mounts::MEMORY,
+        None => mounts::MEMORY_IN_ROOT,
+    });
     if let Some(name) = &spec.hostname {
-        identity::set_name(name, overlay)?;
+        identity::set_name(name, memory)?;
     }
     let mut network = net::loopback();
     if let Some(net) = &spec.net {
         network = network.and_then(|()| net::configure(net));
         if let Some(dns) = net.dns {
-            identity::set_resolver(dns, overlay);
+            identity::set_resolver(dns, memory);
         }
     }
     if let Err(error) = network {

@@ -5,11 +5,14 @@
 //!   /dev /proc /sys /run  (mounted)                        moved along
 //!   /banger/lower         image's ext4, read-only          unmounted; the overlay holds it
 //!   /banger/upper         VM's ext4: upper/ work/ banger/  unmounted; the overlay holds it, and a descriptor
-//!   /banger/root          overlay, or the image's ext4     /
+//!   /banger/work          work disk (see `work`)           unmounted; the bind mount holds it, and a descriptor
+//!   /banger/root          overlay, or the machine's ext4   /
 //! ```
 
 use super::BootError;
 use super::cmdline::BootSpec;
+use super::work::WORK;
+use crate::{grow, log};
 use rustix::fd::OwnedFd;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, chown, openat, statat, unlinkat};
 use rustix::io::Errno;
@@ -25,8 +28,10 @@ const LOWER: &str = "/banger/lower";
 const UPPER: &str = "/banger/upper";
 pub(super) const ROOT: &str = "/banger/root";
 
-/// Where on the VM's own disk the agent keeps what it remembers from boot to boot.
+/// Where on the VM's own disk the agent keeps what it remembers from boot to boot: with an overlay out of the guest's
+/// sight, else within the root.
 pub(super) const MEMORY: &str = "/banger/upper/banger";
+pub(super) const MEMORY_IN_ROOT: &str = "/banger/root/var/lib/banger-agent";
 
 /// For a disk's device node to appear. Drivers find disks while they load, so most often it is there.
 const DISK_TIME: Duration = Duration::from_secs(10);
@@ -102,14 +107,14 @@ pub(super) fn mount_root(spec: &BootSpec) -> Result<Option<OwnedFd>, BootError> 
     make_dir(Path::new(ROOT))?;
     wait_for_disk(&spec.root)?;
     let Some(overlay) = &spec.overlay else {
-        mount_disk(&spec.root, ROOT, MountFlags::empty())?;
+        mount_to_write(&spec.root, ROOT)?;
         return Ok(None);
     };
     wait_for_disk(overlay)?;
     make_dir(Path::new(LOWER))?;
     make_dir(Path::new(UPPER))?;
     mount_disk(&spec.root, LOWER, MountFlags::RDONLY)?;
-    mount_disk(overlay, UPPER, MountFlags::empty())?;
+    let keep = mount_to_write(overlay, UPPER)?;
 
     let upper = Path::new(UPPER).join("upper");
     let work = Path::new(UPPER).join("work");
@@ -123,20 +128,30 @@ pub(super) fn mount_root(spec: &BootSpec) -> Result<Option<OwnedFd>, BootError> 
         work.display()
     );
     mount_one("overlay", Path::new(ROOT), "overlay", MountFlags::empty(), &data)?;
+    Ok(Some(keep))
+}
 
+/// Mounts a disk of the machine's own, and grows its file system where the disk has grown since the last boot. Gives the
+/// mount's directory.
+pub(super) fn mount_to_write(device: &Path, target: &str) -> Result<OwnedFd, BootError> {
+    mount_disk(device, target, MountFlags::empty())?;
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let keep = openat(CWD, UPPER, flags, Mode::empty()).map_err(|error| BootError::Io {
+    let mounted = openat(CWD, target, flags, Mode::empty()).map_err(|error| BootError::Io {
         doing: "open",
-        path: UPPER.into(),
+        path: target.into(),
         source: error.into(),
     })?;
-    Ok(Some(keep))
+    // As large as it was, it still serves.
+    if let Err(error) = grow::to_device_size(device, &mounted) {
+        log::line(format_args!("failed to {}", log::Chain(&error)));
+    }
+    Ok(mounted)
 }
 
 /// Hides the layers from the guest. The overlay keeps them; the guest cannot come at them from two sides.
 pub(super) fn hide_layers() {
-    for layer in [LOWER, UPPER] {
-        // Not there without an overlay.
+    for layer in [LOWER, UPPER, WORK] {
+        // Not there without an overlay, or a work disk.
         let _not_mounted = unmount(layer, UnmountFlags::DETACH);
     }
 }
@@ -164,7 +179,7 @@ fn make_upper(upper: &Path) -> Result<(), BootError> {
     fs::rename(&fresh, upper).map_err(error)
 }
 
-fn wait_for_disk(device: &Path) -> Result<(), BootError> {
+pub(super) fn wait_for_disk(device: &Path) -> Result<(), BootError> {
     let end = Instant::now() + DISK_TIME;
     loop {
         if fs::metadata(device).is_ok_and(|found| found.file_type().is_block_device()) {

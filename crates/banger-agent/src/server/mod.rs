@@ -6,6 +6,9 @@
 //! Long-lived tasks: one accepting connections, one for each connection (hyper spawns one for each of its streams), one
 //! for each command ([`crate::exec`]), one blocking thread for each transfer ([`crate::transfer`]).
 
+mod booted;
+mod disks;
+mod figures;
 mod power;
 mod service;
 

@@ -171,16 +171,18 @@ fn finish(role: &Role) {
     rustix::fs::sync();
     // Both fail while files are open for writing (immediate mode); the sync above has done what could be done.
     let _busy = mount_remount("/", MountFlags::RDONLY, c"");
-    if let Role::Init { upper: Some(upper) } = role {
-        let _busy = fspick(
-            upper,
-            "",
-            FsPickFlags::FSPICK_EMPTY_PATH | FsPickFlags::FSPICK_CLOEXEC,
-        )
-        .and_then(|upper| {
-            fsconfig_set_flag(&upper, "ro")?;
-            fsconfig_reconfigure(&upper)
-        });
+    if let Role::Init { layers } = role {
+        for layer in layers {
+            let _busy = fspick(
+                layer,
+                "",
+                FsPickFlags::FSPICK_EMPTY_PATH | FsPickFlags::FSPICK_CLOEXEC,
+            )
+            .and_then(|layer| {
+                fsconfig_set_flag(&layer, "ro")?;
+                fsconfig_reconfigure(&layer)
+            });
+        }
     }
     rustix::fs::sync();
     if let Err(error) = reboot(RebootCommand::Restart) {
@@ -211,6 +213,7 @@ mod tests {
         };
         let context = Arc::new(Context {
             role: Role::Debug,
+            disks: None,
             open_files,
         });
         let refused = begin(&context, &Running::default(), ShutdownMode::Immediate, 0).expect_err("refused");

@@ -1,6 +1,8 @@
 //! The calls: validate, convert, delegate.
 
-use super::power;
+use super::figures::Figures;
+use super::{booted, disks, power};
+use crate::boot::Disks;
 use crate::{exec, transfer};
 use banger_agent_api::proto::agent_server::Agent;
 use banger_agent_api::proto::exec_input::Input as ExecIn;
@@ -20,6 +22,9 @@ use tonic::{Request, Response, Status, Streaming};
 /// Uploads and downloads at a time; each has a thread.
 const MAX_TRANSFERS: usize = 16;
 
+/// Calls at a time that wait for the boot's end; each may have a process.
+const MAX_WAITS: usize = 16;
+
 /// For a stream's first message to come.
 const FIRST_MESSAGE: Duration = Duration::from_secs(30);
 
@@ -28,8 +33,8 @@ const FIRST_MESSAGE: Duration = Duration::from_secs(30);
 pub(crate) enum Role {
     /// The agent's other process is process 1.
     Init {
-        /// The file system with the overlay's upper layer, to be made read-only last.
-        upper: Option<OwnedFd>,
+        /// File systems below the root, to be made read-only last: the overlay's upper layer, the work disk.
+        layers: Vec<OwnedFd>,
     },
     /// The image's systemd is process 1.
     UnderSystemd,
@@ -59,6 +64,8 @@ impl Role {
 #[derive(Debug)]
 pub(crate) struct Context {
     pub(crate) role: Role,
+    /// Absent where the agent has not booted the machine.
+    pub(crate) disks: Option<Disks>,
     /// `RLIMIT_NOFILE` for commands (the server has raised its own).
     pub(crate) open_files: libc::rlimit,
 }
@@ -70,6 +77,8 @@ pub(crate) struct Service {
     running: exec::Running,
     commands: Arc<Semaphore>,
     transfers: Arc<Semaphore>,
+    waits: Arc<Semaphore>,
+    figures: Figures,
 }
 
 impl Service {
@@ -79,6 +88,8 @@ impl Service {
             running: exec::Running::default(),
             commands: Arc::new(Semaphore::new(MAX_STREAMS as usize)),
             transfers: Arc::new(Semaphore::new(MAX_TRANSFERS)),
+            waits: Arc::new(Semaphore::new(MAX_WAITS)),
+            figures: Figures::default(),
         }
     }
 }
@@ -200,6 +211,35 @@ impl Agent for Service {
         let permit = permit(&self.transfers, "transfers", MAX_TRANSFERS)?;
         let receiver = transfer::download(request.into_inner(), permit).await?;
         Ok(reply(receiver))
+    }
+
+    async fn stats(
+        &self,
+        _request: Request<proto::StatsRequest>,
+    ) -> Result<Response<proto::StatsReply>, Status> {
+        Ok(Response::new(self.figures.read().await))
+    }
+
+    async fn grow_disk(
+        &self,
+        request: Request<proto::GrowDiskRequest>,
+    ) -> Result<Response<proto::GrowDiskReply>, Status> {
+        disks::grow(self.context.disks.as_ref(), request.into_inner())
+            .await
+            .map(Response::new)
+            .map_err(Failure::into_status)
+    }
+
+    async fn wait_booted(
+        &self,
+        request: Request<proto::WaitBootedRequest>,
+    ) -> Result<Response<proto::WaitBootedReply>, Status> {
+        let _permit = permit(&self.waits, "waits for the boot's end", MAX_WAITS)?;
+        let wait = Duration::from_millis(request.into_inner().timeout_ms.into());
+        let state = booted::wait(&self.context.role, wait)
+            .await
+            .map_err(Failure::into_status)?;
+        Ok(Response::new(proto::WaitBootedReply { state: state.into() }))
     }
 
     async fn shutdown(

@@ -7,7 +7,6 @@ mod bridge;
 mod destination;
 mod pack;
 mod place;
-mod sparse;
 mod unpack;
 
 use crate::account::{self, Account};

@@ -3,3 +3,4 @@
 mod common;
 mod copy;
 mod exec;
+mod figures;

@@ -11,13 +11,13 @@ const BUFFER: usize = 64 * 1024;
 const BLOCK: usize = 4096;
 
 /// Which side of a copy failed.
-pub(super) enum CopyError {
+pub(crate) enum CopyError {
     Read(io::Error),
     Write(io::Error),
 }
 
 /// Copies exactly `size` bytes into a new file, leaving holes where whole blocks are zero.
-pub(super) fn write_sparse(mut reader: impl Read, file: &File, size: u64) -> Result<(), CopyError> {
+pub(crate) fn write_sparse(mut reader: impl Read, file: &File, size: u64) -> Result<(), CopyError> {
     let mut buffer = vec![0; BUFFER];
     let mut offset = 0u64;
     while offset < size {
