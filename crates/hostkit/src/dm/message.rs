@@ -160,14 +160,19 @@ pub(super) fn encode_table(table: &[Target<'_>]) -> Result<Vec<u8>, DmError> {
     Ok(bytes)
 }
 
-/// The data of a status or a table. Each `next` counts from the first target.
+/// The data of a status or a table. Each `next` counts from the first target. It is rounded up, and the answer ends
+/// with the last text's zero: the last `next` lies beyond the answer.
 pub(super) fn decode_lines(data: &[u8], count: u32) -> Result<Vec<Line>, DmError> {
     let fields = Fields(data);
     let mut lines = Vec::new();
     let mut at = 0;
     for _ in 0..count {
         let next = fields.u32(at + 20)? as usize;
-        let text_end = if next > at { next } else { data.len() };
+        let text_end = if next > at {
+            next.min(data.len())
+        } else {
+            data.len()
+        };
         let room = text_end.checked_sub(at + SPEC).ok_or(DmError::Malformed)?;
         lines.push(Line {
             start: fields.u64(at)?,
