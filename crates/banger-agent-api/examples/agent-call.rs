@@ -3,7 +3,8 @@
 //! For trying a guest out by hand, and for benchmarks as the thing which everything above is compared with.
 //!
 //! ```text
-//! agent-call SOCKET hello | ping | reboot | reset
+//! agent-call SOCKET hello | ping | stats | reboot | reset
+//! agent-call SOCKET wait-booted SECONDS               agent-call SOCKET grow system|work BYTES
 //! agent-call SOCKET exec [-i] [-u USER] [-w DIR] [-n TIMES] -- CMD…
 //! agent-call SOCKET put DEST < TAR            agent-call SOCKET get PATH > TAR
 //! agent-call SOCKET wait-hello [CMD…]         listens on SOCKET_1025, waits for one hello line, then runs CMD
@@ -13,7 +14,7 @@
 //! Times go to stderr.
 
 use banger_agent_api::proto::{DownloadRequest, ExecStart, UploadStart};
-use banger_agent_api::{AgentClient, ExecEvent, HELLO_PORT, read_hello_line};
+use banger_agent_api::{AgentClient, DiskRole, ExecEvent, HELLO_PORT, read_hello_line};
 use bytes::Bytes;
 use std::error::Error;
 use std::io::Write;
@@ -31,7 +32,9 @@ type Outcome = Result<ExitCode, Box<dyn Error>>;
 async fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);
     let (Some(socket), Some(command)) = (arguments.next(), arguments.next()) else {
-        eprintln!("usage: agent-call SOCKET hello|ping|exec|put|get|reboot|reset|wait-hello …");
+        eprintln!(
+            "usage: agent-call SOCKET hello|ping|stats|wait-booted|grow|exec|put|get|reboot|reset|wait-hello …"
+        );
         return ExitCode::from(2);
     };
     match run(&socket, &command, arguments.collect()).await {
@@ -58,6 +61,22 @@ async fn run(socket: &str, command: &str, rest: Vec<String>) -> Outcome {
     match command {
         "hello" => println!("{:?}", client.hello(DEADLINE).await?),
         "ping" => println!("{:?}", client.ping(DEADLINE).await?),
+        "stats" => println!("{:#?}", client.stats(DEADLINE).await?),
+        "wait-booted" => {
+            let seconds = rest.first().ok_or("read the seconds")?.parse()?;
+            println!("{:?}", client.wait_booted(Duration::from_secs(seconds)).await?);
+        }
+        "grow" => {
+            let [role, size] = rest.as_slice() else {
+                return Err("read which disk, and its size".into());
+            };
+            let role = match role.as_str() {
+                "system" => DiskRole::System,
+                "work" => DiskRole::Work,
+                other => return Err(format!("understand the disk {other:?}").into()),
+            };
+            println!("{:?}", client.grow_disk(role, size.parse()?, DEADLINE).await?);
+        }
         "reboot" => client.shutdown(Some(DEADLINE), DEADLINE).await?,
         "reset" => client.shutdown(None, DEADLINE).await?,
         "exec" => return exec(&client, rest).await,
