@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 
-use banger_api::types::{OperationState, VmState, VmmKind};
+use banger_api::types::{HealthState, OperationState, RestartPolicy, SystemDisk, VmState, VmmKind};
 
 /// The largest unit that says enough: `5s`, `3m`, `7h`, `2d`, `8w`, `3y`. A clock that went back reads as `0s`.
 pub(crate) fn format_seconds(seconds: u64) -> String {
@@ -30,6 +30,14 @@ pub(crate) fn seconds_between(then: Timestamp, now: Timestamp) -> u64 {
     u64::try_from(now.as_second().saturating_sub(then.as_second())).unwrap_or(0)
 }
 
+/// How long it is until `then` as of `now`: `in 5m`, or that it has come.
+pub(crate) fn format_until(then: Timestamp, now: Timestamp) -> String {
+    match seconds_between(now, then) {
+        0 => "now".to_owned(),
+        seconds => format!("in {}", format_seconds(seconds)),
+    }
+}
+
 /// A time in UTC, to the second.
 pub(crate) fn format_time(time: Timestamp) -> String {
     time.strftime("%Y-%m-%d %H:%M:%S UTC").to_string()
@@ -45,6 +53,39 @@ pub(crate) fn vm_state(state: VmState) -> &'static str {
         VmState::Stopping => "stopping",
         VmState::Failed => "failed",
         VmState::Removing => "removing",
+    }
+}
+
+/// `yes` or `no`.
+pub(crate) fn yes_no(value: bool) -> &'static str {
+    if value { "yes" } else { "no" }
+}
+
+/// The word for a machine's health.
+pub(crate) fn health(health: HealthState) -> &'static str {
+    match health {
+        HealthState::Healthy => "healthy",
+        HealthState::Degraded => "degraded",
+        HealthState::Unhealthy => "unhealthy",
+        HealthState::Stopped => "stopped",
+    }
+}
+
+/// The word for a way to make a system disk.
+pub(crate) fn system_disk(kind: SystemDisk) -> &'static str {
+    match kind {
+        SystemDisk::Overlay => "overlay",
+        SystemDisk::Reflink => "reflink",
+        SystemDisk::Dm => "dm",
+    }
+}
+
+/// The word for a restart policy.
+pub(crate) fn restart(policy: RestartPolicy) -> &'static str {
+    match policy {
+        RestartPolicy::No => "no",
+        RestartPolicy::OnFailure => "on-failure",
+        RestartPolicy::Always => "always",
     }
 }
 
@@ -90,6 +131,8 @@ mod tests {
         let later: Timestamp = "2026-01-01T00:05:00Z".parse().unwrap();
         assert_eq!(format_age(earlier, later), "5m");
         assert_eq!(format_age(later, earlier), "0s");
+        assert_eq!(format_until(later, earlier), "in 5m");
+        assert_eq!(format_until(earlier, later), "now");
         assert_eq!(format_time(later), "2026-01-01 00:05:00 UTC");
     }
 }

@@ -25,6 +25,7 @@ mod human;
 mod interrupt;
 mod operation;
 mod output;
+mod parallel;
 mod paths;
 mod progress;
 mod session;

@@ -54,7 +54,12 @@ impl Format {
         stdio::finish(&self.render(value, table)?)
     }
 
-    fn render<T: Serialize>(self, value: &T, table: impl FnOnce(&T) -> String) -> Result<String, CliError> {
+    /// A result as text.
+    pub(crate) fn render<T: Serialize>(
+        self,
+        value: &T,
+        table: impl FnOnce(&T) -> String,
+    ) -> Result<String, CliError> {
         let failed = |error: &dyn std::error::Error| {
             CliError::general(format!("failed to format the result: {error}"))
         };

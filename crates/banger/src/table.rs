@@ -7,6 +7,43 @@ pub(crate) fn render<const N: usize>(
     headers: [&str; N],
     rows: impl IntoIterator<Item = [String; N]>,
 ) -> String {
+    render_rows(&headers, rows.into_iter().map(Vec::from))
+}
+
+/// Renders a table of columns, each a header and what to say of an item; those that are of no use are left out.
+pub(crate) fn render_columns<T>(columns: &[Column<'_, T>], items: &[T]) -> String {
+    let shown: Vec<&Column<'_, T>> = columns.iter().filter(|column| column.shown).collect();
+    let headers: Vec<&str> = shown.iter().map(|column| column.header).collect();
+    let row = |item: &T| shown.iter().map(|column| (column.cell)(item)).collect();
+    render_rows(&headers, items.iter().map(row))
+}
+
+/// A column of [`render_columns`].
+pub(crate) struct Column<'a, T> {
+    header: &'static str,
+    shown: bool,
+    cell: Box<dyn Fn(&T) -> String + 'a>,
+}
+
+impl<'a, T> Column<'a, T> {
+    /// A column that is always there.
+    pub(crate) fn new(header: &'static str, cell: impl Fn(&T) -> String + 'a) -> Self {
+        Self {
+            header,
+            shown: true,
+            cell: Box::new(cell),
+        }
+    }
+
+    /// The column only where it says something.
+    #[must_use]
+    pub(crate) fn shown_if(mut self, shown: bool) -> Self {
+        self.shown = shown;
+        self
+    }
+}
+
+fn render_rows(headers: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
     // A narrow terminal wraps the line itself; a listing that is piped has no width.
@@ -14,7 +51,10 @@ pub(crate) fn render<const N: usize>(
     table.set_header(headers);
     for row in rows {
         // Every row stays one line, whatever a field holds.
-        table.add_row(row.map(|cell| crate::error::printable(&cell.replace(['\n', '\r'], " "))));
+        let cells = row
+            .iter()
+            .map(|cell| crate::error::printable(&cell.replace(['\n', '\r'], " ")));
+        table.add_row(cells);
     }
     for column in table.column_iter_mut() {
         column.set_padding((0, 3));

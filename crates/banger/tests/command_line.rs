@@ -298,7 +298,13 @@ fn several_machines_are_stopped_and_the_first_failure_counts() {
     daemon.add_vm("b");
     let stopped = daemon.run(&["vm", "stop", "-q", "--timeout", "0", "a", "missing", "b"]);
     assert_eq!((stopped.code, stopped.stdout.as_str()), (Some(3), "a\nb\n"));
-    assert_eq!(daemon.calls(), ["vm.stop a Some(0)", "vm.stop b Some(0)"]);
+    let mut calls = daemon.calls();
+    calls.sort();
+    assert_eq!(
+        calls,
+        ["vm.stop a Some(0)", "vm.stop b Some(0)"],
+        "at once, in any order"
+    );
 }
 
 #[test]
@@ -661,4 +667,93 @@ fn a_dry_start_says_what_it_would_check() {
         (&true.into(), &false.into())
     );
     assert_eq!(daemon.calls(), Vec::<String>::new());
+}
+
+#[test]
+fn figures_and_health() {
+    let daemon = Daemon::start();
+    daemon.add_vm("dev");
+    let stats = daemon.run(&["vm", "stats"]);
+    assert_eq!(stats.code, Some(0));
+    assert!(stats.stdout.contains("dev    50.0 %"), "{}", stats.stdout);
+    assert_eq!(
+        stats.stderr,
+        "note: no figures of dev's guest: the agent does not answer\n"
+    );
+    let raw = daemon.run(&["vm", "stats", "dev", "-o", "json"]);
+    let raw: serde_json::Value = serde_json::from_str(&raw.stdout).unwrap();
+    assert_eq!(raw[0]["host"]["vcpus"], 1);
+    assert_eq!(daemon.run(&["vm", "stats", "dve"]).code, Some(3));
+    assert_eq!(daemon.run(&["vm", "stats", "--interval", "1s"]).code, Some(2));
+    // A line for each machine and sample, until somebody has seen enough.
+    let mut watched = daemon
+        .banger(&["vm", "stats", "--watch", "--interval", "100ms", "-o", "json"])
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(watched.stdout.take().unwrap()).lines();
+    for _ in 0..3 {
+        let sample: serde_json::Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
+        assert_eq!(sample["vm"], "dev");
+    }
+    signal(&watched, Signal::INT);
+    watched.wait().unwrap();
+
+    assert_eq!(
+        daemon.run(&["vm", "health"]),
+        ended(0, "dev: running, healthy\n  ✓ ok       process  as told\n", "")
+    );
+    daemon.add_vm("asleep");
+    assert_eq!(
+        daemon.run(&["vm", "health"]).code,
+        Some(0),
+        "nobody asked for the one that is stopped"
+    );
+    assert_eq!(daemon.run(&["vm", "health", "asleep"]).code, Some(1));
+    daemon.add_vm("sick");
+    assert_eq!(daemon.run(&["vm", "health"]).code, Some(1));
+    assert_eq!(daemon.run(&["vm", "health", "dev", "dve"]).code, Some(3));
+
+    assert_eq!(
+        daemon.run(&["vm", "ping", "-c", "2", "--interval", "1ms", "dev"]),
+        ended(
+            0,
+            "dev: 1.50 ms, up 5s, agent 0.1.0\ndev: 1.50 ms, up 5s, agent 0.1.0\n\
+             2 answers: min 1.50 ms, avg 1.50 ms, max 1.50 ms\n",
+            ""
+        )
+    );
+}
+
+#[test]
+fn garbage() {
+    let daemon = Daemon::start();
+    let dry = daemon.run(&["gc", "--dry-run"]);
+    assert_eq!((dry.code, dry.stderr.as_str()), (Some(0), "2 to collect, 6MiB\n"));
+    assert_eq!(daemon.run(&["gc", "-n", "-q"]).stdout, "/a\n/b\n");
+    let wet = daemon.run(&["gc"]);
+    assert_eq!(
+        (wet.code, wet.stderr.as_str()),
+        (Some(1), "1 collected, 3MiB; 1 could not be\n")
+    );
+    assert!(wet.stdout.contains("failed: it is in use"), "{}", wet.stdout);
+}
+
+#[test]
+fn an_operation_that_has_ended_cannot_be_cancelled() {
+    let daemon = Daemon::start();
+    assert_eq!(
+        daemon
+            .run(&["vm", "create", "dev", "--image", "busybox", "-q"])
+            .code,
+        Some(0)
+    );
+    assert_eq!(
+        daemon.run(&["op", "cancel", "op0"]),
+        ended(
+            4,
+            "",
+            "error: vm.create of dev has ended already: it succeeded\n\
+             hint: `banger vm rm dev` removes what it made\n"
+        )
+    );
 }

@@ -8,6 +8,7 @@ pub(crate) mod cp;
 pub(crate) mod daemon;
 pub(crate) mod doctor;
 pub(crate) mod exec;
+pub(crate) mod gc;
 pub(crate) mod image;
 pub(crate) mod kernel;
 pub(crate) mod op;
@@ -43,6 +44,7 @@ pub(crate) enum Command {
     /// Run, look at and stop the daemon
     #[command(subcommand, arg_required_else_help = true)]
     Daemon(daemon::Daemon),
+    Gc(gc::Gc),
     Doctor(doctor::Doctor),
     Version(version::Version),
     Completions(completions::Completions),
@@ -63,6 +65,7 @@ impl Command {
             Self::Kernel(command) => with_context(global, async |context| command.run(context).await),
             Self::Op(command) => with_context(global, async |context| command.run(context).await),
             Self::Daemon(command) => with_context(global, async |context| command.run(context).await),
+            Self::Gc(command) => with_context(global, async |context| command.run(context).await),
             Self::Doctor(command) => with_context(global, async |context| command.run(context).await),
             Self::Version(command) => with_context(global, async |context| command.run(context).await),
         }

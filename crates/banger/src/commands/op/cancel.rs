@@ -1,11 +1,12 @@
 //! `banger op cancel`: cancels an operation and waits for its clean-up.
 
-use banger_api::types::{OperationRef, OperationState};
+use banger_api::types::{Operation, OperationRef, OperationState};
 use clap::Args;
+use jiff::Timestamp;
 
 use crate::context::Context;
 use crate::error::{CliError, Kind};
-use crate::stdio;
+use crate::{human, stdio};
 
 /// Cancel an operation, and wait until it has cleaned up
 #[derive(Debug, Args)]
@@ -29,15 +30,33 @@ impl Cancel {
             .await?;
         match operation.state {
             OperationState::Cancelled => stdio::finish(&format!("{}\n", operation.id)),
-            OperationState::Succeeded | OperationState::Failed => Err(CliError::new(
-                Kind::Conflict,
-                format!("{} of {} had ended already", operation.kind, operation.subject),
-            )
-            .hint(format!("`banger op show {}` says how", operation.id))),
+            OperationState::Succeeded | OperationState::Failed => Err(had_ended(&operation)),
             OperationState::Running | OperationState::Cancelling => Err(CliError::general(format!(
                 "{} of {} did not end",
                 operation.kind, operation.subject
             ))),
         }
     }
+}
+
+/// It was too late. What the operation made is there, so the way to undo it is another.
+fn had_ended(operation: &Operation) -> CliError {
+    let state = human::operation_state(operation.state);
+    let ago = operation
+        .ended
+        .map(|ended| format!(" {} ago", human::format_age(ended, Timestamp::now())))
+        .unwrap_or_default();
+    CliError::new(
+        Kind::Conflict,
+        format!(
+            "{} of {} has ended already: it {state}{ago}",
+            operation.kind, operation.subject
+        ),
+    )
+    .hint(match (operation.state, operation.kind.as_str()) {
+        (OperationState::Succeeded, "vm.create") => {
+            format!("`banger vm rm {}` removes what it made", operation.subject)
+        }
+        (_, _) => format!("`banger op show {}` says how", operation.id),
+    })
 }

@@ -7,8 +7,9 @@ use jiff::Timestamp;
 use crate::args::{Selector, format_size};
 use crate::context::Context;
 use crate::error::CliError;
+use crate::human;
 use crate::output::OutputArgs;
-use crate::{human, table};
+use crate::table::{self, Column};
 
 /// List machines
 #[derive(Debug, Args)]
@@ -45,26 +46,42 @@ impl Ls {
     }
 }
 
+/// What few machines have gets a column only where one has it.
 fn render(vms: &[Vm], now: Timestamp) -> String {
-    let headers = ["NAME", "STATE", "IMAGE", "VCPUS", "MEMORY", "DISK", "VMM", "AGE"];
-    let row = |vm: &Vm| {
-        let vmm = match (&vm.running, vm.vmm) {
-            (Some(running), _) => format!("{} ({})", human::vmm(running.vmm), running.acceleration),
-            (None, Some(pinned)) => human::vmm(pinned).to_owned(),
-            (None, None) => "-".to_owned(),
-        };
-        [
-            vm.name.clone(),
-            human::vm_state(vm.state).to_owned(),
-            vm.image.clone(),
-            vm.vcpus.to_string(),
-            format_size(vm.memory),
-            format!("{} / {}", format_size(vm.disk_used), format_size(vm.disk)),
-            vmm,
-            human::format_age(vm.created, now),
-        ]
+    let any = |has: &dyn Fn(&Vm) -> bool| vms.iter().any(has);
+    let vmm = |vm: &Vm| match (&vm.running, vm.vmm) {
+        (Some(running), _) => format!("{} ({})", human::vmm(running.vmm), running.acceleration),
+        (None, Some(pinned)) => human::vmm(pinned).to_owned(),
+        (None, None) => "-".to_owned(),
     };
-    table::render(headers, vms.iter().map(row))
+    let work_disk = |vm: &Vm| match vm.work_disk {
+        0 => "-".to_owned(),
+        size => format!("{} / {}", format_size(vm.work_disk_used), format_size(size)),
+    };
+    let restarts = |vm: &Vm| match vm.restarts_at {
+        Some(at) => format!("{}, next {}", vm.restarts, human::format_until(at, now)),
+        None => vm.restarts.to_string(),
+    };
+    let expires = |vm: &Vm| {
+        vm.expires
+            .map_or_else(|| "-".to_owned(), |at| human::format_until(at, now))
+    };
+    let columns = [
+        Column::new("NAME", |vm: &Vm| vm.name.clone()),
+        Column::new("STATE", |vm: &Vm| human::vm_state(vm.state).to_owned()),
+        Column::new("IMAGE", |vm: &Vm| vm.image.clone()),
+        Column::new("VCPUS", |vm: &Vm| vm.vcpus.to_string()),
+        Column::new("MEMORY", |vm: &Vm| format_size(vm.memory)),
+        Column::new("DISK", |vm: &Vm| {
+            format!("{} / {}", format_size(vm.disk_used), format_size(vm.disk))
+        }),
+        Column::new("WORK DISK", work_disk).shown_if(any(&|vm| vm.work_disk > 0)),
+        Column::new("VMM", vmm),
+        Column::new("RESTARTS", restarts).shown_if(any(&|vm| vm.restarts > 0 || vm.restarts_at.is_some())),
+        Column::new("EXPIRES", expires).shown_if(any(&|vm| vm.expires.is_some())),
+        Column::new("AGE", |vm: &Vm| human::format_age(vm.created, now)),
+    ];
+    table::render_columns(&columns, vms)
 }
 
 #[cfg(test)]
@@ -82,6 +99,16 @@ mod tests {
         NAME   STATE     IMAGE    VCPUS   MEMORY   DISK            VMM          AGE
         dev    running   debian   2       1GiB     70MiB / 10GiB   qemu (tcg)   2d
         dev    failed    debian   2       1GiB     70MiB / 10GiB   -            2d
+        ");
+        let mut rare = super::super::show::example(true);
+        rare.work_disk = 20 << 30;
+        rare.restarts = 3;
+        rare.restarts_at = "2026-02-03T04:05:22Z".parse().ok();
+        rare.expires = "2026-02-04T04:05:06Z".parse().ok();
+        insta::assert_snapshot!(render(&[rare, super::super::show::example(false)], now), @r"
+        NAME   STATE     IMAGE    VCPUS   MEMORY   DISK            WORK DISK    VMM          RESTARTS         EXPIRES   AGE
+        dev    running   debian   2       1GiB     70MiB / 10GiB   0B / 20GiB   qemu (tcg)   3, next in 16s   in 1d     2d
+        dev    failed    debian   2       1GiB     70MiB / 10GiB   -            -            0                -         2d
         ");
         insta::assert_snapshot!(render(&[], now), @"NAME   STATE   IMAGE   VCPUS   MEMORY   DISK   VMM   AGE");
     }

@@ -1,6 +1,7 @@
 //! `banger vm`: machines.
 
 pub(crate) mod create;
+pub(crate) mod health;
 pub(crate) mod kill;
 pub(crate) mod logs;
 pub(crate) mod ls;
@@ -13,6 +14,8 @@ pub(crate) mod rm;
 pub(crate) mod set;
 pub(crate) mod show;
 pub(crate) mod start;
+pub(crate) mod stats;
+mod stats_table;
 pub(crate) mod stop;
 
 use clap::Subcommand;
@@ -34,6 +37,8 @@ pub(crate) enum Vm {
     Set(set::Set),
     Reset(reset::Reset),
     Rename(rename::Rename),
+    Stats(stats::Stats),
+    Health(health::Health),
     Ping(ping::Ping),
     Logs(logs::Logs),
 }
@@ -52,6 +57,8 @@ impl Vm {
             Self::Set(command) => command.run(context).await,
             Self::Reset(command) => command.run(context).await,
             Self::Rename(command) => command.run(context).await,
+            Self::Stats(command) => command.run(context).await,
+            Self::Health(command) => command.run(context).await,
             Self::Ping(command) => command.run(context).await,
             Self::Logs(command) => command.run(context).await,
         }

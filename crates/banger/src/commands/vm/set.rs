@@ -109,14 +109,14 @@ impl Set {
             },
             false => client.vm_set(params).await?,
         };
-        if let Some(image) = image {
-            if let Err(error) = reset(&client, &vm, image, force, &mut reply).await {
-                // What was done before it failed is the user's to know.
-                if !reply.changes.is_empty() {
-                    print(&reply, output)?;
-                }
-                return Err(error);
+        if let Some(image) = image
+            && let Err(error) = reset(&client, &vm, image, force, &mut reply).await
+        {
+            // What was done before it failed is the user's to know.
+            if !reply.changes.is_empty() {
+                print(&reply, output)?;
             }
+            return Err(error);
         }
         print(&reply, output)
     }

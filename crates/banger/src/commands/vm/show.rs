@@ -55,11 +55,24 @@ fn render(vm: &Vm, now: Timestamp) -> String {
         (
             "disk",
             format!(
-                "{}, {} used on the host",
+                "{}, {} used on the host, {}",
                 format_size(vm.disk),
-                format_size(vm.disk_used)
+                format_size(vm.disk_used),
+                human::system_disk(vm.system_disk)
             ),
         ),
+        (
+            "work disk",
+            match vm.work_disk {
+                0 => "none".to_owned(),
+                size => format!(
+                    "{}, {} used on the host",
+                    format_size(size),
+                    format_size(vm.work_disk_used)
+                ),
+            },
+        ),
+        ("nat", human::yes_no(vm.nat).to_owned()),
         ("pinned vmm", vm.vmm.map_or("none", human::vmm).to_owned()),
     ]);
     let labels: Vec<String> = vm
@@ -79,6 +92,20 @@ fn render(vm: &Vm, now: Timestamp) -> String {
         "when it stops",
         if vm.ephemeral { "removed" } else { "kept" }.to_owned(),
     ));
+    rows.extend([
+        ("autostart", human::yes_no(vm.autostart).to_owned()),
+        ("restart", restart(vm, now)),
+        (
+            "expires",
+            vm.expires.map_or_else(
+                || "never".to_owned(),
+                |at| format!("{} ({})", human::format_time(at), human::format_until(at, now)),
+            ),
+        ),
+    ]);
+    if !vm.pending.is_empty() {
+        rows.push(("at next start", vm.pending.join(", ")));
+    }
     rows.push(("created", ago(vm.created)));
     if let Some(running) = &vm.running {
         let (seconds, millis) = (
@@ -105,6 +132,20 @@ fn render(vm: &Vm, now: Timestamp) -> String {
         ]);
     }
     table::fields(rows)
+}
+
+/// The policy, and what it has done so far.
+fn restart(vm: &Vm, now: Timestamp) -> String {
+    let mut text = human::restart(vm.restart).to_owned();
+    match vm.restarts {
+        0 => {}
+        1 => text.push_str(", once so far"),
+        count => text.push_str(&format!(", {count} times so far")),
+    }
+    if let Some(at) = vm.restarts_at {
+        text.push_str(&format!(", next {}", human::format_until(at, now)));
+    }
+    text
 }
 
 /// A machine for tests of how machines are printed.
@@ -167,5 +208,19 @@ mod tests {
         let now: Timestamp = "2026-02-03T04:05:06Z".parse().unwrap();
         insta::assert_snapshot!("show_running", render(&example(true), now));
         insta::assert_snapshot!("show_failed", render(&example(false), now));
+        let all = Vm {
+            system_disk: banger_api::types::SystemDisk::Dm,
+            work_disk: 20 << 30,
+            work_disk_used: 3 << 20,
+            nat: false,
+            autostart: true,
+            restart: banger_api::types::RestartPolicy::OnFailure,
+            expires: "2026-02-05T04:05:06Z".parse().ok(),
+            restarts: 3,
+            restarts_at: "2026-02-03T04:05:14Z".parse().ok(),
+            pending: vec!["memory".into(), "vcpus".into()],
+            ..example(true)
+        };
+        insta::assert_snapshot!("show_everything", render(&all, now));
     }
 }

@@ -11,6 +11,7 @@ use crate::checks;
 use crate::context::Context;
 use crate::error::{CliError, Kind};
 use crate::output::Format;
+use crate::parallel;
 
 /// Start machines
 ///
@@ -53,7 +54,7 @@ impl Start {
         let client = context.client().await?;
         let targets = self.machines.targets(&client).await?;
         if self.dry_run {
-            return preflight(&client, targets, self.output).await;
+            return preflight(client, targets, self.output).await;
         }
         let timeout_seconds = self.timeout;
         let start = move |client: Arc<Client>, vm| async move {
@@ -63,11 +64,15 @@ impl Start {
     }
 }
 
-async fn preflight(client: &Client, targets: Vec<Target>, output: Format) -> Result<u8, CliError> {
-    let mut all = Vec::with_capacity(targets.len());
-    for target in targets {
-        let vm = target.reference;
-        all.push(client.vm_preflight(VmRef { vm }).await?);
+async fn preflight(client: Client, targets: Vec<Target>, output: Format) -> Result<u8, CliError> {
+    let client = Arc::new(client);
+    let asked = parallel::ordered(targets, |target| {
+        let (client, vm) = (client.clone(), target.reference);
+        async move { client.vm_preflight(VmRef { vm }).await }
+    });
+    let mut all = Vec::new();
+    for preflight in asked.await? {
+        all.push(preflight?);
     }
     output.print(&all, |all| render(all))?;
     let ready = all.iter().all(|preflight| preflight.ready);
