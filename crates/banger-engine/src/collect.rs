@@ -300,8 +300,16 @@ fn orphans(
 
 fn rests(phase: &str) -> bool {
     match phase_of(phase) {
-        Ok(Phase::Stopped | Phase::Failed { .. }) => true,
-        Ok(Phase::Creating | Phase::Starting | Phase::Running(_) | Phase::Stopping(_) | Phase::Removing)
+        Ok(Phase::Stopped | Phase::Failed(_)) => true,
+        Ok(
+            Phase::Creating
+            | Phase::Starting
+            | Phase::Running(_)
+            | Phase::Stopping(_)
+            | Phase::Resetting
+            | Phase::Due(_)
+            | Phase::Removing,
+        )
         | Err(_) => false,
     }
 }

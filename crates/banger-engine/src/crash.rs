@@ -101,6 +101,14 @@ named! {
         PhaseRunning = "phase-running",
         /// A machine is being stopped.
         PhaseStopping = "phase-stopping",
+        /// A machine's system disk is being renewed.
+        PhaseResetting = "phase-resetting",
+        /// A machine has another system disk, and with it perhaps another image.
+        VmReset = "vm-reset",
+        /// A machine is to be started by the daemon itself.
+        PhaseDue = "phase-due",
+        /// The host's boot is known.
+        Booted = "booted",
         /// A machine has failed.
         PhaseFailed = "phase-failed",
         /// A machine is being removed.

@@ -73,6 +73,24 @@ pub enum Error {
         /// `below the minimum of 64 MiB`.
         problem: String,
     },
+    /// A disk only grows.
+    #[error("{field} cannot shrink from {from} to {to}")]
+    Shrink {
+        /// `disk`, `work_disk`.
+        field: &'static str,
+        /// As it is.
+        from: String,
+        /// As asked for.
+        to: String,
+    },
+    /// Values that cannot be together, or not now.
+    #[error("{problem}")]
+    Contradiction {
+        /// Which.
+        problem: String,
+        /// The way out.
+        hint: String,
+    },
     /// A file that cannot be what it was given for.
     #[error("{} cannot be used as a {what}: {problem}", path.display())]
     BadFile {
@@ -260,7 +278,11 @@ impl Error {
         }
         match self {
             Self::Missing { .. } | Self::Store(StoreError::Missing { .. }) => Kind::NotFound,
-            Self::BadName { .. } | Self::OutOfRange { .. } | Self::BadFile { .. } => Kind::InvalidArgument,
+            Self::BadName { .. }
+            | Self::OutOfRange { .. }
+            | Self::Shrink { .. }
+            | Self::Contradiction { .. }
+            | Self::BadFile { .. } => Kind::InvalidArgument,
             Self::Refused { .. } | Self::NotRunning { .. } => Kind::WrongState,
             Self::Busy { .. } => Kind::Busy,
             Self::Preflight { .. } | Self::Asset { .. } | Self::NoVmm { .. } => Kind::MissingPrerequisite,
@@ -308,6 +330,11 @@ impl Error {
             } => Some("`banger kernel ls` lists them; `banger kernel add` adds one".to_owned()),
             Self::NotRunning { vm } => Some(format!("start it: banger vm start {vm}")),
             Self::Refused { vm, refusal } => refusal.hint(vm),
+            Self::Shrink { .. } => Some(
+                "a disk only grows: copy out what is needed with `banger cp` and create a machine with a smaller one"
+                    .to_owned(),
+            ),
+            Self::Contradiction { hint, .. } => Some(hint.clone()),
             Self::Busy { .. } => Some("wait for what it is doing, then try again".to_owned()),
             Self::Asset { fix, .. } => Some(fix.clone()),
             Self::Preflight { problems, .. } => match problems.as_slice() {
@@ -355,6 +382,8 @@ impl Error {
             | Self::Missing { .. }
             | Self::BadName { .. }
             | Self::OutOfRange { .. }
+            | Self::Shrink { .. }
+            | Self::Contradiction { .. }
             | Self::BadFile { .. }
             | Self::Refused { .. }
             | Self::Busy { .. }

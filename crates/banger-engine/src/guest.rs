@@ -8,9 +8,9 @@ use crate::vm::task::Handle;
 /// The client of a running machine's agent. The machine may end at any time; calls then fail with what the protocol says.
 pub(crate) fn client(handle: &Handle) -> Result<AgentClient, Error> {
     let view = handle.view.borrow();
-    view.guest.clone().ok_or_else(|| Error::NotRunning {
-        vm: handle.name.clone(),
-    })
+    view.guest
+        .clone()
+        .ok_or_else(|| Error::NotRunning { vm: handle.name() })
 }
 
 /// An answer to a ping.

@@ -51,6 +51,8 @@ named! {
         Stopping = "stopping",
         /// The VMM is being ended.
         Killing = "killing",
+        /// Its system disk is being renewed.
+        Resetting = "resetting",
         /// Host objects and files are being removed.
         Removing = "removing",
     }

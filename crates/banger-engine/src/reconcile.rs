@@ -2,28 +2,47 @@
 //!
 //! It never refuses to start: what cannot be cleaned is said and left in the ledger for the next time.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use banger_store::vms::VmRow;
+use jiff::Timestamp;
 
 use crate::collect;
-use crate::error::{Error, chain};
+use crate::crash::Write;
+use crate::error::{Error, chain, io};
 use crate::host::Host;
 use crate::ledger::Owner;
-use crate::vm::console;
-use crate::vm::lifecycle;
+use crate::vm::change::RanWith;
+use crate::vm::console::{self, Ending};
 use crate::vm::machines::{Machines, phase_of};
-use crate::vm::state::{Paths, Phase, Running};
+use crate::vm::restart::Restart;
+use crate::vm::state::{Due, Failure, Paths, Phase, Running};
 use crate::vm::task::{self, Begin};
+use crate::vm::{clock, lifecycle};
 
 #[derive(Default)]
 struct Tally {
     adopted: u32,
     ended: u32,
     undone: u32,
+    due: u32,
     orphans: u32,
     failed: u32,
 }
+
+/// What is known of the host and of all machines while each is taken up.
+struct Scene<'a> {
+    host: &'a Arc<Host>,
+    machines: &'a Machines,
+    /// Owners of which the ledger has something; `None`: it could not be read.
+    runs: Option<HashSet<Owner>>,
+    /// The host has booted since a daemon was here.
+    booted: bool,
+}
+
+/// The fact that says which boot of the host the last daemon knew.
+const BOOT: &str = "boot_id";
 
 /// Brings rows, ledger and host into agreement and starts every machine's task.
 pub(crate) async fn run(host: &Arc<Host>, machines: &Machines) -> Result<(), Error> {
@@ -41,13 +60,38 @@ pub(crate) async fn run(host: &Arc<Host>, machines: &Machines) -> Result<(), Err
             "unreadable machine, left alone"
         );
     }
+    let owners = match host.ledger.owners().await {
+        Ok(owners) => Some(owners.into_iter().collect()),
+        Err(e) => {
+            tracing::error!(error = chain(&e), "ledger not read");
+            None
+        }
+    };
+    let boot = boot_id()?;
+    let before = host.store.read(|tx| banger_store::facts::find(tx, BOOT)).await?;
+    let scene = Scene {
+        host,
+        machines,
+        runs: owners,
+        booted: before.as_deref() != Some(&boot),
+    };
     for row in rows {
-        take_up(host, machines, row, &mut tally).await;
+        take_up(&scene, row, &mut tally).await;
+    }
+    // Last: each machine that is to be started says so in its row by now, so none is forgotten should we die here.
+    if scene.booted {
+        let kept = host.store.write(Write::Booted, move |tx| {
+            banger_store::facts::replace(tx, BOOT, &boot).map(drop)
+        });
+        if let Err(e) = kept.await {
+            tracing::error!(error = chain(&e), "the host's boot not kept");
+        }
     }
     tracing::info!(
         adopted = tally.adopted,
         ended = tally.ended,
         undone = tally.undone,
+        autostarts = tally.due,
         orphans = tally.orphans,
         failed = tally.failed,
         "took up what was there"
@@ -55,16 +99,16 @@ pub(crate) async fn run(host: &Arc<Host>, machines: &Machines) -> Result<(), Err
     Ok(())
 }
 
-async fn take_up(host: &Arc<Host>, machines: &Machines, row: VmRow, tally: &mut Tally) {
-    let run = Owner::Run(row.id.clone());
+async fn take_up(scene: &Scene<'_>, row: VmRow, tally: &mut Tally) {
+    let Scene { host, machines, .. } = *scene;
     let phase = match phase_of(&row.phase) {
         Ok(phase) => phase,
         Err(e) => {
             tracing::error!(vm = row.name, error = chain(&e), "unreadable phase");
-            Phase::Failed { reason: chain(&e) }
+            Phase::Failed(Failure::of(&e))
         }
     };
-    let next = match phase {
+    let next = match phase.clone() {
         // Nobody was told that it exists.
         Phase::Creating => {
             tally.undone += 1;
@@ -73,12 +117,9 @@ async fn take_up(host: &Arc<Host>, machines: &Machines, row: VmRow, tally: &mut 
                 Err(e) => failed(&row, &e, tally),
             }
         }
-        Phase::Starting => {
+        Phase::Starting | Phase::Resetting => {
             tally.undone += 1;
-            match host.ledger.collect(&run).await {
-                Ok(()) => Phase::Stopped,
-                Err(e) => failed(&row, &e, tally),
-            }
+            scene.collected(&row, Phase::Stopped, tally).await
         }
         Phase::Removing => {
             tally.undone += 1;
@@ -88,57 +129,103 @@ async fn take_up(host: &Arc<Host>, machines: &Machines, row: VmRow, tally: &mut 
         Phase::Running(running) | Phase::Stopping(running) => match adopt(host, &row, &running).await {
             Ok((machine, guest)) => {
                 tally.adopted += 1;
-                let phase = Phase::Running(running);
-                if let Err(e) = task::keep(host, &row.id, &phase, false).await {
-                    tracing::error!(vm = row.name, error = chain(&e), "phase not kept");
-                }
-                task::spawn(host.clone(), machines, row, Begin::Adopted(phase, machine, guest));
+                let next = Phase::Running(Running {
+                    with: running.with.clone().or_else(|| Some(RanWith::of(&row))),
+                    ..running
+                });
+                scene.keep(&row, &phase, &next).await;
+                task::spawn(host.clone(), machines, row, Begin::Adopted(next, machine, guest));
                 return;
             }
-            Err(NotAdopted::Ended(phase)) => {
+            Err(NotAdopted::Ended(ending)) => {
                 tally.ended += 1;
-                match host.ledger.collect(&run).await {
-                    Ok(()) => phase,
-                    Err(e) => failed(&row, &e, tally),
+                // Where it was being stopped, that is what has happened.
+                let asked = matches!(phase, Phase::Stopping(_));
+                match after(&row, &running, ending, asked) {
+                    Some(next) => scene.collected(&row, next, tally).await,
+                    None => {
+                        task::spawn(host.clone(), machines, row, Begin::Remove);
+                        return;
+                    }
                 }
             }
             // It may well run: left as it is, to be stopped, killed or adopted by the next start.
             Err(NotAdopted::Unknown) => {
                 tally.failed += 1;
-                task::spawn(
-                    host.clone(),
-                    machines,
-                    row,
-                    Begin::Resting(Phase::Running(running)),
-                );
+                let phase = Phase::Running(running);
+                task::spawn(host.clone(), machines, row, Begin::Resting(phase));
                 return;
             }
         },
-        rests @ (Phase::Stopped | Phase::Failed { .. }) => {
-            // Normally nothing; a teardown that was broken off goes on.
-            if let Err(e) = host.ledger.collect(&run).await {
-                failed(&row, &e, tally);
-            }
-            rests
+        // Normally nothing; a teardown that was broken off goes on, and so does a start that the daemon made by itself.
+        rests @ (Phase::Stopped | Phase::Failed(_) | Phase::Due(_)) => {
+            scene.collected(&row, rests, tally).await
         }
     };
-    if let Err(e) = task::keep(host, &row.id, &next, false).await {
-        tracing::error!(vm = row.name, error = chain(&e), "phase not kept");
-    }
-    let begin = if row.ephemeral {
-        Begin::Remove
-    } else {
-        Begin::Resting(next)
+    let next = match next {
+        Phase::Stopped | Phase::Failed(_) if scene.booted && row.autostart => {
+            tally.due += 1;
+            Phase::Due(Due {
+                failure: next.failure().cloned(),
+                autostart: true,
+                ..Due::default()
+            })
+        }
+        other => other,
     };
-    task::spawn(host.clone(), machines, row, begin);
+    scene.keep(&row, &phase, &next).await;
+    task::spawn(host.clone(), machines, row, Begin::Resting(next));
+}
+
+/// What a run leads to that ended while no daemon watched; `None`: the machine goes with it.
+fn after(row: &VmRow, run: &Running, ending: Ending, asked: bool) -> Option<Phase> {
+    let failure = match ending {
+        Ending::Bad(failure) if !asked => Some(failure),
+        Ending::Bad(_) | Ending::Orderly => None,
+    };
+    let due = Due {
+        failure,
+        autostart: false,
+        restarts: run.restarts,
+        streak: run.streak,
+    };
+    if !asked && Restart::of(&row.restart).wants(due.failure.is_some()) {
+        // When it ended is not known; that it began long ago is what counts.
+        return Some(Phase::Due(due.after(clock::since(Timestamp::now(), run.since))));
+    }
+    (!row.ephemeral).then(|| due.off())
+}
+
+impl Scene<'_> {
+    /// Collects what a run has left; gives the phase, or the failure to do so.
+    async fn collected(&self, row: &VmRow, phase: Phase, tally: &mut Tally) -> Phase {
+        let run = Owner::Run(row.id.clone());
+        if self.runs.as_ref().is_some_and(|runs| !runs.contains(&run)) {
+            return phase;
+        }
+        match self.host.ledger.collect(&run).await {
+            Ok(()) => phase,
+            Err(e) => failed(row, &e, tally),
+        }
+    }
+
+    /// Keeps a phase that is another than the row's.
+    async fn keep(&self, row: &VmRow, before: &Phase, phase: &Phase) {
+        if before == phase {
+            return;
+        }
+        if let Err(e) = task::keep(self.host, &row.id, phase, false).await {
+            tracing::error!(vm = row.name, error = chain(&e), "phase not kept");
+        }
+    }
 }
 
 type Adopted = (Arc<dyn banger_vmm::Machine>, banger_agent_api::AgentClient);
 
 /// Why a run was not taken up.
 enum NotAdopted {
-    /// It has ended, which leaves this phase.
-    Ended(Phase),
+    /// It has ended.
+    Ended(Ending),
     /// It cannot be told: a VMM's program is missing, the host refuses to look.
     Unknown,
 }
@@ -152,13 +239,17 @@ async fn adopt(host: &Arc<Host>, row: &VmRow, running: &Running) -> Result<Adopt
             if !lifecycle::has_ended(&e) {
                 return Err(NotAdopted::Unknown);
             }
-            // Nobody saw its exit status; the console is the only witness.
-            Err(NotAdopted::Ended(match console::testimony(&paths.console()) {
-                Some(reason) => Phase::Failed { reason },
-                None => Phase::Stopped,
-            }))
+            // Nobody saw its exit status.
+            Err(NotAdopted::Ended(console::unseen_ending(&paths.console())))
         }
     }
+}
+
+/// The host's boot (`/proc/sys/kernel/random/boot_id`, random(4)): another one each time.
+fn boot_id() -> Result<String, Error> {
+    let path = "/proc/sys/kernel/random/boot_id";
+    let id = std::fs::read_to_string(path).map_err(io("read", path))?;
+    Ok(id.trim().to_owned())
 }
 
 fn failed(row: &VmRow, e: &Error, tally: &mut Tally) -> Phase {
@@ -168,7 +259,5 @@ fn failed(row: &VmRow, e: &Error, tally: &mut Tally) -> Phase {
         error = chain(e),
         "could not be cleaned; the next start tries again"
     );
-    Phase::Failed {
-        reason: e.report().message,
-    }
+    Phase::Failed(Failure::of(e))
 }

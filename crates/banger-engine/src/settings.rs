@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use banger_vmm::Preference;
 
+use crate::vm::capability::system_disk::SystemDiskKind;
+
 /// Everything the engine must be told.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -67,6 +69,10 @@ pub struct VmDefaults {
     pub memory: u64,
     /// Size of the writable system disk in bytes.
     pub disk: u64,
+    /// How the system disk is made. Absent: the best way that the host offers.
+    pub system_disk: Option<SystemDiskKind>,
+    /// Size of the work disk in bytes; 0: none.
+    pub work_disk: u64,
     /// From the begin of a start to the agent's answer.
     pub start_timeout: Duration,
     /// From asking the guest to stop to forcing it.

@@ -4,12 +4,17 @@ use rusqlite::{OptionalExtension, Transaction};
 
 use crate::StoreError;
 
-/// Sets a fact and gives back what it was.
-pub fn replace(tx: &Transaction<'_>, key: &str, value: &str) -> Result<Option<String>, StoreError> {
-    let before = tx
+/// A fact.
+pub fn find(tx: &Transaction<'_>, key: &str) -> Result<Option<String>, StoreError> {
+    Ok(tx
         .prepare_cached("SELECT value FROM facts WHERE key = ?1")?
         .query_row([key], |row| row.get(0))
-        .optional()?;
+        .optional()?)
+}
+
+/// Sets a fact and gives back what it was.
+pub fn replace(tx: &Transaction<'_>, key: &str, value: &str) -> Result<Option<String>, StoreError> {
+    let before = find(tx, key)?;
     tx.prepare_cached(
         "INSERT INTO facts (key, value) VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
     )?

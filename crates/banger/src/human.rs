@@ -51,6 +51,7 @@ pub(crate) fn vm_state(state: VmState) -> &'static str {
         VmState::Starting => "starting",
         VmState::Running => "running",
         VmState::Stopping => "stopping",
+        VmState::Resetting => "resetting",
         VmState::Failed => "failed",
         VmState::Removing => "removing",
     }

@@ -10,7 +10,7 @@ use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
-use units::{AbsolutePath, Seconds, Size};
+use units::{AbsolutePath, MaybeSize, Seconds, Size};
 
 /// Longest file that is read, in bytes.
 const MAX_FILE: u64 = 1 << 20;
@@ -65,6 +65,8 @@ pub(crate) struct Vm {
     pub(crate) vcpus: NonZeroU32,
     pub(crate) memory: Size,
     pub(crate) disk: Size,
+    pub(crate) system_disk: SystemDiskChoice,
+    pub(crate) work_disk: MaybeSize,
     pub(crate) start_timeout: Seconds,
     pub(crate) stop_timeout: Seconds,
 }
@@ -75,10 +77,23 @@ impl Default for Vm {
             vcpus: NonZeroU32::MIN.saturating_add(1),
             memory: Size(1 << 30),
             disk: Size(10 << 30),
+            system_disk: SystemDiskChoice::Auto,
+            work_disk: MaybeSize(0),
             start_timeout: Seconds(std::time::Duration::from_secs(120)),
             stop_timeout: Seconds(std::time::Duration::from_secs(30)),
         }
     }
+}
+
+/// How system disks are made.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum SystemDiskChoice {
+    #[default]
+    Auto,
+    Overlay,
+    Reflink,
+    Dm,
 }
 
 /// `[vmm]`.
@@ -293,6 +308,9 @@ mod tests {
             "[vm]\nvcpus = \"2\"",
             "[vm]\nvcpus = -1",
             "[vm]\nstart_timeout = 120",
+            "[vm]\nsystem_disk = \"zfs\"",
+            "[vm]\nwork_disk = \"none\"",
+            "[vm]\nwork_disk = 0",
             "[vmm]\nchoice = \"xen\"",
             "[vmm]\nqemu = \"qemu\"",
             "[daemon]\nlog_level = \"loud\"",

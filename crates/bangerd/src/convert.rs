@@ -9,10 +9,9 @@ use banger_api::{ErrorKind, RpcError};
 use banger_engine::doctor::{Check, Outcome};
 use banger_engine::image::registry::{Image, Kernel};
 use banger_engine::operation::{Operation, OperationState};
-use banger_engine::vm::policy::State;
-use banger_engine::vm::state::{Phase, Running, Vm, vmm_kind};
+use banger_engine::vm::state::{Failure, Phase, Running, Vm, vmm_kind};
 use banger_engine::vmms::FoundVmm;
-use banger_engine::{Garbage, Kind, Preflight, Report};
+use banger_engine::{Applies, Change, Garbage, Kind, Preflight, Report, Restart, SystemDiskKind};
 use banger_vmm::VmmKind;
 
 // ---- errors --------------------------------------------------------------------------------------------------------
@@ -113,15 +112,73 @@ pub(crate) fn vmm_of(kind: types::VmmKind) -> VmmKind {
     }
 }
 
-fn state(state: State) -> types::VmState {
-    match state {
-        State::Creating => types::VmState::Creating,
-        State::Stopped => types::VmState::Stopped,
-        State::Starting => types::VmState::Starting,
-        State::Running => types::VmState::Running,
-        State::Stopping => types::VmState::Stopping,
-        State::Failed => types::VmState::Failed,
-        State::Removing => types::VmState::Removing,
+pub(crate) fn system_disk(kind: SystemDiskKind) -> types::SystemDisk {
+    match kind {
+        SystemDiskKind::Overlay => types::SystemDisk::Overlay,
+        SystemDiskKind::Reflink => types::SystemDisk::Reflink,
+    }
+}
+
+pub(crate) fn system_disk_of(kind: types::SystemDisk) -> Result<SystemDiskKind, RpcError> {
+    let word = match kind {
+        types::SystemDisk::Overlay => "overlay",
+        types::SystemDisk::Reflink => "reflink",
+        types::SystemDisk::Dm => "dm",
+    };
+    SystemDiskKind::parse(word).ok_or_else(|| {
+        let message = format!("this release makes no system disk of kind {word:?}");
+        RpcError::new(ErrorKind::InvalidArgument, message).hint("leave it out: the best way is chosen")
+    })
+}
+
+fn restart(policy: Restart) -> types::RestartPolicy {
+    match policy {
+        Restart::No => types::RestartPolicy::No,
+        Restart::OnFailure => types::RestartPolicy::OnFailure,
+        Restart::Always => types::RestartPolicy::Always,
+    }
+}
+
+pub(crate) fn restart_of(policy: types::RestartPolicy) -> Restart {
+    match policy {
+        types::RestartPolicy::No => Restart::No,
+        types::RestartPolicy::OnFailure => Restart::OnFailure,
+        types::RestartPolicy::Always => Restart::Always,
+    }
+}
+
+pub(crate) fn change(change: Change) -> types::VmChange {
+    let Change {
+        setting,
+        from,
+        to,
+        applies,
+        reason,
+    } = change;
+    types::VmChange {
+        setting,
+        from,
+        to,
+        applies: match applies {
+            Applies::Now => types::Applies::Now,
+            Applies::NextStart => types::Applies::NextStart,
+        },
+        reason,
+    }
+}
+
+fn state(phase: &Phase) -> types::VmState {
+    match phase {
+        Phase::Creating => types::VmState::Creating,
+        Phase::Stopped => types::VmState::Stopped,
+        Phase::Starting => types::VmState::Starting,
+        Phase::Running(_) => types::VmState::Running,
+        Phase::Stopping(_) => types::VmState::Stopping,
+        Phase::Resetting => types::VmState::Resetting,
+        Phase::Failed(_) => types::VmState::Failed,
+        Phase::Due(due) if due.failure.is_some() => types::VmState::Failed,
+        Phase::Due(_) => types::VmState::Stopped,
+        Phase::Removing => types::VmState::Removing,
     }
 }
 
@@ -140,22 +197,39 @@ pub(crate) fn vm(vm: Vm) -> types::Vm {
         vmm: pinned,
         labels,
         ephemeral,
+        system_disk: made,
+        work_disk,
+        work_disk_used,
+        nat,
+        autostart,
+        restart: policy,
+        expires,
+        restarts_at,
+        pending,
         created,
         vsock,
     } = vm;
-    let state = state(phase.state());
+    let (state, restarts) = (state(&phase), phase.restarts());
     let vsock = vsock.to_string_lossy().into_owned();
     let (running, failure) = match phase {
         // A run of a VMM that this release does not know is shown as no run.
         Phase::Running(run) | Phase::Stopping(run) => (running(run, vsock), None),
-        Phase::Failed { reason } => (None, Some(reason)),
-        Phase::Creating | Phase::Stopped | Phase::Starting | Phase::Removing => (None, None),
+        Phase::Failed(failure) => (None, Some(failure)),
+        Phase::Due(due) => (None, due.failure),
+        Phase::Creating | Phase::Stopped | Phase::Starting | Phase::Resetting | Phase::Removing => {
+            (None, None)
+        }
+    };
+    let (failure, last_lines) = match failure {
+        Some(Failure { reason, console }) => (Some(reason), console),
+        None => (None, Vec::new()),
     };
     types::Vm {
         id,
         name,
         state,
         failure,
+        last_lines,
         image,
         image_id,
         kernel,
@@ -166,16 +240,17 @@ pub(crate) fn vm(vm: Vm) -> types::Vm {
         vmm: pinned.map(vmm),
         labels,
         ephemeral,
-        system_disk: types::SystemDisk::Overlay,
-        work_disk: 0,
-        work_disk_used: 0,
-        nat: true,
-        autostart: false,
-        restart: types::RestartPolicy::No,
-        expires: None,
-        restarts: 0,
-        restarts_at: None,
-        pending: Vec::new(),
+        // One of a newer release cannot be started by this one, whatever is said of its disk.
+        system_disk: made.map_or(types::SystemDisk::Overlay, system_disk),
+        work_disk,
+        work_disk_used,
+        nat,
+        autostart,
+        restart: restart(policy),
+        expires,
+        restarts,
+        restarts_at,
+        pending,
         created,
         running,
     }
@@ -190,6 +265,9 @@ fn running(run: Running, vsock: String) -> Option<types::VmRunning> {
         start_milliseconds,
         agent_version,
         kernel_release,
+        with: _,
+        restarts: _,
+        streak: _,
     } = run;
     vmm_kind(&name).map(|kind| types::VmRunning {
         vmm: vmm(kind),
@@ -339,12 +417,13 @@ pub(crate) fn found_vmm(found: &FoundVmm) -> types::Vmm {
 
 /// Counts by the states' names.
 pub(crate) fn machines(counts: &BTreeMap<&'static str, u32>) -> BTreeMap<types::VmState, u32> {
-    const NAMES: [(&str, types::VmState); 7] = [
+    const NAMES: [(&str, types::VmState); 8] = [
         ("creating", types::VmState::Creating),
         ("stopped", types::VmState::Stopped),
         ("starting", types::VmState::Starting),
         ("running", types::VmState::Running),
         ("stopping", types::VmState::Stopping),
+        ("resetting", types::VmState::Resetting),
         ("failed", types::VmState::Failed),
         ("removing", types::VmState::Removing),
     ];

@@ -10,13 +10,13 @@
 use std::sync::Arc;
 
 use banger_api::server::{Access, BindError, Server, bind};
-use banger_engine::{Engine, OpenError, Settings, VmDefaults, VmmSettings};
+use banger_engine::{Engine, OpenError, Settings, SystemDiskKind, VmDefaults, VmmSettings};
 use banger_vmm::Preference;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{Loaded, VmmChoice};
+use crate::config::{Loaded, SystemDiskChoice, VmmChoice};
 use crate::directories::{Directories, Environment};
 use crate::lock::Lock;
 use crate::service::{Facts, Rpc};
@@ -173,6 +173,13 @@ impl Daemon {
                 vcpus: config.vm.vcpus.get(),
                 memory: config.vm.memory.0,
                 disk: config.vm.disk.0,
+                system_disk: match config.vm.system_disk {
+                    SystemDiskChoice::Auto => None,
+                    SystemDiskChoice::Overlay => SystemDiskKind::parse("overlay"),
+                    SystemDiskChoice::Reflink => SystemDiskKind::parse("reflink"),
+                    SystemDiskChoice::Dm => SystemDiskKind::parse("dm"),
+                },
+                work_disk: config.vm.work_disk.0,
                 start_timeout: config.vm.start_timeout.0,
                 stop_timeout: config.vm.stop_timeout.0,
             },

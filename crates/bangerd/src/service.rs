@@ -9,7 +9,7 @@ use banger_api::contract::{Caller, Events, StreamHandler, openrpc};
 use banger_api::types::*;
 use banger_api::{RpcError, Service};
 use banger_engine::image::registry::{KernelSource as EngineKernelSource, Source};
-use banger_engine::{Engine, NewVm};
+use banger_engine::{Engine, NewVm, SetVm};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -223,12 +223,12 @@ impl Service for Rpc {
             labels,
             start,
             ephemeral,
-            system_disk: _,
-            work_disk: _,
-            nat: _,
-            autostart: _,
-            restart: _,
-            expires: _,
+            system_disk,
+            work_disk,
+            nat,
+            autostart,
+            restart,
+            expires,
         } = params;
         let new = NewVm {
             name,
@@ -241,6 +241,12 @@ impl Service for Rpc {
             labels,
             start,
             ephemeral,
+            system_disk: system_disk.map(convert::system_disk_of).transpose()?,
+            work_disk,
+            nat,
+            autostart,
+            restart: convert::restart_of(restart),
+            expires,
         };
         self.engine
             .create_vm(new)
@@ -299,20 +305,60 @@ impl Service for Rpc {
             .map_err(convert::error)
     }
 
-    async fn vm_restart(&self, _: Caller, _params: VmRestart) -> Result<Operation, RpcError> {
-        Err(RpcError::new(banger_api::ErrorKind::Internal, "not built yet"))
+    async fn vm_restart(&self, _: Caller, params: VmRestart) -> Result<Operation, RpcError> {
+        let begun = self
+            .engine
+            .restart_vm(&params.vm, seconds(params.timeout_seconds))
+            .await;
+        begun.map(convert::operation).map_err(convert::error)
     }
 
-    async fn vm_set(&self, _: Caller, _params: VmSet) -> Result<VmSetReply, RpcError> {
-        Err(RpcError::new(banger_api::ErrorKind::Internal, "not built yet"))
+    async fn vm_set(&self, _: Caller, params: VmSet) -> Result<VmSetReply, RpcError> {
+        let VmSet {
+            vm,
+            vcpus,
+            memory,
+            disk,
+            work_disk,
+            kernel,
+            vmm,
+            labels,
+            nat,
+            autostart,
+            restart,
+            expires,
+            no_expiry,
+        } = params;
+        let set = SetVm {
+            vcpus,
+            memory: memory.map(validate::memory).transpose()?,
+            disk,
+            work_disk,
+            kernel,
+            vmm: vmm.map(convert::vmm_of),
+            labels,
+            nat,
+            autostart,
+            restart: restart.map(convert::restart_of),
+            expires: validate::expiry(expires, no_expiry)?,
+        };
+        let (vm, changes) = self.engine.set_vm(&vm, set).await.map_err(convert::error)?;
+        Ok(VmSetReply {
+            vm: convert::vm(vm),
+            changes: changes.into_iter().map(convert::change).collect(),
+        })
     }
 
-    async fn vm_reset(&self, _: Caller, _params: VmReset) -> Result<Operation, RpcError> {
-        Err(RpcError::new(banger_api::ErrorKind::Internal, "not built yet"))
+    async fn vm_reset(&self, _: Caller, params: VmReset) -> Result<Operation, RpcError> {
+        let VmReset { vm, image, force } = params;
+        let begun = self.engine.reset_vm(&vm, image.as_deref(), force).await;
+        begun.map(convert::operation).map_err(convert::error)
     }
 
-    async fn vm_rename(&self, _: Caller, _params: VmRename) -> Result<Vm, RpcError> {
-        Err(RpcError::new(banger_api::ErrorKind::Internal, "not built yet"))
+    async fn vm_rename(&self, _: Caller, params: VmRename) -> Result<Vm, RpcError> {
+        let VmRename { vm, name } = params;
+        let renamed = self.engine.rename_vm(&vm, name).await;
+        renamed.map(convert::vm).map_err(convert::error)
     }
 
     async fn vm_preflight(&self, _: Caller, params: VmRef) -> Result<VmPreflight, RpcError> {

@@ -7,6 +7,7 @@ use banger_agent_api::{MAX_ARG_STRLEN, MAX_ARGS, MAX_ARGS_BYTES, MAX_PATH};
 use banger_api::contract::Caller;
 use banger_api::types::ExecOpen;
 use banger_api::{ErrorKind, RpcError};
+use jiff::Timestamp;
 
 fn invalid(message: impl Into<String>) -> RpcError {
     RpcError::new(ErrorKind::InvalidArgument, message)
@@ -20,6 +21,21 @@ pub(crate) fn memory(bytes: u64) -> Result<u64, RpcError> {
         Err(invalid(format!(
             "memory of {bytes} bytes is not a whole number of MiB"
         )))
+    }
+}
+
+/// A new expiry, or none any more; absent where neither is asked for.
+pub(crate) fn expiry(
+    expires: Option<Timestamp>,
+    no_expiry: bool,
+) -> Result<Option<Option<Timestamp>>, RpcError> {
+    match (expires, no_expiry) {
+        (Some(_), true) => {
+            Err(invalid("expires and no_expiry contradict each other").hint("give one of the two"))
+        }
+        (Some(time), false) => Ok(Some(Some(time))),
+        (None, true) => Ok(Some(None)),
+        (None, false) => Ok(None),
     }
 }
 
@@ -207,6 +223,15 @@ mod tests {
             let refused = host_path(caller(0), 1000, "path", path.into()).unwrap_err();
             assert_eq!(refused.kind, ErrorKind::InvalidArgument, "{path:?}");
         }
+    }
+
+    #[test]
+    fn an_expiry_is_set_or_taken_off() {
+        let time = Timestamp::UNIX_EPOCH;
+        assert_eq!(expiry(Some(time), false), Ok(Some(Some(time))));
+        assert_eq!(expiry(None, true), Ok(Some(None)));
+        assert_eq!(expiry(None, false), Ok(None));
+        assert!(expiry(Some(time), true).is_err());
     }
 
     #[test]

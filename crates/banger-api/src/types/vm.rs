@@ -160,6 +160,8 @@ pub enum VmState {
     Running,
     /// The guest was asked to stop, or is being forced.
     Stopping,
+    /// No VMM runs; the system disk is being renewed.
+    Resetting,
     /// The last start failed or the VMM died; `failure` says why. Can be started again.
     Failed,
     /// Its disks are being removed.
@@ -178,6 +180,9 @@ pub struct Vm {
     /// Why it failed, when it did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<String>,
+    /// The last lines of its console then, when it failed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub last_lines: Vec<String>,
     /// Image's name.
     pub image: String,
     /// Image's id.

@@ -15,7 +15,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, watch};
 
-use crate::vm::state::View;
+use crate::vm::state::{Failure, View};
 
 /// A file of the VMM's grows to this at most before it is rotated.
 const LIMIT: u64 = 4 << 20;
@@ -113,12 +113,12 @@ fn printable(line: &str) -> String {
 pub(crate) enum Ending {
     /// The guest ended it in order: it rebooted or powered off.
     Orderly,
-    /// Anything else: the reason, one line.
-    Bad(String),
+    /// Anything else.
+    Bad(Failure),
 }
 
 /// What the console itself says of a bad end.
-pub(crate) fn testimony(console: &Path) -> Option<String> {
+fn testimony(console: &Path) -> Option<String> {
     let text = read_end(console, LOOKED_AT).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
     let mut lines = text.lines().rev().map(printable);
@@ -131,14 +131,33 @@ pub(crate) fn testimony(console: &Path) -> Option<String> {
     })
 }
 
+/// How a run ended whose VMM's exit was seen.
 pub(crate) fn ending(exit: &MachineExit, console: &Path) -> Ending {
-    if let Some(reason) = testimony(console) {
-        return Ending::Bad(reason);
-    }
-    match exit.role {
-        ProcessRole::Vmm if exit.exit.success() => Ending::Orderly,
-        ProcessRole::Vmm | ProcessRole::VsockDevice => Ending::Bad(exit.to_string()),
-    }
+    let reason = match (testimony(console), exit.role) {
+        (Some(reason), _) => reason,
+        (None, ProcessRole::Vmm) if exit.exit.success() => return Ending::Orderly,
+        (None, ProcessRole::Vmm | ProcessRole::VsockDevice) => exit.to_string(),
+    };
+    Ending::Bad(Failure {
+        reason,
+        console: last_lines(console),
+    })
+}
+
+/// How a run ended that ended while no daemon watched: the console is the only witness. One that says nothing of a
+/// shutdown was cut off, by a kill or with the host.
+pub(crate) fn unseen_ending(console: &Path) -> Ending {
+    let lines = last_lines(console);
+    let reason = match testimony(console) {
+        Some(reason) => reason,
+        // What the kernel says last of a reboot and of a power-off (kernel/reboot.c), and our agent before it.
+        None if lines.iter().any(|line| line.contains("reboot: ")) => return Ending::Orderly,
+        None => "ended while no daemon watched, and not by shutting down".to_owned(),
+    };
+    Ending::Bad(Failure {
+        reason,
+        console: lines,
+    })
 }
 
 /// Sends the console's bytes: the last `tail` lines or all that is kept, then, when following, what comes until the
@@ -298,8 +317,15 @@ mod tests {
             "[    2.0] Kernel panic - not syncing: sysrq\n---[ end\n",
         )
         .unwrap();
-        let expected = Ending::Bad("guest kernel panic: Kernel panic - not syncing: sysrq".to_owned());
+        let expected = Ending::Bad(Failure {
+            reason: "guest kernel panic: Kernel panic - not syncing: sysrq".to_owned(),
+            console: vec![
+                "[    2.0] Kernel panic - not syncing: sysrq".to_owned(),
+                "---[ end".to_owned(),
+            ],
+        });
         assert_eq!(ending(&exit(ProcessRole::Vmm, Exit::Code(0)), &console), expected);
+        assert_eq!(unseen_ending(&console), expected);
     }
 
     #[test]

@@ -23,6 +23,7 @@ use crate::host::Host;
 use crate::ledger::{Owner, RunLog};
 use crate::operation::{Progress, Stage};
 use crate::vm::capability::{self, Start};
+use crate::vm::change::RanWith;
 use crate::vm::console::{self, Ending};
 use crate::vm::preflight::{self, Examined};
 use crate::vm::state::{Paths, Running, vmm_kind};
@@ -122,7 +123,7 @@ pub(crate) async fn start(
         exit = machine.exited() => {
             let cause = match console::ending(&exit, &paths.console()) {
                 Ending::Orderly => "the guest shut down before its agent answered".to_owned(),
-                Ending::Bad(reason) => reason,
+                Ending::Bad(failure) => failure.reason,
             };
             return Err(Error::DiedStarting {
                 vm: row.name.clone(),
@@ -155,6 +156,9 @@ pub(crate) async fn start(
         start_milliseconds: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
         agent_version: info.agent_version,
         kernel_release: info.kernel_release,
+        with: Some(RanWith::of(row)),
+        restarts: 0,
+        streak: 0,
     };
     tracing::info!(
         vm = row.name,
@@ -243,7 +247,12 @@ pub(crate) async fn adopt(
     };
     let kind = vmm_kind(&running.vmm).ok_or_else(|| fail(format!("unknown VMM {:?}", running.vmm).into()))?;
     let vmm = host.vmms.for_adoption(kind).await?;
-    let spec = plan(host, row, paths, kind, None).await?.spec();
+    // What was set since is not in this run.
+    let started = running
+        .with
+        .clone()
+        .map_or_else(|| row.clone(), |with| with.on(row));
+    let spec = plan(host, &started, paths, kind, None).await?.spec();
     let processes = host.ledger.processes(&Owner::Run(row.id.clone())).await?;
     let machine = vmm
         .adopt(&spec, &processes)
@@ -261,49 +270,35 @@ pub(crate) fn has_ended(error: &Error) -> bool {
     }
 }
 
-/// Asks the guest to stop and waits; forces it when it does not in time. Zero forces at once.
-pub(crate) async fn stop(
-    vm: &str,
+/// Asks the guest to stop and waits for its end. An error says, for people, why it must be forced. Dropping this takes
+/// nothing back: a guest that has agreed goes down all the same.
+pub(crate) async fn ask_to_stop(
     machine: &dyn Machine,
-    guest: Option<&AgentClient>,
+    guest: &AgentClient,
     timeout: Duration,
-    progress: &Progress,
-) -> Result<(), Error> {
-    if let Some(guest) = guest.filter(|_| !timeout.is_zero()) {
-        progress.stage(Stage::Stopping).await;
-        let began = Instant::now();
-        match guest
-            .shutdown(Some(timeout), timeout.min(Duration::from_secs(10)))
-            .await
-        {
-            Ok(()) => {
-                crash::point(Point::Moment(Moment::ShutdownAgreed));
-                let left = timeout.saturating_sub(began.elapsed());
-                if tokio::time::timeout(left, machine.exited()).await.is_ok() {
-                    return Ok(());
-                }
-                progress.notice(format!(
-                    "did not stop within {} s and was forced",
-                    timeout.as_secs()
-                ));
-            }
-            Err(e) => {
-                // The machine may be ending this very moment, which breaks the connection.
-                if tokio::time::timeout(Duration::from_millis(500), machine.exited())
-                    .await
-                    .is_ok()
-                {
-                    return Ok(());
-                }
-                progress.notice(format!(
-                    "its agent did not take the request and it was forced: {}",
-                    crate::error::chain(&e)
-                ));
-            }
+) -> Result<(), String> {
+    let began = Instant::now();
+    match guest
+        .shutdown(Some(timeout), timeout.min(Duration::from_secs(10)))
+        .await
+    {
+        Ok(()) => {
+            crash::point(Point::Moment(Moment::ShutdownAgreed));
+            let left = timeout.saturating_sub(began.elapsed());
+            let ended = tokio::time::timeout(left, machine.exited()).await;
+            ended
+                .map(drop)
+                .map_err(|_| format!("did not stop within {} s and was forced", timeout.as_secs()))
+        }
+        Err(e) => {
+            // The machine may be ending this very moment, which breaks the connection.
+            let ended = tokio::time::timeout(Duration::from_millis(500), machine.exited()).await;
+            ended.map(drop).map_err(|_| {
+                let why = crate::error::chain(&e);
+                format!("its agent did not take the request and it was forced: {why}")
+            })
         }
     }
-    progress.stage(Stage::Killing).await;
-    kill(vm, machine).await
 }
 
 /// Ends a machine at once.

@@ -6,45 +6,83 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use banger_store::StoreError;
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use crate::error::Error;
 use crate::name;
 use crate::vm::state::Phase;
 use crate::vm::task::Handle;
 
-/// All machines. Cheap to clone.
-#[derive(Clone, Default)]
+/// Starts at the same time when the host has booted: each takes a processor and the disk for a while.
+const AUTOSTARTS: usize = 2;
+/// Starts at the same time of machines that ended by themselves. More than above, so that one whose guest never answers
+/// does not hold up the others.
+const RESTARTS: usize = 8;
+
+/// All machines, and what their tasks share. Cheap to clone.
+#[derive(Clone)]
 pub(crate) struct Machines {
-    handles: Arc<RwLock<BTreeMap<String, Handle>>>,
+    table: Arc<RwLock<Table>>,
     tasks: Arc<Mutex<JoinSet<()>>>,
+    /// Turns of the starts that the daemon makes by itself.
+    pub(crate) autostarts: Arc<Semaphore>,
+    pub(crate) restarts: Arc<Semaphore>,
+    /// From where the tasks' ticks are counted.
+    pub(crate) epoch: Instant,
+}
+
+#[derive(Default)]
+struct Table {
+    by_id: BTreeMap<String, Handle>,
+    /// Names to ids.
+    names: BTreeMap<String, String>,
+}
+
+impl Default for Machines {
+    fn default() -> Self {
+        Self {
+            table: Arc::default(),
+            tasks: Arc::default(),
+            autostarts: Arc::new(Semaphore::new(AUTOSTARTS)),
+            restarts: Arc::new(Semaphore::new(RESTARTS)),
+            epoch: Instant::now(),
+        }
+    }
 }
 
 impl Machines {
-    pub(crate) fn add(&self, handle: Handle) {
-        self.handles
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(handle.id.clone(), handle);
+    pub(crate) fn add(&self, name: &str, handle: Handle) {
+        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        table.names.insert(name.to_owned(), handle.id.clone());
+        table.by_id.insert(handle.id.clone(), handle);
     }
 
+    /// Takes one out. Its name may be another's by now.
     pub(crate) fn forget(&self, id: &str) {
-        self.handles
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(id);
+        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        table.by_id.remove(id);
+        table.names.retain(|_, of| of != id);
+    }
+
+    /// Gives one another name, which the store has found free.
+    pub(crate) fn rename(&self, id: &str, from: &str, to: &str) {
+        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        if table.names.get(from).is_some_and(|of| of == id) {
+            table.names.remove(from);
+        }
+        table.names.insert(to.to_owned(), id.to_owned());
     }
 
     /// By name, else by id.
     pub(crate) fn find(&self, reference: &str) -> Result<Handle, Error> {
-        let handles = self.handles.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some(handle) = handles.values().find(|h| h.name == reference) {
+        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+        let id = table.names.get(reference).map_or(reference, String::as_str);
+        if let Some(handle) = table.by_id.get(id) {
             return Ok(handle.clone());
         }
-        if let Some(handle) = handles.get(reference) {
-            return Ok(handle.clone());
-        }
-        let near = name::nearest(reference, handles.values().map(|h| h.name.as_str()));
+        let near = name::nearest(reference, table.names.keys().map(String::as_str));
         let shown = reference.chars().take(80).collect();
         Err(Error::Missing {
             what: "machine",
@@ -55,15 +93,9 @@ impl Machines {
 
     /// All, by name.
     pub(crate) fn all(&self) -> Vec<Handle> {
-        let mut all: Vec<Handle> = self
-            .handles
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .values()
-            .cloned()
-            .collect();
-        all.sort_by(|a, b| a.name.cmp(&b.name));
-        all
+        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+        let by_name = table.names.values();
+        by_name.filter_map(|id| table.by_id.get(id).cloned()).collect()
     }
 
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
@@ -74,10 +106,7 @@ impl Machines {
 
     /// Closes every mailbox and waits for the tasks to end their work. Machines go on running.
     pub(crate) async fn close(&self, within: Duration) {
-        self.handles
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clear();
+        *self.table.write().unwrap_or_else(PoisonError::into_inner) = Table::default();
         let mut tasks = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
         let all = async { while tasks.join_next().await.is_some() {} };
         if tokio::time::timeout(within, all).await.is_err() {

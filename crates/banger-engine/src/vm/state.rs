@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use banger_agent_api::AgentClient;
 use banger_store::vms::VmRow;
@@ -10,7 +11,10 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::id;
+use crate::vm::capability::system_disk::SystemDiskKind;
+use crate::vm::change::RanWith;
 use crate::vm::policy::State;
+use crate::vm::restart::{self, Restart};
 
 /// Where a machine stands, kept in its row. Each state carries what only it has.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,13 +30,65 @@ pub enum Phase {
     Running(Running),
     /// A stop is at work on this run.
     Stopping(Running),
+    /// No VMM runs, and its system disk is being renewed. The row names the disk in force all the while.
+    Resetting,
     /// The last start or run ended badly.
-    Failed {
-        /// How, one line.
-        reason: String,
-    },
+    Failed(Failure),
+    /// No VMM runs, and the daemon is to start it by itself. Kept like this until that start has its outcome, so that a
+    /// daemon which dies meanwhile is followed by one that starts it.
+    Due(Due),
     /// Its disks are being removed.
     Removing,
+}
+
+/// How a start or a run ended badly.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// One line.
+    pub reason: String,
+    /// The last lines of the console then.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub console: Vec<String>,
+}
+
+impl Failure {
+    /// Without a console that would say more.
+    pub(crate) fn of(error: &crate::error::Error) -> Self {
+        let report = error.report();
+        Self {
+            reason: report.message,
+            console: report.details,
+        }
+    }
+}
+
+/// A start that the daemon makes by itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Due {
+    /// How the last run ended, where it ended badly.
+    pub failure: Option<Failure>,
+    /// Because the host has booted, and not because a run ended.
+    pub autostart: bool,
+    /// How often it was started again since somebody started it.
+    pub restarts: u32,
+    /// How many starts in a row came to nothing.
+    pub streak: u32,
+}
+
+impl Due {
+    /// What follows a run of this length.
+    pub(crate) fn after(self, ran: Duration) -> Self {
+        let streak = restart::streak_after(self.streak, ran);
+        Self { streak, ..self }
+    }
+
+    /// What is left when it is off.
+    pub(crate) fn off(self) -> Phase {
+        match self.failure {
+            Some(failure) => Phase::Failed(failure),
+            None => Phase::Stopped,
+        }
+    }
 }
 
 /// A run: from the VMM's start to its end.
@@ -52,6 +108,15 @@ pub struct Running {
     pub agent_version: String,
     /// Guest kernel's release.
     pub kernel_release: String,
+    /// The settings it has; absent in rows of releases that did not keep them.
+    #[serde(default)]
+    pub with: Option<RanWith>,
+    /// How often the machine was started again by itself since somebody started it.
+    #[serde(default)]
+    pub restarts: u32,
+    /// How many starts in a row came to nothing before this run, itself counted.
+    #[serde(default)]
+    pub streak: u32,
 }
 
 impl Phase {
@@ -63,7 +128,10 @@ impl Phase {
             Self::Starting => State::Starting,
             Self::Running(_) => State::Running,
             Self::Stopping(_) => State::Stopping,
-            Self::Failed { .. } => State::Failed,
+            Self::Resetting => State::Resetting,
+            Self::Failed(_) => State::Failed,
+            Self::Due(Due { failure: Some(_), .. }) => State::Failed,
+            Self::Due(Due { failure: None, .. }) => State::Stopped,
             Self::Removing => State::Removing,
         }
     }
@@ -72,7 +140,42 @@ impl Phase {
     pub fn running(&self) -> Option<&Running> {
         match self {
             Self::Running(running) | Self::Stopping(running) => Some(running),
-            Self::Creating | Self::Stopped | Self::Starting | Self::Failed { .. } | Self::Removing => None,
+            Self::Creating
+            | Self::Stopped
+            | Self::Starting
+            | Self::Resetting
+            | Self::Failed(_)
+            | Self::Due(_)
+            | Self::Removing => None,
+        }
+    }
+
+    /// How the last start or run ended badly, where it did.
+    pub fn failure(&self) -> Option<&Failure> {
+        match self {
+            Self::Failed(failure) => Some(failure),
+            Self::Due(due) => due.failure.as_ref(),
+            Self::Creating
+            | Self::Stopped
+            | Self::Starting
+            | Self::Running(_)
+            | Self::Stopping(_)
+            | Self::Resetting
+            | Self::Removing => None,
+        }
+    }
+
+    /// How often the machine was started again by itself since somebody started it.
+    pub fn restarts(&self) -> u32 {
+        match self {
+            Self::Running(running) | Self::Stopping(running) => running.restarts,
+            Self::Due(due) => due.restarts,
+            Self::Creating
+            | Self::Stopped
+            | Self::Starting
+            | Self::Resetting
+            | Self::Failed(_)
+            | Self::Removing => 0,
         }
     }
 }
@@ -95,6 +198,8 @@ pub struct View {
     pub generation: u64,
     /// The way to its agent, while it runs.
     pub guest: Option<AgentClient>,
+    /// When it is started again, where it waits for that.
+    pub restarts_at: Option<Timestamp>,
 }
 
 /// A machine, for people and programs.
@@ -126,6 +231,24 @@ pub struct Vm {
     pub labels: BTreeMap<String, String>,
     /// Removed when it stops.
     pub ephemeral: bool,
+    /// How the system disk is made; `None`: in a way that this release does not know.
+    pub system_disk: Option<SystemDiskKind>,
+    /// Size of the work disk in bytes; 0: none.
+    pub work_disk: u64,
+    /// Bytes the work disk takes on the host.
+    pub work_disk_used: u64,
+    /// The guest may reach what its host reaches.
+    pub nat: bool,
+    /// Started when the host has booted.
+    pub autostart: bool,
+    /// When it is started again after it ended by itself.
+    pub restart: Restart,
+    /// When it is removed.
+    pub expires: Option<Timestamp>,
+    /// When it is started again, where it waits for that.
+    pub restarts_at: Option<Timestamp>,
+    /// Names of the settings that its run does not have yet.
+    pub pending: Vec<String>,
     /// When it was created.
     pub created: Timestamp,
     /// The Unix socket of the guest's vsock.

@@ -140,6 +140,7 @@ fn vm(name: &str) -> Vm {
         name: name.into(),
         state: VmState::Running,
         failure: None,
+        last_lines: Vec::new(),
         image: "busybox".into(),
         image_id: "a1b2c3d4e5".into(),
         kernel: "debian".into(),

@@ -10,6 +10,10 @@ use serde::{Deserialize, Deserializer, de};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Size(pub(crate) u64);
 
+/// A size as [`Size`], or `0` for none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct MaybeSize(pub(crate) u64);
+
 /// A duration of whole seconds, from one second to one day.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Seconds(pub(crate) Duration);
@@ -54,6 +58,15 @@ impl Size {
     }
 }
 
+impl MaybeSize {
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+        match text {
+            "0" => Ok(Self(0)),
+            text => Size::parse(text).map(|size| Self(size.0)),
+        }
+    }
+}
+
 impl Seconds {
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let (number, unit) = number_and_unit(text)
@@ -85,6 +98,12 @@ impl AbsolutePath {
 }
 
 impl<'de> Deserialize<'de> for Size {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::parse(&String::deserialize(deserializer)?).map_err(de::Error::custom)
+    }
+}
+
+impl<'de> Deserialize<'de> for MaybeSize {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         Self::parse(&String::deserialize(deserializer)?).map_err(de::Error::custom)
     }
@@ -135,6 +154,15 @@ mod tests {
         .map(|text| Size::parse(text).unwrap_err())
         .collect();
         insta::assert_snapshot!(refusals.join("\n"));
+    }
+
+    #[test]
+    fn sizes_that_may_be_none() {
+        assert_eq!(MaybeSize::parse("0"), Ok(MaybeSize(0)));
+        assert_eq!(MaybeSize::parse("1GiB"), Ok(MaybeSize(1 << 30)));
+        for text in ["", "0MiB", "00", "none", "-1", "1"] {
+            assert!(MaybeSize::parse(text).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -162,6 +162,7 @@ pub(super) fn example(running: bool) -> Vm {
             VmState::Failed
         },
         failure: (!running).then(|| "the VMM died:\nsignal 9".into()),
+        last_lines: Vec::new(),
         image: "debian".into(),
         image_id: "a1b2c3d4e5".into(),
         kernel: "debian".into(),

@@ -1,0 +1,127 @@
+//! What can be done with a machine that exists: start to remove, settings, name.
+
+use std::time::Duration;
+
+use super::Engine;
+use crate::error::Error;
+use crate::image::registry;
+use crate::name;
+use crate::operation::{Operation, Progress};
+use crate::vm::change::{Change, SetVm};
+use crate::vm::policy::Request;
+use crate::vm::state::Vm;
+use crate::vm::task::Terms;
+
+/// Longest timeouts that can be asked for.
+const TIMEOUT_MAXIMUM: Duration = Duration::from_hours(1);
+
+impl Engine {
+    /// Begins to start a machine.
+    pub async fn start_vm(&self, reference: &str, timeout: Option<Duration>) -> Result<Operation, Error> {
+        let terms = Terms {
+            start_timeout: checked_timeout(timeout)?,
+            ..Terms::default()
+        };
+        self.begin("vm.start", reference, Request::Start, terms).await
+    }
+
+    /// Begins to stop a machine.
+    pub async fn stop_vm(&self, reference: &str, timeout: Option<Duration>) -> Result<Operation, Error> {
+        let terms = Terms {
+            stop_timeout: checked_timeout(timeout)?,
+            ..Terms::default()
+        };
+        self.begin("vm.stop", reference, Request::Stop, terms).await
+    }
+
+    /// Begins to kill a machine.
+    pub async fn kill_vm(&self, reference: &str) -> Result<Operation, Error> {
+        self.begin("vm.kill", reference, Request::Kill, Terms::default())
+            .await
+    }
+
+    /// Begins to stop a machine that runs, and to start it. The timeout is the stop's.
+    pub async fn restart_vm(&self, reference: &str, timeout: Option<Duration>) -> Result<Operation, Error> {
+        let terms = Terms {
+            stop_timeout: checked_timeout(timeout)?,
+            ..Terms::default()
+        };
+        self.begin("vm.restart", reference, Request::Restart, terms).await
+    }
+
+    /// Begins to renew a machine's system disk, from its own image or from another one. One that runs must be forced: it
+    /// is stopped before and started afterwards.
+    pub async fn reset_vm(
+        &self,
+        reference: &str,
+        image: Option<&str>,
+        force: bool,
+    ) -> Result<Operation, Error> {
+        let image = match image {
+            Some(image) => Some(registry::find(&self.host, image).await?.id),
+            None => None,
+        };
+        let terms = Terms {
+            image,
+            ..Terms::default()
+        };
+        self.begin("vm.reset", reference, Request::Reset { force }, terms)
+            .await
+    }
+
+    /// Begins to remove a machine.
+    pub async fn remove_vm(&self, reference: &str, force: bool) -> Result<Operation, Error> {
+        self.begin(
+            "vm.remove",
+            reference,
+            Request::Remove { force },
+            Terms::default(),
+        )
+        .await
+    }
+
+    /// Changes settings; says which are different since, and from when on. Waits for work that is under way.
+    pub async fn set_vm(&self, reference: &str, set: SetVm) -> Result<(Vm, Vec<Change>), Error> {
+        let handle = self.machines.find(reference)?;
+        for (key, value) in &set.labels {
+            name::label(key, value.as_deref().unwrap_or_default())?;
+        }
+        if let Some(kernel) = &set.kernel {
+            registry::find_kernel(&self.host, kernel).await?;
+        }
+        let changes = handle.set(set).await?;
+        Ok((self.show(&handle).await?, changes))
+    }
+
+    /// Gives a machine another name. The guest's host name follows at its next start.
+    pub async fn rename_vm(&self, reference: &str, to: String) -> Result<Vm, Error> {
+        let handle = self.machines.find(reference)?;
+        name::machine(&to)?;
+        handle.rename(to).await?;
+        self.show(&handle).await
+    }
+
+    async fn begin(
+        &self,
+        kind: &'static str,
+        reference: &str,
+        request: Request,
+        terms: Terms,
+    ) -> Result<Operation, Error> {
+        let handle = self.machines.find(reference)?;
+        let subject = handle.name();
+        let work = move |progress: Progress| async move { handle.ask(request, terms, &progress).await };
+        self.host.operations.begin(kind, &subject, work).await
+    }
+}
+
+fn checked_timeout(timeout: Option<Duration>) -> Result<Option<Duration>, Error> {
+    match timeout {
+        Some(timeout) if timeout > TIMEOUT_MAXIMUM => Err(Error::OutOfRange {
+            field: "timeout",
+            value: format!("{} s", timeout.as_secs()),
+            problem: format!("above the maximum of {} s", TIMEOUT_MAXIMUM.as_secs()),
+        }),
+        other => Ok(other),
+    }
+}

@@ -1,0 +1,187 @@
+//! New machines.
+
+use std::collections::BTreeMap;
+
+use banger_store::StoreError;
+use banger_store::vms::VmRow;
+use banger_vmm::VmmKind;
+use jiff::Timestamp;
+use tokio::sync::oneshot;
+
+use super::Engine;
+use crate::crash::Write;
+use crate::error::Error;
+use crate::image::registry;
+use crate::operation::{Operation, Progress};
+use crate::vm::capability::system_disk::{self, SystemDiskKind};
+use crate::vm::change;
+use crate::vm::machines::phase_text;
+use crate::vm::restart::Restart;
+use crate::vm::state::Phase;
+use crate::vm::task::{self, Begin};
+use crate::{id, limits, name};
+
+/// What a new machine shall be.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NewVm {
+    /// Absent: made up.
+    pub name: Option<String>,
+    /// Name or id.
+    pub image: String,
+    /// Absent: the default.
+    pub vcpus: Option<u32>,
+    /// Bytes. Absent: the default.
+    pub memory: Option<u64>,
+    /// Bytes. Absent: the default.
+    pub disk: Option<u64>,
+    /// Absent: the image's.
+    pub kernel: Option<String>,
+    /// Absent: chosen at each start.
+    pub vmm: Option<VmmKind>,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+    /// Start it as well; when that fails, nothing stays.
+    pub start: bool,
+    /// Remove it when it stops.
+    pub ephemeral: bool,
+    /// Absent: the default.
+    pub system_disk: Option<SystemDiskKind>,
+    /// Bytes, 0 for none. Absent: the default.
+    pub work_disk: Option<u64>,
+    /// Absent: yes.
+    pub nat: Option<bool>,
+    /// Start it when the host has booted.
+    pub autostart: bool,
+    /// When to start it again after it ended by itself.
+    pub restart: Restart,
+    /// Remove it at this time.
+    pub expires: Option<Timestamp>,
+}
+
+impl Engine {
+    /// Begins to create a machine. The name is reserved and the image pinned when this returns.
+    pub async fn create_vm(&self, new: NewVm) -> Result<Operation, Error> {
+        let row = self.reserve(&new).await?;
+        let (host, machines, start) = (self.host.clone(), self.machines.clone(), new.start);
+        let (id, subject) = (row.id.clone(), row.name.clone());
+        let work = move |progress: Progress| async move {
+            let (reply, created) = oneshot::channel();
+            let begin = Begin::Create {
+                progress,
+                reply,
+                start,
+            };
+            task::spawn(host, &machines, row, begin);
+            created.await.map_err(|_| Error::ShuttingDown)?
+        };
+        let begun = self.host.operations.begin("vm.create", &subject, work).await;
+        if begun.is_err() {
+            self.host
+                .store
+                .write(Write::VmRemove, move |tx| banger_store::vms::remove(tx, &id))
+                .await?;
+        }
+        begun
+    }
+
+    /// Checks what a new machine shall be and inserts its row.
+    async fn reserve(&self, new: &NewVm) -> Result<VmRow, Error> {
+        let mut row = self.row_of(new).await?;
+        // A made-up name may be taken by somebody faster; one that was asked for is the caller's to change.
+        for attempt in 0..16 {
+            row.name = match &new.name {
+                Some(name) => name.clone(),
+                None => made_up_name(attempt),
+            };
+            let inserted = row.clone();
+            match self
+                .host
+                .store
+                .write(Write::VmInsert, move |tx| {
+                    banger_store::vms::insert(tx, &inserted)
+                })
+                .await
+            {
+                Ok(()) => return Ok(row),
+                Err(StoreError::Exists { .. }) if new.name.is_none() => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Err(Error::Host {
+            action: "make up a name",
+            source: "all that were tried are taken; give one".into(),
+        })
+    }
+
+    /// The row of a new machine, without a name that was not given.
+    async fn row_of(&self, new: &NewVm) -> Result<VmRow, Error> {
+        if let Some(name) = &new.name {
+            name::machine(name)?;
+        }
+        for (key, value) in &new.labels {
+            name::label(key, value)?;
+        }
+        limits::labels(&new.labels)?;
+        let defaults = &self.host.settings.vm;
+        let vcpus = new.vcpus.unwrap_or(defaults.vcpus);
+        limits::vcpus(vcpus)?;
+        let memory_mib = limits::memory(new.memory.unwrap_or(defaults.memory), limits::host_memory()?)?;
+        let disk = limits::disk("disk", new.disk.unwrap_or(defaults.disk))?;
+        let work_disk = limits::work_disk(new.work_disk.unwrap_or(defaults.work_disk))?;
+        change::expiry(new.expires, Timestamp::now())?;
+        let image = registry::find(&self.host, &new.image).await?;
+        let kernel = match &new.kernel {
+            Some(kernel) => registry::find_kernel(&self.host, kernel).await?.name,
+            None => image.kernel.clone(),
+        };
+        let system_disk = match new.system_disk.or(defaults.system_disk) {
+            Some(kind) => kind,
+            None => system_disk::best(&self.host).await,
+        };
+        let row = VmRow {
+            id: id::new(),
+            name: new.name.clone().unwrap_or_default(),
+            image: image.id,
+            kernel,
+            vcpus,
+            memory_mib,
+            disk,
+            vmm: new.vmm.map(|kind| kind.as_str().to_owned()),
+            labels: new.labels.clone(),
+            ephemeral: new.ephemeral,
+            phase: phase_text(&Phase::Creating)?,
+            created: Timestamp::now(),
+            system_disk: system_disk.as_str().to_owned(),
+            generation: 0,
+            work_disk,
+            nat: new.nat.unwrap_or(true),
+            autostart: new.autostart,
+            restart: new.restart.as_str().to_owned(),
+            expires: new.expires,
+        };
+        change::lasting(&row)?;
+        Ok(row)
+    }
+}
+
+/// Two words that people can say; a third part when these run out.
+fn made_up_name(attempt: u32) -> String {
+    let name = petname::petname(2, "-").unwrap_or_else(|| format!("vm-{}", id::new()));
+    if attempt < 8 {
+        name
+    } else {
+        format!("{name}-{}", &id::new()[..4])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn made_up_names_are_valid() {
+        for attempt in 0..16 {
+            name::machine(&made_up_name(attempt)).unwrap();
+        }
+    }
+}

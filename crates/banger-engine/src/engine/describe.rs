@@ -1,0 +1,83 @@
+//! Machines, for people and programs.
+
+use std::collections::BTreeMap;
+
+use super::Engine;
+use crate::error::Error;
+use crate::vm::capability::system_disk::{self, SystemDiskKind};
+use crate::vm::change;
+use crate::vm::restart::Restart;
+use crate::vm::state::{Paths, Vm, vmm_kind};
+use crate::vm::task::Handle;
+
+impl Engine {
+    /// All machines that carry the labels, by name. A label without a value matches any.
+    pub async fn vms(&self, labels: &BTreeMap<String, String>) -> Result<Vec<Vm>, Error> {
+        let names = self.image_names().await?;
+        let wanted = |handle: &Handle| {
+            let view = handle.view.borrow();
+            labels.iter().all(|(key, value)| match view.row.labels.get(key) {
+                Some(found) => value.is_empty() || value == found,
+                None => false,
+            })
+        };
+        let handles = self.machines.all();
+        Ok(handles
+            .iter()
+            .filter(|handle| wanted(handle))
+            .map(|handle| self.describe(handle, &names))
+            .collect())
+    }
+
+    /// One machine.
+    pub async fn vm(&self, reference: &str) -> Result<Vm, Error> {
+        let handle = self.machines.find(reference)?;
+        self.show(&handle).await
+    }
+
+    pub(super) async fn show(&self, handle: &Handle) -> Result<Vm, Error> {
+        Ok(self.describe(handle, &self.image_names().await?))
+    }
+
+    async fn image_names(&self) -> Result<BTreeMap<String, String>, Error> {
+        let rows = self.host.store.read(banger_store::images::list).await?;
+        Ok(rows.into_iter().map(|row| (row.id, row.name)).collect())
+    }
+
+    fn describe(&self, handle: &Handle, images: &BTreeMap<String, String>) -> Vm {
+        let view = handle.view.borrow();
+        let row = &view.row;
+        let settings = &self.host.settings;
+        let paths = Paths::new(&settings.state_dir, &settings.runtime_dir, &row.id);
+        let run = view.phase.running();
+        Vm {
+            id: row.id.clone(),
+            name: row.name.clone(),
+            phase: view.phase.clone(),
+            image: images
+                .get(&row.image)
+                .cloned()
+                .unwrap_or_else(|| row.image.clone()),
+            image_id: row.image.clone(),
+            kernel: row.kernel.clone(),
+            vcpus: row.vcpus,
+            memory: u64::from(row.memory_mib) << 20,
+            disk: row.disk,
+            disk_used: system_disk::usage(row, &paths),
+            vmm: row.vmm.as_deref().and_then(vmm_kind),
+            labels: row.labels.clone(),
+            ephemeral: row.ephemeral,
+            system_disk: SystemDiskKind::parse(&row.system_disk),
+            work_disk: row.work_disk,
+            work_disk_used: 0,
+            nat: row.nat,
+            autostart: row.autostart,
+            restart: Restart::of(&row.restart),
+            expires: row.expires,
+            restarts_at: view.restarts_at,
+            pending: run.map(|run| change::pending(row, run)).unwrap_or_default(),
+            created: row.created,
+            vsock: paths.vsock(),
+        }
+    }
+}

@@ -1,0 +1,359 @@
+//! The façade: everything the daemon's entry points may call, one function a method of the contract.
+//!
+//! What is slow returns an [`Operation`] at once; arguments are checked before it begins, so that a mistake is the call's
+//! own error and not an operation's.
+//!
+//! What is about machines' lives is beside: `create`, `change` (start to remove, settings), `describe`.
+
+mod change;
+mod create;
+mod describe;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use banger_agent_api::AgentClient;
+use banger_store::Store;
+use banger_vmm::VmmKind;
+use tokio::sync::{mpsc, watch};
+
+use crate::assets::Assets;
+use crate::collect::{self, Garbage};
+use crate::doctor::Check;
+use crate::error::Error;
+use crate::guest::{self, Ping};
+use crate::host::Host;
+use crate::image::registry::{self, Image, Kernel, KernelSource, Source};
+use crate::ledger::Ledger;
+use crate::operation::{Operation, Operations};
+use crate::reconcile;
+use crate::rows::Rows;
+use crate::settings::Settings;
+use crate::vm::capability::system_disk::{self, Availability};
+use crate::vm::machines::Machines;
+use crate::vm::policy::State;
+use crate::vm::state::{Paths, Phase};
+use crate::vm::{console, preflight};
+use crate::vmms::{FoundVmm, Vmms};
+pub(crate) use crate::limits::bytes;
+pub use create::NewVm;
+
+/// A ping's.
+const PING: Duration = Duration::from_secs(10);
+/// How long closing waits for machines' tasks after their operations have ended.
+const CLOSING: Duration = Duration::from_secs(10);
+/// Chunks of a console that may wait for a slow reader.
+const LOG_CHUNKS: usize = 4;
+
+/// Why the engine could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The state file.
+    #[error(transparent)]
+    Store(#[from] banger_store::OpenError),
+    /// What was found at the start could not be dealt with.
+    #[error("failed to take up what was there")]
+    Reconcile(#[source] Error),
+    /// A directory could not be made.
+    #[error("failed to make the directory {}", path.display())]
+    Directory {
+        /// Which.
+        path: PathBuf,
+        /// The kernel's word.
+        source: std::io::Error,
+    },
+}
+
+/// The engine's part of `daemon.status`.
+#[derive(Debug, Clone)]
+pub struct Status {
+    /// The guest agent: its path and version, or why there is none.
+    pub agent: Result<(PathBuf, String), String>,
+    /// VMMs that were looked for.
+    pub vmms: Vec<FoundVmm>,
+    /// What a machine without a pin gets, with the reason; or why none.
+    pub chosen: Result<(VmmKind, String), String>,
+    /// Machines by state.
+    pub machines: BTreeMap<&'static str, u32>,
+    /// Images.
+    pub images: usize,
+    /// Operations at work.
+    pub operations: usize,
+}
+
+/// What a start of a machine would look at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Preflight {
+    /// The machine's name.
+    pub vm: String,
+    /// Every check with its outcome.
+    pub checks: Vec<Check>,
+}
+
+/// The engine. Cheap to clone.
+#[derive(Clone)]
+pub struct Engine {
+    host: Arc<Host>,
+    machines: Machines,
+}
+
+impl Engine {
+    /// Opens the state directory and takes up what an earlier daemon left: adopts what runs, reaps what died, collects
+    /// what is orphaned. The caller holds the state directory's lock.
+    pub async fn open(settings: Settings) -> Result<Self, OpenError> {
+        let store = Store::open(&settings.state_dir.join("banger.db"))?;
+        let rows = Rows::new(store.clone());
+        for directory in registry::directories(&settings.state_dir) {
+            std::fs::create_dir_all(&directory).map_err(|source| OpenError::Directory {
+                path: directory.clone(),
+                source,
+            })?;
+        }
+        let operations = Operations::open(rows.clone())
+            .await
+            .map_err(OpenError::Reconcile)?;
+        let host = Arc::new(Host {
+            assets: Assets::new(&settings),
+            ledger: Ledger::new(store),
+            vmms: Vmms::new(&settings),
+            operations,
+            store: rows,
+            settings,
+        });
+        let machines = Machines::default();
+        reconcile::run(&host, &machines)
+            .await
+            .map_err(OpenError::Reconcile)?;
+        // Probing runs each VMM once; by the first start it is known.
+        let probing = host.clone();
+        tokio::spawn(async move { probing.vmms.probe().await });
+        Ok(Self { host, machines })
+    }
+
+    /// Cancels what is at work, waits for its clean-up and ends all tasks. Machines go on running.
+    pub async fn close(&self) {
+        self.host.operations.close().await;
+        self.machines.close(CLOSING).await;
+    }
+
+    /// What there is.
+    pub async fn status(&self) -> Result<Status, Error> {
+        let mut machines = BTreeMap::new();
+        for handle in self.machines.all() {
+            *machines
+                .entry(phase_name(&handle.view.borrow().phase))
+                .or_default() += 1;
+        }
+        let images = self.host.store.read(banger_store::images::list).await?.len();
+        Ok(Status {
+            agent: self
+                .host
+                .assets
+                .agent_version()
+                .await
+                .map_err(|e| crate::error::chain(&e)),
+            vmms: self.host.vmms.found().await,
+            chosen: match self.host.vmms.choose(None).await {
+                Ok(chosen) => Ok((chosen.vmm.kind(), chosen.reason)),
+                Err(e) => Err(crate::error::chain(&e)),
+            },
+            machines,
+            images,
+            operations: self.host.operations.running(),
+        })
+    }
+
+    /// Checks the host.
+    pub async fn doctor(&self) -> Vec<Check> {
+        crate::doctor::run(&self.host).await
+    }
+
+    // ---- images and kernels ----------------------------------------------------------------------------------------
+
+    /// All images, by name.
+    pub async fn images(&self) -> Result<Vec<Image>, Error> {
+        registry::list(&self.host).await
+    }
+
+    /// One image.
+    pub async fn image(&self, reference: &str) -> Result<Image, Error> {
+        registry::show(&self.host, reference).await
+    }
+
+    /// Removes an image that no machine uses.
+    pub async fn remove_image(&self, reference: &str) -> Result<Image, Error> {
+        registry::remove(&self.host, reference).await
+    }
+
+    /// Begins to make an image from a file.
+    pub async fn register_image(
+        &self,
+        name: String,
+        path: PathBuf,
+        kernel: Option<String>,
+        replace: bool,
+    ) -> Result<Operation, Error> {
+        registry::begin(
+            &self.host,
+            "image.register",
+            name,
+            Source::File(path),
+            kernel,
+            replace,
+        )
+        .await
+    }
+
+    /// Begins to make a bootstrap image.
+    pub async fn bootstrap_image(
+        &self,
+        source: Source,
+        name: Option<String>,
+        kernel: Option<String>,
+        replace: bool,
+    ) -> Result<Operation, Error> {
+        let name = name.unwrap_or_else(|| source.default_name().to_owned());
+        registry::begin(&self.host, "image.bootstrap", name, source, kernel, replace).await
+    }
+
+    /// All kernels, by name.
+    pub async fn kernels(&self) -> Result<Vec<Kernel>, Error> {
+        registry::kernels(&self.host).await
+    }
+
+    /// Begins to add a kernel.
+    pub async fn add_kernel(&self, name: String, source: KernelSource) -> Result<Operation, Error> {
+        registry::begin_kernel(&self.host, name, source).await
+    }
+
+    /// Removes a kernel that nothing uses.
+    pub async fn remove_kernel(&self, name: &str) -> Result<Kernel, Error> {
+        registry::remove_kernel(&self.host, name).await
+    }
+
+    // ---- machines --------------------------------------------------------------------------------------------------
+
+    /// Everything that a start of a machine looks at, failed or not. Touches nothing.
+    pub async fn preflight_vm(&self, reference: &str) -> Result<Preflight, Error> {
+        let handle = self.machines.find(reference)?;
+        let row = handle.view.borrow().row.clone();
+        let settings = &self.host.settings;
+        let paths = Paths::new(&settings.state_dir, &settings.runtime_dir, &row.id);
+        let examined = preflight::examine(&self.host, &row, &paths, None).await?;
+        Ok(Preflight {
+            vm: row.name.clone(),
+            checks: examined.checks,
+        })
+    }
+
+    /// Each way of making a system disk, the best first, with what stands in its way on this host.
+    pub async fn system_disks(&self) -> Vec<Availability> {
+        system_disk::available(&self.host).await
+    }
+
+    /// Measures the way to a guest's agent and back.
+    pub async fn ping_vm(&self, reference: &str) -> Result<Ping, Error> {
+        let handle = self.machines.find(reference)?;
+        let client = guest::client(&handle)?;
+        let began = Instant::now();
+        let uptime = client.ping(PING).await.map_err(|e| Error::Agent {
+            vm: handle.name(),
+            source: Box::new(e),
+        })?;
+        let latency = began.elapsed();
+        let view = handle.view.borrow();
+        let agent_version = view
+            .phase
+            .running()
+            .map(|r| r.agent_version.clone())
+            .unwrap_or_default();
+        Ok(Ping {
+            vm: handle.name(),
+            latency,
+            agent_version,
+            uptime,
+        })
+    }
+
+    /// The client of a running machine's agent.
+    pub fn guest(&self, reference: &str) -> Result<AgentClient, Error> {
+        guest::client(&self.machines.find(reference)?)
+    }
+
+    /// A machine's serial console: chunks until the end, or, when following, until the machine stops or the receiver is
+    /// dropped.
+    pub fn logs(
+        &self,
+        reference: &str,
+        tail: Option<u32>,
+        follow: bool,
+    ) -> Result<mpsc::Receiver<Vec<u8>>, Error> {
+        let handle = self.machines.find(reference)?;
+        let settings = &self.host.settings;
+        let console = Paths::new(&settings.state_dir, &settings.runtime_dir, &handle.id).console();
+        let (out, chunks) = mpsc::channel(LOG_CHUNKS);
+        let (name, view) = (handle.name(), handle.view);
+        tokio::spawn(async move {
+            if let Err(e) = console::send(console, tail, follow, view, out).await
+                && e.kind() != std::io::ErrorKind::NotFound
+            {
+                tracing::warn!(vm = name, error = %e, "console not read");
+            }
+        });
+        Ok(chunks)
+    }
+
+    // ---- garbage ---------------------------------------------------------------------------------------------------
+
+    /// What nothing needs any more; unless only asked, it is removed, each piece with its outcome.
+    pub async fn gc(&self, dry_run: bool) -> Result<Vec<(Garbage, Option<Result<(), Error>>)>, Error> {
+        let mut all = Vec::new();
+        for piece in collect::find(&self.host, collect::When::Running).await? {
+            let outcome = match dry_run {
+                true => None,
+                false => Some(collect::remove(&self.host, &piece).await),
+            };
+            all.push((piece, outcome));
+        }
+        Ok(all)
+    }
+
+    // ---- operations ------------------------------------------------------------------------------------------------
+
+    /// All operations, newest first.
+    pub async fn operations(&self) -> Result<Vec<Operation>, Error> {
+        self.host.operations.list().await
+    }
+
+    /// One operation.
+    pub async fn operation(&self, id: &str) -> Result<Operation, Error> {
+        self.host.operations.show(id).await
+    }
+
+    /// Each change of an operation, beginning with how it stands; the last has ended.
+    pub async fn watch_operation(&self, id: &str) -> Result<watch::Receiver<Operation>, Error> {
+        self.host.operations.watch(id).await
+    }
+
+    /// Cancels an operation and waits for its end.
+    pub async fn cancel_operation(&self, id: &str) -> Result<Operation, Error> {
+        self.host.operations.cancel(id).await
+    }
+}
+
+/// A phase's name, as in the contract.
+pub(crate) fn phase_name(phase: &Phase) -> &'static str {
+    match phase.state() {
+        State::Creating => "creating",
+        State::Stopped => "stopped",
+        State::Starting => "starting",
+        // The phase of a machine that is being changed is that of one that runs.
+        State::Running | State::Changing => "running",
+        State::Stopping => "stopping",
+        State::Resetting => "resetting",
+        State::Failed => "failed",
+        State::Removing => "removing",
+    }
+}
