@@ -46,6 +46,10 @@ named! {
         Vmm = "vmm",
         /// The vsock device beside a VMM that has none.
         VsockDevice = "vsock-device",
+        /// A loop device under a system disk of kind dm.
+        LoopDevice = "loop-device",
+        /// A device-mapper device of one.
+        MappedDevice = "mapped-device",
     }
 }
 
@@ -71,7 +75,9 @@ impl Kind {
     /// The steps that this kind goes through.
     fn steps(self) -> &'static [Step] {
         match self {
-            Self::StateDirectory | Self::RuntimeDirectory => Step::ALL,
+            Self::StateDirectory | Self::RuntimeDirectory | Self::LoopDevice | Self::MappedDevice => {
+                Step::ALL
+            }
             // Nothing is made between these rows and the processes: they are what comes next.
             Self::Processes | Self::Vmm | Self::VsockDevice => &[
                 Step::Entering,
@@ -244,14 +250,17 @@ mod armed {
         /// The point to die at, and how many passes before that are survived.
         at: Option<(String, u32)>,
         record: Option<File>,
+        /// Points count once this is there.
+        from: Option<PathBuf>,
         passed: Mutex<HashMap<String, u32>>,
     }
 
     static ARMED: OnceLock<Armed> = OnceLock::new();
 
     /// Arms the points of this process: `at` is a name, or `name#N` for the Nth time it is reached (from 1); each point
-    /// that is reached is appended to `record`, a name a line.
-    pub fn arm(at: Option<&str>, record: Option<&Path>) -> Result<(), ArmError> {
+    /// that is reached is appended to `record`, a name a line. With `from`, what is reached before that file exists does
+    /// not count.
+    pub fn arm(at: Option<&str>, record: Option<&Path>, from: Option<&Path>) -> Result<(), ArmError> {
         let at = at
             .map(|at| {
                 let unknown = || ArmError::Unknown(at.to_owned());
@@ -276,6 +285,7 @@ mod armed {
         let armed = Armed {
             at,
             record,
+            from: from.map(Path::to_owned),
             passed: Mutex::default(),
         };
         ARMED.set(armed).map_err(|_| ArmError::Twice)
@@ -284,6 +294,9 @@ mod armed {
     /// The daemon may die here.
     pub(crate) fn point(point: Point) {
         let Some(armed) = ARMED.get() else { return };
+        if armed.from.as_ref().is_some_and(|from| !from.exists()) {
+            return;
+        }
         let name = point.name();
         let mut passed = armed.passed.lock().unwrap_or_else(PoisonError::into_inner);
         let count = passed.entry(name.clone()).or_default();

@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::crash::{self, Kind, Point, Step};
 use crate::error::Error;
+use crate::vm::capability::system_disk::devices::{self, Device};
 
 /// How long a killed process has to be gone. Longer only when it waits for a broken disk.
 const DEATH: Duration = Duration::from_secs(10);
@@ -85,6 +86,11 @@ pub(crate) enum Object {
         /// Clock ticks since boot, field 22 of proc_pid_stat(5).
         start_time: u64,
     },
+    /// A block device of the run's.
+    Device {
+        /// By its name.
+        device: Device,
+    },
 }
 
 impl Object {
@@ -100,6 +106,10 @@ impl Object {
                     Ok(ProcessRole::Vmm) | Err(_) => Kind::Vmm,
                 }
             }
+            (Self::Device { device }, Owner::Machine(_) | Owner::Run(_)) => match device {
+                Device::Mapped { .. } => Kind::MappedDevice,
+                Device::Loop { .. } => Kind::LoopDevice,
+            },
         }
     }
 }
@@ -270,7 +280,7 @@ fn record(object: &Object) -> Option<ProcessRecord> {
                 },
             })
         }
-        Object::Directory { .. } | Object::Processes { .. } => None,
+        Object::Directory { .. } | Object::Processes { .. } | Object::Device { .. } => None,
     }
 }
 
@@ -291,6 +301,7 @@ async fn remove(object: &Object, token: &str) -> Result<(), Error> {
             let stranger = !args.is_empty() && !args.iter().any(|a| hostkit::process::has_token(a, token));
             if stranger { Ok(()) } else { end(id).await }
         }
+        Object::Device { device } => devices::remove(device).await,
     }
 }
 

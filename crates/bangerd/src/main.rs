@@ -148,8 +148,9 @@ fn environment() -> Environment {
 #[cfg(feature = "crash-points")]
 fn arm_crash_points() -> Result<(), banger_engine::crash::ArmError> {
     let at = std::env::var("BANGER_CRASH_AT").ok();
-    let record = std::env::var_os("BANGER_CRASH_RECORD").map(PathBuf::from);
-    banger_engine::crash::arm(at.as_deref(), record.as_deref())
+    let path = |name| std::env::var_os(name).map(PathBuf::from);
+    let (record, from) = (path("BANGER_CRASH_RECORD"), path("BANGER_CRASH_FROM"));
+    banger_engine::crash::arm(at.as_deref(), record.as_deref(), from.as_deref())
 }
 
 /// Everything that is checked before anything is touched, then the daemon.

@@ -4,6 +4,7 @@
 
 use std::ffi::OsString;
 use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
 use serde_json::json;
@@ -162,13 +163,15 @@ const FIRST_DISK_SLOT: usize = 4;
 /// given back to the host's file system. QEMU's image locks stay on: they let any number of machines read an image, and
 /// none write what another one uses.
 fn blockdev(disk: &Disk) -> String {
+    // QEMU refuses a block device as a file.
+    let device = std::fs::metadata(&disk.path).is_ok_and(|found| found.file_type().is_block_device());
     json!({
         "driver": "raw",
         "node-name": node(disk),
         "read-only": disk.read_only,
         "discard": "unmap",
         "file": {
-            "driver": "file",
+            "driver": if device { "host_device" } else { "file" },
             "filename": disk.path.to_string_lossy(),
             "aio": "threads",
             "discard": "unmap",
@@ -179,7 +182,12 @@ fn blockdev(disk: &Disk) -> String {
 
 /// Node names hold 31 bytes at most; [`crate::check`] keeps ids short enough.
 fn node(disk: &Disk) -> String {
-    format!("node-{}", disk.id)
+    node_name(&disk.id)
+}
+
+/// The block node of the disk with this id.
+pub(super) fn node_name(id: &str) -> String {
+    format!("node-{id}")
 }
 
 /// A value in QEMU's key=value syntax, where a comma is written twice.

@@ -1,10 +1,11 @@
 //! ext4 file systems in image files, made and looked at without mounting anything and without privileges.
 //!
 //! [`make_empty`] makes a machine's own disk, [`populate`] turns an unpacked tree into a root file system, both with
-//! e2fsprogs; [`superblock`] reads in Rust what has to be known about a file before it is given to a machine. The
+//! e2fsprogs; [`mend`] repairs what was left in disorder; [`superblock`] reads in Rust what has to be known about a file before it is given to a machine. The
 //! features of what is made here are written out, since those that e2fsprogs picks by itself vary with its version and
 //! its configuration, and the kernel that has to mount the result is not the host's.
 
+pub mod mend;
 pub mod populate;
 pub mod superblock;
 
@@ -88,6 +89,8 @@ pub enum Error {
 pub struct E2fsTools {
     mke2fs: Tool,
     debugfs: Tool,
+    e2fsck: Tool,
+    tune2fs: Tool,
 }
 
 impl E2fsTools {
@@ -96,6 +99,8 @@ impl E2fsTools {
         Ok(Self {
             mke2fs: Tool::find("mke2fs", dirs)?,
             debugfs: Tool::find("debugfs", dirs)?,
+            e2fsck: Tool::find("e2fsck", dirs)?,
+            tune2fs: Tool::find("tune2fs", dirs)?,
         })
     }
 

@@ -13,6 +13,7 @@ const OFFSET: u64 = 1024;
 const LEN: usize = 1024;
 const MAGIC: u16 = 0xef53;
 
+const COMPAT_HAS_JOURNAL: u32 = 0x4;
 const INCOMPAT_RECOVER: u32 = 0x4;
 const INCOMPAT_JOURNAL_DEV: u32 = 0x8;
 const INCOMPAT_64BIT: u32 = 0x80;
@@ -95,10 +96,36 @@ pub struct Superblock {
     pub label: String,
     /// Its UUID.
     pub uuid: [u8; 16],
+    /// Has a journal, so that a kernel can mend by itself what an interruption left.
+    pub journal: bool,
+    /// How it was left.
+    pub state: State,
 }
 
-/// Reads and checks the superblock of a file (or block device).
+/// How a file system was left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// Unmounted in order.
+    Clean,
+    /// In use when its machine ended.
+    InUse,
+    /// A kernel found errors in it.
+    Errors,
+}
+
+/// Reads the superblock of a file (or block device) and checks that the file system is sound and was left in order.
 pub fn check(path: &Path) -> Result<Superblock, Error> {
+    let found = check_writable(path)?;
+    match found.state {
+        State::Clean => Ok(found),
+        State::InUse | State::Errors => Err(Error::Unclean {
+            path: path.to_owned(),
+        }),
+    }
+}
+
+/// As [`check`], for a disk that will be mounted for writing, and mended before where its state asks for it.
+pub fn check_writable(path: &Path) -> Result<Superblock, Error> {
     let read_error = |source| Error::Read {
         path: path.to_owned(),
         source,
@@ -127,15 +154,6 @@ pub fn check(path: &Path) -> Result<Superblock, Error> {
         None
     };
     parse(path, &bytes, len)
-}
-
-/// As [`check`], for a disk that will be mounted for writing: one that was in use when its machine ended is fine, since
-/// the kernel replays its journal.
-pub fn check_writable(path: &Path) -> Result<(), Error> {
-    match check(path) {
-        Ok(_) | Err(Error::Unclean { .. }) => Ok(()),
-        Err(error) => Err(error),
-    }
 }
 
 fn parse(path: &Path, bytes: &[u8; LEN], len: Option<u64>) -> Result<Superblock, Error> {
@@ -192,9 +210,13 @@ fn parse(path: &Path, bytes: &[u8; LEN], len: Option<u64>) -> Result<Superblock,
         });
     }
     let state = raw.u16(0x3a);
-    if incompat & INCOMPAT_RECOVER != 0 || state & STATE_ERRORS != 0 || state & STATE_CLEAN == 0 {
-        return Err(Error::Unclean { path: path() });
-    }
+    let state = if state & STATE_ERRORS != 0 {
+        State::Errors
+    } else if incompat & INCOMPAT_RECOVER != 0 || state & STATE_CLEAN == 0 {
+        State::InUse
+    } else {
+        State::Clean
+    };
     let label: Vec<u8> = bytes[0x78..0x88]
         .iter()
         .copied()
@@ -207,6 +229,8 @@ fn parse(path: &Path, bytes: &[u8; LEN], len: Option<u64>) -> Result<Superblock,
         used: bytes_of(used)?,
         label: String::from_utf8_lossy(&label).into_owned(),
         uuid,
+        journal: raw.u32(0x5c) & COMPAT_HAS_JOURNAL != 0,
+        state,
     })
 }
 
@@ -270,33 +294,33 @@ mod tests {
             bytes[at..at + value.len()].copy_from_slice(value);
             let sum = crc32c(&bytes[..0x3fc]);
             bytes[0x3fc..].copy_from_slice(&sum.to_le_bytes());
-            parse(&path, &bytes, Some(MIN_SIZE)).unwrap_err()
+            parse(&path, &bytes, Some(MIN_SIZE))
         };
-        assert!(matches!(with(0x38, &[0, 0]), Error::NotExt4 { .. }));
+        let state = |found: Result<Superblock, Error>| found.unwrap().state;
+        assert!(found.journal);
+        assert_eq!(found.state, State::Clean);
+        assert!(matches!(with(0x38, &[0, 0]), Err(Error::NotExt4 { .. })));
         assert!(matches!(
             with(0x18, &[7]),
-            Error::Damaged {
+            Err(Error::Damaged {
                 what: "impossible block size",
                 ..
-            }
+            })
         ));
         assert!(matches!(
             with(0x4, &[0; 4]),
-            Error::Damaged {
+            Err(Error::Damaged {
                 what: "more free blocks than blocks",
                 ..
-            }
+            })
         ));
-        assert!(matches!(with(0x3a, &[0, 0]), Error::Unclean { .. }));
-        assert!(matches!(with(0x3a, &[3, 0]), Error::Unclean { .. }));
+        assert_eq!(state(with(0x3a, &[0, 0])), State::InUse);
+        assert_eq!(state(with(0x3a, &[3, 0])), State::Errors);
         let incompat = u32::from_le_bytes(good[0x60..0x64].try_into().unwrap());
-        assert!(matches!(
-            with(0x60, &(incompat | 4).to_le_bytes()),
-            Error::Unclean { .. }
-        ));
+        assert_eq!(state(with(0x60, &(incompat | 4).to_le_bytes())), State::InUse);
         assert!(matches!(
             with(0x60, &(incompat | 0x10000).to_le_bytes()),
-            Error::Unsupported { bits: 0x10000, .. }
+            Err(Error::Unsupported { bits: 0x10000, .. })
         ));
         let mut flipped = good;
         flipped[0x78] ^= 1;

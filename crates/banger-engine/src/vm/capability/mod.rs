@@ -6,9 +6,11 @@
 
 mod boot;
 mod console;
+mod disk;
 mod network;
 pub(crate) mod system_disk;
 mod vsock;
+pub(crate) mod work_disk;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -80,6 +82,7 @@ pub(crate) const ALL: &[&dyn Capability] = &[
     &vsock::GuestSocket,
     &console::Console,
     &system_disk::SystemDisk,
+    &work_disk::WorkDisk,
     &boot::BootFiles,
     &network::UserNetwork,
 ];

@@ -13,20 +13,23 @@
 //! Place: the machine's task calls [`create`] and [`grow`] and renews through [`create_generation`] and
 //! [`remove_generation`]; a start goes through the capability. What is in a disk is the guest's affair.
 
+pub(crate) mod devices;
+mod dm;
 mod overlay;
 mod reflink;
 
 use std::fmt;
-use std::fs::File;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use banger_store::vms::VmRow;
 use banger_vmm::MachineSpec;
-use hostkit::ext4::E2fsTools;
+use hostkit::dm::Snapshot;
 
-use super::{Capability, Start};
+pub(crate) use super::disk::remove_file;
+use super::disk::{self, Mend, Which, extend};
+use super::{Capability, Start, work_disk};
 use crate::crash::{self, Moment, Point};
 use crate::doctor::Check;
 use crate::error::{Error, io};
@@ -42,17 +45,20 @@ pub enum SystemDiskKind {
     Overlay,
     /// A file that shares the image's blocks.
     Reflink,
+    /// A device-mapper snapshot of the image.
+    Dm,
 }
 
 impl SystemDiskKind {
     /// All, the best first.
-    pub const ALL: [Self; 2] = [Self::Reflink, Self::Overlay];
+    pub const ALL: [Self; 3] = [Self::Reflink, Self::Dm, Self::Overlay];
 
     /// Its word, in rows and for people.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Overlay => "overlay",
             Self::Reflink => "reflink",
+            Self::Dm => "dm",
         }
     }
 
@@ -67,6 +73,7 @@ impl SystemDiskKind {
             (Self::Overlay, 0) => "overlay.img".to_owned(),
             (Self::Overlay, n) => format!("overlay-{n}.img"),
             (Self::Reflink, n) => format!("root-{n}.img"),
+            (Self::Dm, n) => format!("cow-{n}.img"),
         }
     }
 }
@@ -102,6 +109,7 @@ pub(crate) async fn available(host: &Host) -> Vec<Availability> {
         let obstacle = match kind {
             SystemDiskKind::Overlay => None,
             SystemDiskKind::Reflink => reflink::obstacle(host).await,
+            SystemDiskKind::Dm => dm::obstacle().await,
         };
         all.push(Availability { kind, obstacle });
     }
@@ -141,7 +149,8 @@ pub(crate) async fn create(host: &Host, row: &VmRow, paths: &Paths) -> Result<()
         .create(&paths.state)
         .map_err(io("create", &paths.state))?;
     entered.made();
-    create_generation(host, row, paths).await
+    create_generation(host, row, paths).await?;
+    work_disk::ensure(host, row, paths).await
 }
 
 /// Makes the disk of the row's generation: in the same time for any image. What an interrupted attempt left under its
@@ -152,6 +161,7 @@ pub(crate) async fn create_generation(host: &Host, row: &VmRow, paths: &Paths) -
     match kind_of(row)? {
         SystemDiskKind::Overlay => overlay::make(host, row, &path).await?,
         SystemDiskKind::Reflink => reflink::make(host, row, &path).await?,
+        SystemDiskKind::Dm => dm::make(host, row, &path).await?,
     }
     crash::point(Point::Moment(Moment::DiskMade));
     Ok(())
@@ -204,10 +214,11 @@ fn generation_of(name: &str) -> Option<u32> {
 /// Extends the disk's file to the row's size. One that has it is fine, so a growth that was broken off is simply gone on
 /// with. The file system in it grows when the guest's agent says so.
 pub(crate) fn grow(row: &VmRow, paths: &Paths) -> Result<(), Error> {
-    let path = file(row, paths)?;
-    match kind_of(row)? {
-        SystemDiskKind::Overlay | SystemDiskKind::Reflink => extend(&path, row.disk),
-    }
+    let size = match kind_of(row)? {
+        SystemDiskKind::Overlay | SystemDiskKind::Reflink => row.disk,
+        SystemDiskKind::Dm => dm::cow_size(row.disk),
+    };
+    extend(&file(row, paths)?, size)
 }
 
 /// Bytes the disk takes on the host.
@@ -215,30 +226,57 @@ pub(crate) fn usage(row: &VmRow, paths: &Paths) -> u64 {
     file(row, paths).map_or(0, |path| taken(&path))
 }
 
-/// Lengthens a file by a hole; never shortens it.
-pub(super) fn extend(path: &Path, size: u64) -> Result<(), Error> {
-    let file = File::options().write(true).open(path).map_err(io("open", path))?;
-    let length = file.metadata().map_err(io("look at", path))?.len();
-    if length < size {
-        file.set_len(size).map_err(io("extend", path))?;
-    }
-    Ok(())
-}
-
-pub(crate) fn remove_file(path: &Path) -> Result<(), Error> {
-    match std::fs::remove_file(path) {
-        Ok(()) => Ok(()),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(e) => Err(io("remove", path)(e)),
+/// How full the snapshot of a running machine is; `None` for other kinds, and while it does not run.
+pub(crate) async fn snapshot_usage(row: &VmRow) -> Result<Option<Snapshot>, Error> {
+    match kind_of(row)? {
+        SystemDiskKind::Dm => dm::usage(row).await,
+        SystemDiskKind::Overlay | SystemDiskKind::Reflink => Ok(None),
     }
 }
 
-pub(super) fn tools(host: &Host) -> Result<E2fsTools, Error> {
-    E2fsTools::find(&host.settings.tool_dirs()).map_err(|e| Error::Host {
-        action: "make the disk",
-        source: Box::new(e),
+/// Whether a disk of this kind that grew can be told to a VMM that has it open. A device-mapper device is made anew at
+/// each start.
+pub(crate) fn grows_online(row: &VmRow) -> Result<bool, Error> {
+    match kind_of(row)? {
+        SystemDiskKind::Overlay | SystemDiskKind::Reflink => Ok(true),
+        SystemDiskKind::Dm => Ok(false),
+    }
+}
+
+/// The disk's id in the machine, by which a VMM is told that it has grown.
+pub(crate) fn id(row: &VmRow) -> Result<&'static str, Error> {
+    match kind_of(row)? {
+        SystemDiskKind::Overlay => Ok(overlay::ID),
+        SystemDiskKind::Reflink | SystemDiskKind::Dm => Ok(ROOT),
+    }
+}
+
+/// Refuses a disk that does not hold its image. The overlay's does not have to.
+pub(crate) fn image_fits(host: &Host, row: &VmRow) -> Result<(), Error> {
+    match kind_of(row)? {
+        SystemDiskKind::Overlay => return Ok(()),
+        SystemDiskKind::Reflink | SystemDiskKind::Dm => {}
+    }
+    let image = crate::image::rootfs_path(&host.settings.state_dir, &row.image);
+    let length = std::fs::metadata(&image).map_err(io("look at", image))?.len();
+    if length <= row.disk {
+        return Ok(());
+    }
+    Err(Error::OutOfRange {
+        field: "disk",
+        value: crate::engine::bytes(&row.disk),
+        problem: format!("below the image's {}", crate::engine::bytes(&length)),
     })
 }
+
+/// The id of a disk that is all of the root file system.
+const ROOT: &str = "root";
+
+const WHICH: Which = Which {
+    group: "system-disk",
+    called: "the system disk",
+    way_out: "renew it with `banger vm reset`, which loses what is on it but not the work disk",
+};
 
 pub(crate) struct SystemDisk;
 
@@ -252,6 +290,7 @@ impl Capability for SystemDisk {
         match kind_of(start.row) {
             Ok(SystemDiskKind::Overlay) => overlay::check(start),
             Ok(SystemDiskKind::Reflink) => reflink::check(start),
+            Ok(SystemDiskKind::Dm) => dm::check(start).await,
             Err(e) => {
                 let fix = "use the release that made this machine, or remove the machine";
                 vec![Check::failure(self.name(), "kind", e.report().message, fix)]
@@ -260,15 +299,30 @@ impl Capability for SystemDisk {
     }
 
     async fn prepare(&self, start: &Start<'_>) -> Result<(), Error> {
-        grow(start.row, start.paths)
+        grow(start.row, start.paths)?;
+        match kind_of(start.row)? {
+            SystemDiskKind::Overlay | SystemDiskKind::Reflink => {
+                let path = file(start.row, start.paths)?;
+                disk::make_whole(start, WHICH, &path, Mend::WhatTheGuestCannot).await
+            }
+            SystemDiskKind::Dm => dm::prepare(start).await,
+        }
     }
 
     fn contribute(&self, start: &Start<'_>, spec: &mut MachineSpec) {
         match kind_of(start.row) {
             Ok(SystemDiskKind::Overlay) => overlay::contribute(start, spec),
             Ok(SystemDiskKind::Reflink) => reflink::contribute(start, spec),
+            Ok(SystemDiskKind::Dm) => dm::contribute(start, spec),
             // Said by the check; such a machine is never launched.
             Err(_) => {}
+        }
+    }
+
+    fn makes(&self, start: &Start<'_>, disk: &Path) -> bool {
+        match kind_of(start.row) {
+            Ok(SystemDiskKind::Dm) => dm::makes(start.paths, disk),
+            Ok(SystemDiskKind::Overlay | SystemDiskKind::Reflink) | Err(_) => false,
         }
     }
 

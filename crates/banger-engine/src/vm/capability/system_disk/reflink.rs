@@ -10,12 +10,12 @@ use banger_store::vms::VmRow;
 use banger_vmm::{Disk, MachineSpec};
 use hostkit::reflink;
 
-use super::overlay::own_disk;
-use super::{Obstacle, file};
+use super::{Obstacle, ROOT, WHICH, file, image_fits};
 use crate::doctor::Check;
 use crate::error::{Error, chain, io};
 use crate::host::Host;
 use crate::vm::capability::Start;
+use crate::vm::capability::disk;
 
 /// What keeps it from being had: the state directory's file system.
 pub(super) async fn obstacle(host: &Host) -> Option<Obstacle> {
@@ -38,6 +38,7 @@ pub(super) async fn obstacle(host: &Host) -> Option<Obstacle> {
 
 /// Shares the image's blocks, then lengthens the file to the disk's size.
 pub(super) async fn make(host: &Host, row: &VmRow, path: &Path) -> Result<(), Error> {
+    image_fits(host, row)?;
     let image = crate::image::rootfs_path(&host.settings.state_dir, &row.image);
     let from = File::open(&image).map_err(io("open", &image))?;
     // Opened here and not in the blocking thread: a creation that is cancelled removes the directory while that thread
@@ -52,10 +53,6 @@ pub(super) async fn make(host: &Host, row: &VmRow, path: &Path) -> Result<(), Er
     // Sharing waits until what the image has in the page cache is written back.
     let cloned = tokio::task::spawn_blocking(move || {
         reflink::clone(&from, &to).map_err(io("share the image's blocks with", &shown))?;
-        let length = to.metadata().map_err(io("look at", &shown))?.len();
-        if length > size {
-            return Err(too_small(size, length));
-        }
         to.set_len(size).map_err(io("extend", &shown))
     });
     cloned.await.map_err(|e| Error::Host {
@@ -64,23 +61,14 @@ pub(super) async fn make(host: &Host, row: &VmRow, path: &Path) -> Result<(), Er
     })?
 }
 
-/// A disk that does not hold its image.
-pub(super) fn too_small(size: u64, image: u64) -> Error {
-    Error::OutOfRange {
-        field: "disk",
-        value: crate::engine::bytes(&size),
-        problem: format!("below the image's {}", crate::engine::bytes(&image)),
-    }
-}
-
 pub(super) fn check(start: &Start<'_>) -> Vec<Check> {
     let path = file(start.row, start.paths).unwrap_or_default();
-    vec![own_disk("system-disk", "disk", &path)]
+    vec![disk::check(WHICH, &path)]
 }
 
 pub(super) fn contribute(start: &Start<'_>, spec: &mut MachineSpec) {
     spec.disks.push(Disk {
-        id: "root".to_owned(),
+        id: ROOT.to_owned(),
         path: file(start.row, start.paths).unwrap_or_default(),
         read_only: false,
     });
