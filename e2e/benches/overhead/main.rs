@@ -4,6 +4,7 @@
 //! that has a counterpart is taken in pairs, ours and the raw one in turn within one run, and their medians are compared:
 //! of the pairs' ratios, or of the differences. The table goes to standard output, all samples go to `target/bench/<date>.json`.
 
+mod disks;
 mod raw;
 mod report;
 mod rows;
@@ -41,7 +42,13 @@ fn main() {
             rows::idle(report, daemon, "no machine", Duration::from_secs(30));
         }),
         ("short", "short commands", rows::short_commands),
-        ("create", "creating machines", rows::create),
+        (
+            "disks",
+            "creating, resetting, deleting machines",
+            |report, daemon| {
+                disks::kind(report, daemon, "overlay");
+            },
+        ),
         (
             "creates",
             "creating many machines at once",

@@ -13,7 +13,6 @@ const MACHINE: [&str; 4] = ["--vcpus", "1", "--memory", "256M"];
 /// Pairs of starts; each takes seconds under emulation.
 const STARTS: usize = 15;
 const SHORT: usize = 40;
-const CREATES: usize = 20;
 /// Exec round trips: rounds of a batch each, so that both see the same minutes of the machine.
 const ROUNDS: usize = 10;
 const BATCH: usize = 20;
@@ -102,46 +101,6 @@ pub(crate) fn short_commands(report: &mut Report, daemon: &Daemon) {
         Budget::AtMost(10.0),
     );
     report.add("banger ls (raw: true)", "ms", ls, nothing, Budget::None);
-}
-
-/// Creating must not depend on the image's size.
-pub(crate) fn create(report: &mut Report, daemon: &Daemon) {
-    for (name, size) in [("small", "300M"), ("large", "4G")] {
-        let file = daemon.state().join(format!("{name}.ext4"));
-        let mke2fs = e2e::testbed::find_program("mke2fs").expect("mke2fs");
-        let made = Command::new(mke2fs)
-            .args(["-q", "-t", "ext4"])
-            .arg(&file)
-            .arg(size)
-            .stdout(std::process::Stdio::null())
-            .status();
-        assert!(made.expect("run mke2fs").success());
-        daemon
-            .banger(["image", "register", name])
-            .args([&file])
-            .deadline(Duration::from_secs(600))
-            .ok();
-        std::fs::remove_file(file).expect("remove a file");
-    }
-    let (mut small, mut large) = (vec![], vec![]);
-    for _ in 0..CREATES {
-        for (image, samples) in [("small", &mut small), ("large", &mut large)] {
-            samples.push(time(
-                daemon.banger(["vm", "create", "made", "--quiet", "--image", image]),
-            ));
-            daemon.banger(["vm", "rm", "made"]).ok();
-        }
-    }
-    for name in ["small", "large"] {
-        daemon.banger(["image", "rm", name]).ok();
-    }
-    report.add(
-        "create, 4 GiB image (raw: 300 MiB image)",
-        "ms",
-        large,
-        small,
-        Budget::Ratio(1.10),
-    );
 }
 
 pub(crate) fn start(report: &mut Report, daemon: &Daemon) {
