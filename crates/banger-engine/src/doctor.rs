@@ -1,6 +1,5 @@
 //! Checks of the host, each with what to do. A check never changes anything.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use banger_vmm::{HostVirtualization, host_virtualization};
@@ -11,11 +10,6 @@ use crate::error::chain;
 use crate::host::Host;
 use crate::image::registry;
 use crate::vm::capability;
-
-/// Free space under which a warning is due: a bootstrap takes about one GiB for a while.
-const SPACE_WARNING: u64 = 2 << 30;
-/// Free space under which nothing can be made.
-const SPACE_FAILURE: u64 = 200 << 20;
 
 /// Outcome of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -90,7 +84,7 @@ pub(crate) async fn run(host: &Arc<Host>) -> Vec<Check> {
     let mut checks = vec![virtualization()];
     checks.extend(vmms(host).await);
     checks.extend(tools(host));
-    checks.push(space(&host.settings.state_dir));
+    checks.push(crate::space::pressure(host));
     checks.push(store(host).await);
     checks.push(images(host).await);
     for capability in capability::ALL {
@@ -183,6 +177,12 @@ fn tools(host: &Host) -> Vec<Check> {
             Outcome::Failure,
         ),
         (
+            "e2fsck",
+            "disks that were in use when their machine ended cannot be checked",
+            "e2fsprogs",
+            Outcome::Failure,
+        ),
+        (
             "mmdebstrap",
             "the image `debian` cannot be bootstrapped",
             "mmdebstrap",
@@ -219,25 +219,6 @@ fn tools(host: &Host) -> Vec<Check> {
             },
         )
         .collect()
-}
-
-fn space(state: &Path) -> Check {
-    let (group, name) = ("state", "space");
-    match rustix::fs::statvfs(state) {
-        Ok(stat) => {
-            let free = stat.f_bavail.saturating_mul(stat.f_frsize);
-            let reason = format!("{} MiB free for {}", free >> 20, state.display());
-            let fix = "free space there, or move `state_dir` under `[daemon]` in the configuration";
-            if free < SPACE_FAILURE {
-                Check::failure(group, name, reason, fix)
-            } else if free < SPACE_WARNING {
-                Check::warning(group, name, reason, fix)
-            } else {
-                Check::fine(group, name, reason)
-            }
-        }
-        Err(e) => Check::failure(group, name, e.to_string(), "make the state directory reachable"),
-    }
 }
 
 async fn store(host: &Host) -> Check {

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use banger_store::StoreError;
 use serde::{Deserialize, Serialize};
 
+use crate::limits::bytes;
 use crate::vm::policy::Refusal;
 
 /// What sort of failure it is; stable, kept with finished operations.
@@ -199,6 +200,31 @@ pub enum Error {
         /// Why.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// Less room than is kept free.
+    #[error(
+        "not enough space: {} free on the file system of the state directory, {} would be written, {} are kept free",
+        bytes(free),
+        bytes(writes),
+        bytes(floor)
+    )]
+    NoRoom {
+        /// Bytes that can be written.
+        free: u64,
+        /// Bytes that would be at once.
+        writes: u64,
+        /// Bytes that are kept free.
+        floor: u64,
+    },
+    /// This host cannot do what was asked for by name.
+    #[error("{what} cannot be had here: {reason}")]
+    Unavailable {
+        /// `a system disk of kind "reflink"`.
+        what: String,
+        /// Why not.
+        reason: String,
+        /// What would help.
+        fix: String,
+    },
     /// The host refused a file operation.
     #[error("failed to {action} {}", path.display())]
     Io {
@@ -285,7 +311,10 @@ impl Error {
             | Self::BadFile { .. } => Kind::InvalidArgument,
             Self::Refused { .. } | Self::NotRunning { .. } => Kind::WrongState,
             Self::Busy { .. } => Kind::Busy,
-            Self::Preflight { .. } | Self::Asset { .. } | Self::NoVmm { .. } => Kind::MissingPrerequisite,
+            Self::Preflight { .. } | Self::Asset { .. } | Self::NoVmm { .. } | Self::Unavailable { .. } => {
+                Kind::MissingPrerequisite
+            }
+            Self::NoRoom { .. } => Kind::OutOfResources,
             Self::Launch { .. } | Self::DiedStarting { .. } => Kind::StartFailed,
             Self::Silent { .. } => Kind::TimedOut,
             Self::Agent { .. } => Kind::GuestUnavailable,
@@ -336,7 +365,11 @@ impl Error {
             ),
             Self::Contradiction { hint, .. } => Some(hint.clone()),
             Self::Busy { .. } => Some("wait for what it is doing, then try again".to_owned()),
-            Self::Asset { fix, .. } => Some(fix.clone()),
+            Self::Asset { fix, .. } | Self::Unavailable { fix, .. } => Some(fix.clone()),
+            Self::NoRoom { .. } => Some(
+                "remove machines or images, or keep less free: `space_floor` under `[daemon]` in the configuration"
+                    .to_owned(),
+            ),
             Self::Preflight { problems, .. } => match problems.as_slice() {
                 [Problem { fix, .. }] => fix.clone(),
                 _ => Some("`banger doctor` checks the whole host".to_owned()),
@@ -394,6 +427,8 @@ impl Error {
             | Self::Asset { .. }
             | Self::NoVmm { .. }
             | Self::Make { .. }
+            | Self::NoRoom { .. }
+            | Self::Unavailable { .. }
             | Self::Io { .. }
             | Self::Host { .. }
             | Self::Store(_)

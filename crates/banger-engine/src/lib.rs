@@ -30,6 +30,7 @@ pub mod operation;
 mod reconcile;
 mod rows;
 mod settings;
+mod space;
 pub mod vm;
 pub mod vmms;
 

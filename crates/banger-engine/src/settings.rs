@@ -20,6 +20,8 @@ pub struct Settings {
     pub path: Vec<PathBuf>,
     /// Guest agent, if configured.
     pub agent: Option<PathBuf>,
+    /// Bytes that are kept free on the state directory's file system when something is made.
+    pub space_floor: u64,
     /// VMMs.
     pub vmm: VmmSettings,
     /// Defaults of machines.

@@ -27,7 +27,7 @@ pub(crate) struct Config {
 }
 
 /// `[daemon]`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub(crate) struct Daemon {
     pub(crate) state_dir: Option<AbsolutePath>,
@@ -35,6 +35,20 @@ pub(crate) struct Daemon {
     pub(crate) group: Option<String>,
     pub(crate) log_level: LogLevel,
     pub(crate) log_format: LogFormat,
+    pub(crate) space_floor: MaybeSize,
+}
+
+impl Default for Daemon {
+    fn default() -> Self {
+        Self {
+            state_dir: None,
+            runtime_dir: None,
+            group: None,
+            log_level: LogLevel::default(),
+            log_format: LogFormat::default(),
+            space_floor: MaybeSize(1 << 30),
+        }
+    }
 }
 
 /// How much is logged.
@@ -272,6 +286,7 @@ mod tests {
             group,
             log_level: _,
             log_format: _,
+            space_floor: _,
         } = daemon;
         let Vmm {
             choice: _,

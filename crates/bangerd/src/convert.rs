@@ -116,19 +116,16 @@ pub(crate) fn system_disk(kind: SystemDiskKind) -> types::SystemDisk {
     match kind {
         SystemDiskKind::Overlay => types::SystemDisk::Overlay,
         SystemDiskKind::Reflink => types::SystemDisk::Reflink,
+        SystemDiskKind::Dm => types::SystemDisk::Dm,
     }
 }
 
-pub(crate) fn system_disk_of(kind: types::SystemDisk) -> Result<SystemDiskKind, RpcError> {
-    let word = match kind {
-        types::SystemDisk::Overlay => "overlay",
-        types::SystemDisk::Reflink => "reflink",
-        types::SystemDisk::Dm => "dm",
-    };
-    SystemDiskKind::parse(word).ok_or_else(|| {
-        let message = format!("this release makes no system disk of kind {word:?}");
-        RpcError::new(ErrorKind::InvalidArgument, message).hint("leave it out: the best way is chosen")
-    })
+pub(crate) fn system_disk_of(kind: types::SystemDisk) -> SystemDiskKind {
+    match kind {
+        types::SystemDisk::Overlay => SystemDiskKind::Overlay,
+        types::SystemDisk::Reflink => SystemDiskKind::Reflink,
+        types::SystemDisk::Dm => SystemDiskKind::Dm,
+    }
 }
 
 fn restart(policy: Restart) -> types::RestartPolicy {

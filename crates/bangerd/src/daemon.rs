@@ -155,6 +155,7 @@ impl Daemon {
             |path: &Option<crate::config::units::AbsolutePath>| path.as_ref().map(|path| path.0.clone());
         Settings {
             state_dir: self.directories.state.clone(),
+            space_floor: config.daemon.space_floor.0,
             runtime_dir: self.directories.runtime.clone(),
             libexec: self.environment.libexec(),
             path: self.environment.path(),
@@ -175,9 +176,9 @@ impl Daemon {
                 disk: config.vm.disk.0,
                 system_disk: match config.vm.system_disk {
                     SystemDiskChoice::Auto => None,
-                    SystemDiskChoice::Overlay => SystemDiskKind::parse("overlay"),
-                    SystemDiskChoice::Reflink => SystemDiskKind::parse("reflink"),
-                    SystemDiskChoice::Dm => SystemDiskKind::parse("dm"),
+                    SystemDiskChoice::Overlay => Some(SystemDiskKind::Overlay),
+                    SystemDiskChoice::Reflink => Some(SystemDiskKind::Reflink),
+                    SystemDiskChoice::Dm => Some(SystemDiskKind::Dm),
                 },
                 work_disk: config.vm.work_disk.0,
                 start_timeout: config.vm.start_timeout.0,

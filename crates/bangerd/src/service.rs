@@ -241,7 +241,7 @@ impl Service for Rpc {
             labels,
             start,
             ephemeral,
-            system_disk: system_disk.map(convert::system_disk_of).transpose()?,
+            system_disk: system_disk.map(convert::system_disk_of),
             work_disk,
             nat,
             autostart,

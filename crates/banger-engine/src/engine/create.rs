@@ -134,10 +134,8 @@ impl Engine {
             Some(kernel) => registry::find_kernel(&self.host, kernel).await?.name,
             None => image.kernel.clone(),
         };
-        let system_disk = match new.system_disk.or(defaults.system_disk) {
-            Some(kind) => kind,
-            None => system_disk::best(&self.host).await,
-        };
+        let wanted = new.system_disk.or(defaults.system_disk);
+        let system_disk = system_disk::choose(&self.host, wanted, &image.id, disk).await?;
         let row = VmRow {
             id: id::new(),
             name: new.name.clone().unwrap_or_default(),

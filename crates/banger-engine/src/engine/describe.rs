@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::Engine;
 use crate::error::Error;
 use crate::vm::capability::system_disk::{self, SystemDiskKind};
+use crate::vm::capability::work_disk;
 use crate::vm::change;
 use crate::vm::restart::Restart;
 use crate::vm::state::{Paths, Vm, vmm_kind};
@@ -69,7 +70,7 @@ impl Engine {
             ephemeral: row.ephemeral,
             system_disk: SystemDiskKind::parse(&row.system_disk),
             work_disk: row.work_disk,
-            work_disk_used: 0,
+            work_disk_used: work_disk::usage(&paths),
             nat: row.nat,
             autostart: row.autostart,
             restart: Restart::of(&row.restart),

@@ -37,7 +37,6 @@ use crate::vm::policy::State;
 use crate::vm::state::{Paths, Phase};
 use crate::vm::{console, preflight};
 use crate::vmms::{FoundVmm, Vmms};
-pub(crate) use crate::limits::bytes;
 pub use create::NewVm;
 
 /// A ping's.

@@ -69,6 +69,15 @@ impl Source {
         }
     }
 
+    /// Bytes that making it writes at once, its work's included; measured for what the releases make.
+    fn writes(&self) -> u64 {
+        match self {
+            Self::File(path) => crate::vm::lifecycle::taken(path),
+            Self::Debian => 1 << 30,
+            Self::Busybox => 32 << 20,
+        }
+    }
+
     fn describe(&self) -> String {
         match self {
             Self::File(path) => {
@@ -318,6 +327,7 @@ pub(crate) async fn begin(
             return host.operations.begin(kind, &image, work).await;
         }
     }
+    crate::space::demand(host, source.writes())?;
     let (making, subject) = (host.clone(), image.clone());
     host.operations
         .begin(kind, &subject, move |progress| async move {

@@ -15,6 +15,7 @@ use super::{Capability, Start};
 use crate::doctor::Check;
 use crate::error::{Error, io};
 use crate::host::Host;
+use crate::space;
 use crate::vm::lifecycle::taken;
 use crate::vm::state::Paths;
 
@@ -46,6 +47,7 @@ pub(crate) async fn ensure(host: &Host, row: &VmRow, paths: &Paths) -> Result<()
     if path.exists() {
         return disk::extend(&path, row.work_disk);
     }
+    space::demand(host, space::of_empty_disk(row.work_disk))?;
     // Under its name all at once: half a disk must never be taken for one with something in it.
     let new = paths.state.join("work.img.new");
     remove_file(&new)?;

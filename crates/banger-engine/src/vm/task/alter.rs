@@ -14,6 +14,7 @@ use super::{Task, Terms};
 use crate::crash::Write;
 use crate::error::{Error, chain};
 use crate::limits;
+use crate::space;
 use crate::vm::capability::system_disk;
 use crate::vm::change::{self, Applies, Bounds, Change, SetVm};
 use crate::vm::restart::Restart;
@@ -50,6 +51,9 @@ impl Task {
         };
         let runs = self.phase.running().is_some();
         let (row, changes) = change::apply(&self.row, set, runs, bounds)?;
+        if row.disk > self.row.disk || row.work_disk > self.row.work_disk {
+            space::demand(&self.host, 0)?;
+        }
         if !changes.is_empty() {
             self.update(row.clone()).await?;
         }

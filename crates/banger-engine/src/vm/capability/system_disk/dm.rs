@@ -20,10 +20,9 @@ use hostkit::dm::{self, Dm, DmError, Snapshot, Target};
 use hostkit::loopdev;
 
 use super::devices::{Device, Names, alone};
-use super::{Obstacle, ROOT, WHICH, file, image_fits};
+use super::{Obstacle, ROOT, WHICH, file};
 use crate::doctor::Check;
 use crate::error::{Error, chain, io};
-use crate::host::Host;
 use crate::ledger::{Object, Owner};
 use crate::vm::capability::Start;
 use crate::vm::capability::disk::{self, Mend};
@@ -69,8 +68,7 @@ pub(super) async fn obstacle() -> Option<Obstacle> {
 }
 
 /// Makes the file for what will differ. Its first chunk of zeros is how the kernel knows a new one.
-pub(super) async fn make(host: &Host, row: &VmRow, path: &Path) -> Result<(), Error> {
-    image_fits(host, row)?;
+pub(super) fn make(row: &VmRow, path: &Path) -> Result<(), Error> {
     let file = File::options()
         .write(true)
         .create_new(true)

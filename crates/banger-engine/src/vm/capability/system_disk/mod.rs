@@ -35,6 +35,8 @@ use crate::doctor::Check;
 use crate::error::{Error, io};
 use crate::host::Host;
 use crate::ledger::{Object, Owner};
+use crate::limits::bytes;
+use crate::space;
 use crate::vm::lifecycle::taken;
 use crate::vm::state::Paths;
 
@@ -116,12 +118,34 @@ pub(crate) async fn available(host: &Host) -> Vec<Availability> {
     all
 }
 
-/// The best kind that this host offers.
-pub(crate) async fn best(host: &Host) -> SystemDiskKind {
-    let all = available(host).await;
-    all.into_iter()
-        .find(|a| a.obstacle.is_none())
-        .map_or(SystemDiskKind::Overlay, |a| a.kind)
+/// The kind for a new machine: the one that is wanted, if it can be had here; else the best that holds the image.
+pub(crate) async fn choose(
+    host: &Host,
+    wanted: Option<SystemDiskKind>,
+    image: &str,
+    disk: u64,
+) -> Result<SystemDiskKind, Error> {
+    let mut refused = None;
+    for Availability { kind, obstacle } in available(host).await {
+        let fits = holds(host, kind, image, disk);
+        match (wanted, obstacle, fits) {
+            (Some(wanted), ..) if wanted != kind => {}
+            (Some(_) | None, None, Ok(())) => return Ok(kind),
+            (None, ..) => {}
+            (Some(_), Some(Obstacle { reason, fix }), _) => {
+                refused = Some(Error::Unavailable {
+                    what: format!("a system disk of kind {:?}", kind.as_str()),
+                    reason,
+                    fix,
+                });
+            }
+            (Some(_), None, Err(e)) => refused = Some(e),
+        }
+    }
+    match refused {
+        Some(refused) => Err(refused),
+        None => Ok(SystemDiskKind::Overlay),
+    }
 }
 
 /// The row's kind.
@@ -156,12 +180,20 @@ pub(crate) async fn create(host: &Host, row: &VmRow, paths: &Paths) -> Result<()
 /// Makes the disk of the row's generation: in the same time for any image. What an interrupted attempt left under its
 /// name is replaced.
 pub(crate) async fn create_generation(host: &Host, row: &VmRow, paths: &Paths) -> Result<(), Error> {
-    let path = file(row, paths)?;
+    let (path, kind) = (file(row, paths)?, kind_of(row)?);
+    holds(host, kind, &row.image, row.disk)?;
+    space::demand(
+        host,
+        match kind {
+            SystemDiskKind::Overlay => space::of_empty_disk(row.disk),
+            SystemDiskKind::Reflink | SystemDiskKind::Dm => 0,
+        },
+    )?;
     remove_file(&path)?;
-    match kind_of(row)? {
+    match kind {
         SystemDiskKind::Overlay => overlay::make(host, row, &path).await?,
         SystemDiskKind::Reflink => reflink::make(host, row, &path).await?,
-        SystemDiskKind::Dm => dm::make(host, row, &path).await?,
+        SystemDiskKind::Dm => dm::make(row, &path)?,
     }
     crash::point(Point::Moment(Moment::DiskMade));
     Ok(())
@@ -252,20 +284,20 @@ pub(crate) fn id(row: &VmRow) -> Result<&'static str, Error> {
 }
 
 /// Refuses a disk that does not hold its image. The overlay's does not have to.
-pub(crate) fn image_fits(host: &Host, row: &VmRow) -> Result<(), Error> {
-    match kind_of(row)? {
+pub(super) fn holds(host: &Host, kind: SystemDiskKind, image: &str, disk: u64) -> Result<(), Error> {
+    match kind {
         SystemDiskKind::Overlay => return Ok(()),
         SystemDiskKind::Reflink | SystemDiskKind::Dm => {}
     }
-    let image = crate::image::rootfs_path(&host.settings.state_dir, &row.image);
+    let image = crate::image::rootfs_path(&host.settings.state_dir, image);
     let length = std::fs::metadata(&image).map_err(io("look at", image))?.len();
-    if length <= row.disk {
+    if length <= disk {
         return Ok(());
     }
     Err(Error::OutOfRange {
         field: "disk",
-        value: crate::engine::bytes(&row.disk),
-        problem: format!("below the image's {}", crate::engine::bytes(&length)),
+        value: bytes(&disk),
+        problem: format!("below the image's {}", bytes(&length)),
     })
 }
 

@@ -10,7 +10,7 @@ use banger_store::vms::VmRow;
 use banger_vmm::{Disk, MachineSpec};
 use hostkit::reflink;
 
-use super::{Obstacle, ROOT, WHICH, file, image_fits};
+use super::{Obstacle, ROOT, WHICH, file};
 use crate::doctor::Check;
 use crate::error::{Error, chain, io};
 use crate::host::Host;
@@ -38,7 +38,6 @@ pub(super) async fn obstacle(host: &Host) -> Option<Obstacle> {
 
 /// Shares the image's blocks, then lengthens the file to the disk's size.
 pub(super) async fn make(host: &Host, row: &VmRow, path: &Path) -> Result<(), Error> {
-    image_fits(host, row)?;
     let image = crate::image::rootfs_path(&host.settings.state_dir, &row.image);
     let from = File::open(&image).map_err(io("open", &image))?;
     // Opened here and not in the blocking thread: a creation that is cancelled removes the directory while that thread
