@@ -198,6 +198,12 @@ pub enum ControlError {
         /// What is wrong with it.
         detail: String,
     },
+    /// The machine has no disk of that name.
+    #[error("find the disk {id:?}: the machine was not started with it")]
+    NoDisk {
+        /// Which.
+        id: String,
+    },
     /// It understood and refused.
     #[error("run `{request}`: the VMM says: {message}")]
     Refused {

@@ -23,6 +23,7 @@
 mod check;
 mod choice;
 mod error;
+mod figures;
 mod files;
 mod firecracker;
 mod identify;
@@ -37,6 +38,7 @@ mod vmm;
 pub use check::SpecProblem;
 pub use choice::{Choice, Facts, NoChoice, Preference, choose};
 pub use error::{AdoptError, ControlError, KillError, LaunchError, LogTail, ProbeError};
+pub use figures::{MachineFigures, Moved};
 pub use firecracker::Firecracker;
 pub use identify::{find_processes, identify, kill_processes};
 pub use qemu::{Qemu, QemuPaths};

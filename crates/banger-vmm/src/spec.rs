@@ -29,7 +29,7 @@ pub struct MachineSpec {
     pub runtime_dir: PathBuf,
     /// Where the VMM processes' own messages are appended.
     pub log: PathBuf,
-    /// Where the VMM's metrics are appended, one JSON document a line. Only Firecracker writes any.
+    /// Where the VMM's metrics go, one JSON document a line; begun anew by each launch. Only Firecracker writes any.
     pub metrics: PathBuf,
 }
 

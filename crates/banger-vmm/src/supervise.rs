@@ -21,6 +21,7 @@ use tokio::task::JoinSet;
 use tracing::{debug, warn};
 
 use crate::error::{AdoptError, KillError, LaunchError};
+use crate::figures::MachineFigures;
 use crate::files;
 use crate::identify::{KILL_DEADLINE, belongs};
 use crate::spec::MachineSpec;
@@ -237,6 +238,28 @@ impl Supervised {
 
     pub(crate) fn processes(&self) -> Vec<ProcessRecord> {
         self.members.iter().map(Member::record).collect()
+    }
+
+    /// Processor time and resident memory of the processes that still run.
+    pub(crate) fn usage(&self) -> MachineFigures {
+        let mut figures = MachineFigures::default();
+        for member in &self.members {
+            // One that has ended has none.
+            if let Ok(usage) = member.process.usage() {
+                figures.cpu += usage.user + usage.system;
+                figures.resident = figures.resident.saturating_add(usage.resident);
+            }
+        }
+        figures
+    }
+
+    pub(crate) fn stopped_processes(&self) -> Vec<ProcessRole> {
+        let stopped = |member: &&Member| member.process.is_stopped().unwrap_or(false);
+        self.members
+            .iter()
+            .filter(stopped)
+            .map(|member| member.role)
+            .collect()
     }
 
     pub(crate) async fn exited(&self) -> MachineExit {

@@ -10,6 +10,7 @@ use hostkit::process::{Exit, ProcessId};
 
 use crate::check::SpecProblem;
 use crate::error::{AdoptError, ControlError, KillError, LaunchError};
+use crate::figures::MachineFigures;
 use crate::spec::MachineSpec;
 
 /// Which program runs machines.
@@ -244,4 +245,14 @@ pub trait Machine: Send + Sync + fmt::Debug {
 
     /// Asks the VMM for the machine's state over its control socket: an answer proves that the VMM is alive.
     async fn control_alive(&self) -> Result<RunState, ControlError>;
+
+    /// Tells the VMM, and so the guest, that a disk has grown: its file has `bytes` bytes by now. `id` is the disk's in
+    /// the specification.
+    async fn resize_disk(&self, id: &str, bytes: u64) -> Result<(), ControlError>;
+
+    /// What the machine has used since it was started. Waits for the VMM at most a second.
+    async fn figures(&self) -> MachineFigures;
+
+    /// Its processes that a signal has stopped (SIGSTOP, a debugger), so that they do nothing.
+    fn stopped_processes(&self) -> Vec<ProcessRole>;
 }

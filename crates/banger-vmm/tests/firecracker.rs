@@ -74,6 +74,43 @@ async fn boots_is_adopted_and_ends() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_disk_grows_and_its_traffic_is_counted() {
+    // Reads its disk, says how large it is, and says so again when it has changed.
+    let script = "/bin/busybox mount -t devtmpfs dev /dev; /bin/busybox mount -t sysfs sys /sys
+size() { /bin/busybox cat /sys/block/vda/size; }
+/bin/busybox dd if=/dev/vda of=/dev/null bs=64k 2>/dev/null; before=$(size); echo BEFORE $before
+while [ $(size) = $before ]; do /bin/busybox usleep 20000; done; echo AFTER $(size)
+/bin/busybox reboot -f";
+    let (Some(firecracker), Some(mut bench)) = (driver().await, bench("grow", script)) else {
+        return;
+    };
+    bench.spec.disks[0].read_only = false;
+    let ledger = Ledger::default();
+    let machine = firecracker.launch(&bench.spec, &ledger).await.unwrap();
+    bench.console(&machine, "BEFORE 2048").await;
+    let figures = machine.figures().await;
+    assert!(figures.disk.in_bytes >= 1 << 20, "{figures:?}");
+    assert!(figures.resident > 0 && figures.network.is_none(), "{figures:?}");
+    // An adopted machine has the same figures: they are the run's, not the daemon's.
+    let records = ledger.0.lock().unwrap().clone();
+    drop(machine);
+    let machine = firecracker.adopt(&bench.spec, &records).await.unwrap();
+    assert!(machine.figures().await.disk.in_bytes >= figures.disk.in_bytes);
+
+    let file = std::fs::File::options()
+        .write(true)
+        .open(&bench.spec.disks[0].path)
+        .unwrap();
+    file.set_len(3 << 20).unwrap();
+    machine.resize_disk("disk", 3 << 20).await.unwrap();
+    let unknown = machine.resize_disk("other", 1 << 20).await.unwrap_err();
+    assert!(matches!(unknown, ControlError::NoDisk { id } if id == "other"));
+    bench.console(&machine, "AFTER 6144").await;
+    bench.ended(&machine).await;
+    assert_gone(&bench.spec.token);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_panic_ends_the_machine() {
     let (Some(firecracker), Some(bench)) = (driver().await, bench("panic", "echo DYING; exit 3")) else {
         return;

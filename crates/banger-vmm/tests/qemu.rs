@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use banger_vmm::{
-    HostVirtualization, LaunchError, Network, ProcessRole, Qemu, QemuPaths, RunState, Vmm, VmmKind,
-    kill_processes,
+    ControlError, HostVirtualization, LaunchError, Network, ProcessRole, Qemu, QemuPaths, RunState, Vmm,
+    VmmKind, kill_processes,
 };
 use hostkit::process::Exit;
 
@@ -80,6 +80,70 @@ async fn boots_answers_and_is_killed() {
     let exit = bench.ended(&machine).await;
     assert_eq!(exit.exit, Exit::Signal(9));
     assert_eq!(bench.sockets(), [""; 0]);
+    assert_gone(&bench.spec.token);
+}
+
+/// Reads its disk, says how large it is, and says so again when it has changed.
+const DISK: &str = "/bin/busybox mount -t devtmpfs dev /dev; /bin/busybox mount -t sysfs sys /sys
+size() { /bin/busybox cat /sys/block/vda/size; }
+/bin/busybox dd if=/dev/vda of=/dev/null bs=64k 2>/dev/null; before=$(size); echo BEFORE $before
+while [ $(size) = $before ]; do /bin/busybox usleep 20000; done; echo AFTER $(size)
+while true; do /bin/busybox sleep 1000; done";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_grows_and_its_traffic_is_counted() {
+    let modules = [
+        "drivers/virtio/virtio_ring.ko",
+        "drivers/virtio/virtio.ko",
+        "drivers/virtio/virtio_pci_modern_dev.ko",
+        "drivers/virtio/virtio_pci_legacy_dev.ko",
+        "drivers/virtio/virtio_pci.ko",
+        "drivers/block/virtio_blk.ko",
+    ];
+    let bench = file("BANGER_TEST_DEBIAN_KERNEL")
+        .and_then(|kernel| Bench::with_modules("grow", kernel, 256, DISK, &modules));
+    let (Some(qemu), Some(mut bench)) = (driver().await, bench) else {
+        return;
+    };
+    bench.spec.disks[0].read_only = false;
+    let machine = qemu.launch(&bench.spec, &Ledger::default()).await.unwrap();
+    let before = machine.figures().await;
+    assert!(before.resident > 0 && before.network.is_none(), "{before:?}");
+    assert_eq!(machine.stopped_processes(), []);
+    // The disk has 1 MiB; sizes in sectors.
+    bench.console(&machine, "BEFORE 2048").await;
+    let after = machine.figures().await;
+    assert!(after.disk.in_bytes >= 1 << 20, "{after:?}");
+    assert!(after.cpu > before.cpu, "{before:?} {after:?}");
+
+    let file = std::fs::File::options()
+        .write(true)
+        .open(&bench.spec.disks[0].path)
+        .unwrap();
+    file.set_len(3 << 20).unwrap();
+    machine.resize_disk("disk", 3 << 20).await.unwrap();
+    bench.console(&machine, "AFTER 6144").await;
+    let unknown = machine.resize_disk("other", 1 << 20).await.unwrap_err();
+    assert!(matches!(unknown, ControlError::NoDisk { id } if id == "other"));
+
+    // One that is stopped does not answer, and is waited for no longer than a second.
+    for record in machine.processes() {
+        let process = hostkit::process::Process::open(record.id).unwrap();
+        process.kill(hostkit::process::Signal::STOP).unwrap();
+    }
+    let began = Instant::now();
+    let stopped = machine.figures().await;
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    assert!(
+        stopped.disk.in_bytes >= after.disk.in_bytes,
+        "the last answer stands: {stopped:?}"
+    );
+    let mut roles = machine.stopped_processes();
+    roles.sort();
+    assert_eq!(roles, [ProcessRole::Vmm, ProcessRole::VsockDevice]);
+    machine.kill().await.unwrap();
+    let ended = machine.figures().await;
+    assert_eq!((ended.resident, machine.stopped_processes()), (0, Vec::new()));
     assert_gone(&bench.spec.token);
 }
 

@@ -387,10 +387,20 @@ impl Process {
 
     /// Memory and processor time used so far.
     pub fn usage(&self) -> Result<Usage, ProcessError> {
+        self.stat().map(|found| found.usage())
+    }
+
+    /// Whether a signal has stopped it (SIGSTOP, SIGTSTP …) or a debugger holds it: none of its threads run, and it does
+    /// nothing until it is told to go on.
+    pub fn is_stopped(&self) -> Result<bool, ProcessError> {
+        self.stat().map(|found| matches!(found.state, b'T' | b't'))
+    }
+
+    fn stat(&self) -> Result<Stat, ProcessError> {
         let id = self.id;
         match stat(id.pid) {
             // Compared again: the process may have ended and its number may have been given out since.
-            Ok(found) if found.start_time == id.start_time => Ok(found.usage()),
+            Ok(found) if found.start_time == id.start_time => Ok(found),
             Ok(_) => Err(ProcessError::Gone { id }),
             Err(source) if is_gone(&source) => Err(ProcessError::Gone { id }),
             Err(source) => Err(ProcessError::Refused {
@@ -493,6 +503,8 @@ pub struct Usage {
 /// The fields of `/proc/PID/stat` that we use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Stat {
+    /// A letter: `R` runs, `S` sleeps, `T` stopped by a signal, `t` by a debugger …
+    state: u8,
     user_ticks: u64,
     system_ticks: u64,
     start_time: u64,
@@ -509,6 +521,7 @@ impl Stat {
         // The first of these is field 3.
         let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
         Some(Self {
+            state: *fields.first()?.as_bytes().first()?,
             user_ticks: field(14)?,
             system_ticks: field(15)?,
             start_time: field(22)?,

@@ -20,6 +20,7 @@ fn stat_with_hostile_names() {
         assert_eq!(
             stat,
             Stat {
+                state: b'S',
                 user_ticks: 11,
                 system_ticks: 12,
                 start_time: 987_654,
@@ -30,6 +31,25 @@ fn stat_with_hostile_names() {
     assert_eq!(Stat::parse(b"42 (cat) S 1 2"), None);
     assert_eq!(Stat::parse(b"42 (cat"), None);
     assert_eq!(Stat::parse(b""), None);
+}
+
+#[tokio::test]
+async fn a_stopped_process_is_told_from_a_sleeping_one() {
+    let process = spawn("/bin/sleep", &["1000"]);
+    assert!(!process.is_stopped().unwrap());
+    process.kill(Signal::STOP).unwrap();
+    // The stop takes effect when its thread runs next.
+    let stopped = async {
+        while !process.is_stopped().unwrap() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), stopped)
+        .await
+        .unwrap();
+    process.kill(Signal::KILL).unwrap();
+    process.exited().await;
+    assert!(matches!(process.is_stopped(), Err(ProcessError::Gone { .. })));
 }
 
 #[test]

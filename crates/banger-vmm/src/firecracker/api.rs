@@ -49,6 +49,14 @@ struct Action {
 #[derive(Debug, Serialize)]
 enum ActionType {
     InstanceStart,
+    FlushMetrics,
+}
+
+/// The body of `PATCH /drives/{drive_id}`.
+#[derive(Debug, Serialize)]
+struct DriveUpdate<'a> {
+    drive_id: &'a str,
+    path_on_host: &'a str,
 }
 
 /// The body of `PATCH /vm`.
@@ -137,6 +145,25 @@ impl Api {
     /// Lets the guest's processors run.
     pub(super) async fn resume(&self) -> Result<(), ControlError> {
         self.patch_vm(VmState::Resumed).await
+    }
+
+    /// Makes Firecracker look at a drive's file again, whose size the guest then learns.
+    pub(super) async fn refresh_drive(&self, id: &str, path: &str) -> Result<(), ControlError> {
+        let body = self.json(&DriveUpdate {
+            drive_id: id,
+            path_on_host: path,
+        })?;
+        self.request("PATCH", &format!("/drives/{id}"), Some(&body))
+            .await
+            .map(drop)
+    }
+
+    /// Has the metrics of now written to their file; they are there when this returns.
+    pub(super) async fn flush_metrics(&self) -> Result<(), ControlError> {
+        let body = self.json(&Action {
+            action_type: ActionType::FlushMetrics,
+        })?;
+        self.request("PUT", "/actions", Some(&body)).await.map(drop)
     }
 
     async fn patch_vm(&self, state: VmState) -> Result<(), ControlError> {
@@ -296,6 +323,17 @@ mod tests {
             matches!(error, ControlError::Protocol { .. }),
             "another machine: {error}"
         );
+    }
+
+    #[tokio::test]
+    async fn requests_to_a_running_machine() {
+        let dir = tempfile::tempdir().unwrap();
+        let (api, mut requests) = serve(dir.path(), 200, &information("Running"));
+        api.refresh_drive("work", "/d/work.img").await.unwrap();
+        api.flush_metrics().await.unwrap();
+        let mut next = || requests.try_recv().unwrap();
+        assert_eq!(next(), "PATCH /drives/work HTTP/1.1");
+        assert_eq!(next(), "PUT /actions HTTP/1.1");
     }
 
     #[tokio::test]

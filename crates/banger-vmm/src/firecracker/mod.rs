@@ -14,6 +14,7 @@
 mod api;
 mod config;
 mod http;
+mod metrics;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -25,9 +26,10 @@ use hostkit::process::Detached;
 
 use crate::check::{self, Limits, SpecProblem};
 use crate::error::{AdoptError, ControlError, KillError, LaunchError, ProbeError};
+use crate::figures::MachineFigures;
 use crate::files::{open_append, remove_socket};
 use crate::probe;
-use crate::spec::MachineSpec;
+use crate::spec::{Disk, MachineSpec};
 use crate::supervise::{Cleanup, Launching, Supervised};
 use crate::virtualization::HostVirtualization;
 use crate::vmm::{
@@ -36,9 +38,12 @@ use crate::vmm::{
 };
 use api::Api;
 use config::Config;
+use metrics::Metrics;
 
 /// How long Firecracker has to start the guest and answer; it takes a tenth of a second where KVM is what it should be.
 const READY: Duration = Duration::from_secs(60);
+/// How long figures wait for Firecracker's part of them.
+const FIGURES: Duration = Duration::from_secs(1);
 /// The oldest supported version: ACPI tables, without which distribution kernels do not find the devices.
 const OLDEST: (u32, u32) = (1, 8);
 
@@ -95,8 +100,13 @@ impl Firecracker {
         for socket in sockets.all() {
             remove_socket(socket).map_err(|source| file_error("remove the old", socket, source))?;
         }
-        // Both exist before Firecracker is told to write there.
+        // It exists before Firecracker is told to write there, and is this run's alone: its lines are summed up.
         drop(open(&spec.metrics)?);
+        std::fs::File::options()
+            .write(true)
+            .truncate(true)
+            .open(&spec.metrics)
+            .map_err(|source| file_error("empty", &spec.metrics, source))?;
 
         let mut process = Detached::new(&self.info.path);
         process.args = arguments(spec, &sockets);
@@ -198,7 +208,7 @@ impl Vmm for Firecracker {
         match self.start(spec, &mut launching).await {
             Ok(api) => {
                 let supervised = launching.supervise(Self::cleanup(spec));
-                Ok(Arc::new(FirecrackerMachine { supervised, api }))
+                Ok(Arc::new(FirecrackerMachine::new(spec, supervised, api)))
             }
             Err(error) => {
                 launching.abandon().await;
@@ -214,7 +224,7 @@ impl Vmm for Firecracker {
     ) -> Result<Arc<dyn Machine>, AdoptError> {
         let supervised = Supervised::adopt(spec, processes, &[ProcessRole::Vmm], Self::cleanup(spec))?;
         let api = Api::new(Sockets::of(spec).api);
-        Ok(Arc::new(FirecrackerMachine { supervised, api }))
+        Ok(Arc::new(FirecrackerMachine::new(spec, supervised, api)))
     }
 }
 
@@ -223,6 +233,21 @@ impl Vmm for Firecracker {
 struct FirecrackerMachine {
     supervised: Supervised,
     api: Api,
+    disks: Vec<Disk>,
+    has_network: bool,
+    metrics: Arc<Metrics>,
+}
+
+impl FirecrackerMachine {
+    fn new(spec: &MachineSpec, supervised: Supervised, api: Api) -> Self {
+        Self {
+            supervised,
+            api,
+            disks: spec.disks.clone(),
+            has_network: spec.network.is_some(),
+            metrics: Arc::new(Metrics::new(&spec.metrics)),
+        }
+    }
 }
 
 #[async_trait]
@@ -249,6 +274,33 @@ impl Machine for FirecrackerMachine {
 
     async fn control_alive(&self) -> Result<RunState, ControlError> {
         self.api.state().await
+    }
+
+    async fn resize_disk(&self, id: &str, _bytes: u64) -> Result<(), ControlError> {
+        let disk = self.disks.iter().find(|disk| disk.id == id);
+        let disk = disk.ok_or_else(|| ControlError::NoDisk { id: id.to_owned() })?;
+        // Paths that are not UTF-8 have been refused at launch.
+        let path = disk.path.to_str().unwrap_or_default();
+        self.api.refresh_drive(id, path).await
+    }
+
+    async fn figures(&self) -> MachineFigures {
+        // What was written before counts, whether this succeeds or not.
+        drop(tokio::time::timeout(FIGURES, self.api.flush_metrics()).await);
+        let metrics = Arc::clone(&self.metrics);
+        // Only fails when the runtime shuts down.
+        let sum = tokio::task::spawn_blocking(move || metrics.sum())
+            .await
+            .unwrap_or_default();
+        MachineFigures {
+            disk: sum.disk,
+            network: self.has_network.then_some(sum.network),
+            ..self.supervised.usage()
+        }
+    }
+
+    fn stopped_processes(&self) -> Vec<ProcessRole> {
+        self.supervised.stopped_processes()
     }
 }
 

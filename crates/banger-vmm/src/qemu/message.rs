@@ -97,8 +97,12 @@ impl Message {
 }
 
 /// A command as one line.
-pub(super) fn command(name: &str, id: u64) -> String {
-    format!("{}\n", json!({ "execute": name, "id": id }))
+pub(super) fn command(name: &str, arguments: Option<&Value>, id: u64) -> String {
+    let mut command = json!({ "execute": name, "id": id });
+    if let Some(arguments) = arguments {
+        command["arguments"] = arguments.clone();
+    }
+    format!("{command}\n")
 }
 
 #[cfg(test)]

@@ -23,7 +23,7 @@ mod message;
 mod qmp;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -33,6 +33,7 @@ use hostkit::process::Detached;
 use crate::check::{self, Limits, SpecProblem};
 use crate::choice;
 use crate::error::{AdoptError, ControlError, KillError, LaunchError, ProbeError};
+use crate::figures::{MachineFigures, Moved};
 use crate::files::{connect_when_listening, open_append, remove_socket};
 use crate::probe;
 use crate::spec::MachineSpec;
@@ -47,6 +48,8 @@ use qmp::Qmp;
 const VSOCK_READY: Duration = Duration::from_secs(10);
 /// How long QEMU has to answer; it takes a tenth of a second, and maps a large initramfs before.
 const QEMU_READY: Duration = Duration::from_secs(30);
+/// How long figures wait for QEMU's part of them.
+const FIGURES: Duration = Duration::from_secs(1);
 /// The oldest QEMU whose options are those used here: `-device` takes JSON from 6.2 on.
 const OLDEST: (u32, u32) = (6, 2);
 /// How long an adopted QEMU may take to let us in. A healthy one needs milliseconds; one that is stopped is adopted
@@ -241,7 +244,7 @@ impl Vmm for Qemu {
         match self.start(spec, &mut launching).await {
             Ok(qmp) => {
                 let supervised = launching.supervise(Self::cleanup(spec, &qmp));
-                Ok(Arc::new(QemuMachine { supervised, qmp }))
+                Ok(Arc::new(QemuMachine::new(spec, supervised, qmp)))
             }
             Err(error) => {
                 launching.abandon().await;
@@ -260,7 +263,7 @@ impl Vmm for Qemu {
         let supervised = Supervised::adopt(spec, processes, &roles, Self::cleanup(spec, &qmp))?;
         // Connected early, to hear QEMU's last words; whether it answers is for `control_alive` to say.
         qmp.status(ADOPT_CONNECT).await.ok();
-        Ok(Arc::new(QemuMachine { supervised, qmp }))
+        Ok(Arc::new(QemuMachine::new(spec, supervised, qmp)))
     }
 }
 
@@ -269,6 +272,20 @@ impl Vmm for Qemu {
 struct QemuMachine {
     supervised: Supervised,
     qmp: Arc<Qmp>,
+    disks: Vec<String>,
+    /// As of QEMU's last answer.
+    moved: Mutex<Moved>,
+}
+
+impl QemuMachine {
+    fn new(spec: &MachineSpec, supervised: Supervised, qmp: Arc<Qmp>) -> Self {
+        Self {
+            supervised,
+            qmp,
+            disks: spec.disks.iter().map(|disk| disk.id.clone()).collect(),
+            moved: Mutex::default(),
+        }
+    }
 }
 
 #[async_trait]
@@ -295,5 +312,30 @@ impl Machine for QemuMachine {
 
     async fn control_alive(&self) -> Result<RunState, ControlError> {
         self.qmp.status(qmp::PATIENCE).await
+    }
+
+    async fn resize_disk(&self, id: &str, bytes: u64) -> Result<(), ControlError> {
+        if !self.disks.iter().any(|disk| disk == id) {
+            return Err(ControlError::NoDisk { id: id.to_owned() });
+        }
+        self.qmp.resize(&argv::node_name(id), bytes).await
+    }
+
+    async fn figures(&self) -> MachineFigures {
+        let answer = self.qmp.moved(FIGURES).await;
+        let mut moved = self.moved.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Ok(answer) = answer {
+            // Two answers may arrive here in the other order.
+            *moved = answer.at_least(*moved);
+        }
+        MachineFigures {
+            disk: *moved,
+            network: None,
+            ..self.supervised.usage()
+        }
+    }
+
+    fn stopped_processes(&self) -> Vec<ProcessRole> {
+        self.supervised.stopped_processes()
     }
 }

@@ -12,7 +12,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -23,6 +23,7 @@ use tracing::debug;
 
 use super::message::{self, LINE_LIMIT, Message};
 use crate::error::ControlError;
+use crate::figures::Moved;
 use crate::vmm::RunState;
 
 /// How long QEMU has to answer. Its main loop does so within milliseconds, unless the host's disk is stuck.
@@ -44,6 +45,18 @@ pub(super) struct Qmp {
 #[derive(Deserialize)]
 struct Status {
     status: String,
+}
+
+/// One element of the answer to `query-blockstats` (qapi/block-core.json): a disk of the guest.
+#[derive(Deserialize)]
+struct BlockDevice {
+    stats: BlockStats,
+}
+
+#[derive(Deserialize)]
+struct BlockStats {
+    rd_bytes: u64,
+    wr_bytes: u64,
 }
 
 impl Qmp {
@@ -77,6 +90,26 @@ impl Qmp {
         self.execute("cont", PATIENCE).await.map(drop)
     }
 
+    /// Tells QEMU, and so the guest, that a block node has grown.
+    pub(super) async fn resize(&self, node: &str, bytes: u64) -> Result<(), ControlError> {
+        let arguments = json!({ "node-name": node, "size": bytes });
+        self.execute_with("block_resize", Some(&arguments), PATIENCE)
+            .await
+            .map(drop)
+    }
+
+    /// What all disks have moved since QEMU was started.
+    pub(super) async fn moved(&self, within: Duration) -> Result<Moved, ControlError> {
+        let answer = self.execute("query-blockstats", within).await?;
+        let devices: Vec<BlockDevice> = serde_json::from_value(answer)
+            .map_err(|error| protocol(&self.socket, format!("answer to query-blockstats: {error}")))?;
+        let mut moved = Moved::default();
+        for device in devices {
+            moved.add(device.stats.rd_bytes, device.stats.wr_bytes);
+        }
+        Ok(moved)
+    }
+
     /// After QEMU has ended: reads what it wrote last, and returns the reason it gave, if it did and we were connected.
     pub(super) async fn last_words(&self) -> Option<String> {
         let read = async {
@@ -90,6 +123,15 @@ impl Qmp {
     }
 
     async fn execute(&self, command: &str, within: Duration) -> Result<Value, ControlError> {
+        self.execute_with(command, None, within).await
+    }
+
+    async fn execute_with(
+        &self,
+        command: &str,
+        arguments: Option<&Value>,
+        within: Duration,
+    ) -> Result<Value, ControlError> {
         let work = async {
             let mut slot = self.connection.lock().await;
             // Taken out while it is used: if this future is dropped, the connection goes with it.
@@ -97,7 +139,7 @@ impl Qmp {
                 Some(connection) if !connection.is_closed() => connection,
                 Some(_) | None => self.connect().await?,
             };
-            let answer = connection.execute(&self.socket, command).await;
+            let answer = connection.execute(&self.socket, command, arguments).await;
             if !matches!(
                 answer,
                 Err(ControlError::Broken { .. } | ControlError::Protocol { .. })
@@ -137,7 +179,7 @@ impl Qmp {
                 return Err(protocol(&self.socket, format!("{other:?} instead of a greeting")));
             }
         }
-        connection.execute(&self.socket, "qmp_capabilities").await?;
+        connection.execute(&self.socket, "qmp_capabilities", None).await?;
         Ok(connection)
     }
 }
@@ -163,14 +205,19 @@ impl Connection {
         self.reader.0.is_finished()
     }
 
-    async fn execute(&mut self, socket: &Path, command: &str) -> Result<Value, ControlError> {
+    async fn execute(
+        &mut self,
+        socket: &Path,
+        command: &str,
+        arguments: Option<&Value>,
+    ) -> Result<Value, ControlError> {
         self.last_id += 1;
         let broken = |source| ControlError::Broken {
             socket: socket.to_owned(),
             source,
         };
         self.writer
-            .write_all(message::command(command, self.last_id).as_bytes())
+            .write_all(message::command(command, arguments, self.last_id).as_bytes())
             .await
             .map_err(broken)?;
         match self.next(socket).await? {

@@ -21,10 +21,35 @@ impl Bench {
     /// `script` runs as the guest's init, with busybox at /bin/busybox and nothing mounted. Skips where there is no static
     /// busybox.
     pub(crate) fn new(name: &str, kernel: PathBuf, memory_mib: u32, script: &str) -> Option<Self> {
+        Self::with_modules(name, kernel, memory_mib, script, &[])
+    }
+
+    /// Also loads modules of the kernel's, in this order, before the script: paths below the `kernel` directory of
+    /// `lib/modules/VERSION`, which a Debian package unpacks beside the kernel's `boot`.
+    pub(crate) fn with_modules(
+        name: &str,
+        kernel: PathBuf,
+        memory_mib: u32,
+        script: &str,
+        modules: &[&str],
+    ) -> Option<Self> {
         let busybox = testkit::program("BANGER_TEST_BUSYBOX", "busybox")?;
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name);
-        std::fs::write(path("initramfs"), initramfs(&busybox, script)).unwrap();
+        let version = kernel.file_name()?.to_str()?.strip_prefix("vmlinuz-");
+        let directory = version.map(|version| {
+            let package = kernel.parent().and_then(Path::parent).unwrap_or(Path::new("/"));
+            package.join("lib/modules").join(version).join("kernel")
+        });
+        let mut loaded = Vec::new();
+        for module in modules {
+            let file = directory.as_ref().map(|directory| directory.join(module));
+            match file.filter(|file| file.is_file()) {
+                Some(file) => loaded.push(file),
+                None => return testkit::skip(&format!("{} has no module {module}", kernel.display())),
+            }
+        }
+        std::fs::write(path("initramfs"), initramfs(&busybox, script, &loaded)).unwrap();
         std::fs::write(path("disk"), vec![0; 1 << 20]).unwrap();
         let spec = MachineSpec {
             // Of this run alone, so that runs beside each other and leftovers do not meet.
@@ -144,8 +169,9 @@ impl ProcessLog for Ledger {
     }
 }
 
-/// A newc archive (Documentation/driver-api/early-userspace/buffer-format.rst) of a console, busybox and `/init`.
-fn initramfs(busybox: &Path, script: &str) -> Vec<u8> {
+/// A newc archive (Documentation/driver-api/early-userspace/buffer-format.rst) of a console, busybox, modules and
+/// `/init`.
+fn initramfs(busybox: &Path, script: &str, modules: &[PathBuf]) -> Vec<u8> {
     let mut archive = Vec::new();
     let mut add = |name: &str, mode: u32, device: (u32, u32), contents: &[u8]| {
         let mut header = String::from("070701");
@@ -166,12 +192,19 @@ fn initramfs(busybox: &Path, script: &str) -> Vec<u8> {
     }
     add("dev/console", 0o020_600, (5, 1), b"");
     add("bin/busybox", 0o100_755, (0, 0), &std::fs::read(busybox).unwrap());
-    add(
-        "init",
-        0o100_755,
-        (0, 0),
-        format!("#!/bin/busybox sh\n{script}\n").as_bytes(),
-    );
+    let mut init = String::from("#!/bin/busybox sh\n");
+    for (number, module) in modules.iter().enumerate() {
+        add(
+            &format!("{number}.ko"),
+            0o100_644,
+            (0, 0),
+            &std::fs::read(module).unwrap(),
+        );
+        writeln!(init, "/bin/busybox insmod /{number}.ko").unwrap();
+    }
+    init.push_str(script);
+    init.push('\n');
+    add("init", 0o100_755, (0, 0), init.as_bytes());
     add("TRAILER!!!", 0, (0, 0), b"");
     archive
 }
