@@ -71,6 +71,13 @@ impl Format {
     }
 }
 
+/// A value as one line of JSON, for results that come one after the other.
+pub(crate) fn json_line<T: Serialize>(value: &T) -> Result<String, CliError> {
+    serde_json::to_string(value)
+        .map(|line| line + "\n")
+        .map_err(|error| CliError::general(format!("failed to format the result: {error}")))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -492,6 +492,7 @@ impl Service for Local {
         sender.send_modify(|operation| {
             if !operation.state.ended() {
                 operation.state = OperationState::Cancelled;
+                operation.generation += 1;
             }
         });
         Ok(sender.borrow().clone())

@@ -14,7 +14,7 @@ use super::stats_table::Samples;
 use crate::args::parse_duration;
 use crate::context::Context;
 use crate::error::{CliError, printable};
-use crate::output::Format;
+use crate::output::{Format, json_line};
 use crate::stdio::{self, say};
 use crate::{human, terminal};
 
@@ -106,24 +106,12 @@ impl Stats {
             let stats = self.sample(client).await?;
             let text = match self.output {
                 Format::Table => screen.frame(&samples.render(&stats)),
-                Format::Json => lines(&stats)?,
+                Format::Json => stats.iter().map(json_line).collect::<Result<String, _>>()?,
                 Format::Yaml => format!("---\n{}", Format::Yaml.render(&stats, |_| String::new())?),
             };
             stdio::print(&text)?;
         }
     }
-}
-
-/// One line of JSON a machine.
-fn lines(stats: &[VmStats]) -> Result<String, CliError> {
-    let mut text = String::new();
-    for stats in stats {
-        let line = serde_json::to_string(stats)
-            .map_err(|error| CliError::general(format!("failed to format the result: {error}")))?;
-        text.push_str(&line);
-        text.push('\n');
-    }
-    Ok(text)
 }
 
 /// A table that is drawn over the one before it, where standard output is a terminal.
