@@ -32,7 +32,8 @@ pub struct Options<'a> {
 }
 
 /// Makes the new image file `image` from `tree`, whose contents are below `staging`. `scratch` is an empty directory
-/// for the script. Without a journal, since a base that is shared is only ever read. After any error there is no file.
+/// for the script. With a journal and room to grow by a thousand times, since a machine's own disk may be made of its
+/// blocks. After any error there is no file.
 pub async fn populate(
     tools: &E2fsTools,
     image: &Path,
@@ -48,6 +49,8 @@ pub async fn populate(
     let layout = Layout::of(tree, options.slack);
     let unfinished = Unfinished::create(image, layout.size)?;
     let inodes = layout.inodes.to_string();
+    let features = format!("{FEATURES},has_journal,resize_inode");
+    let journal = format!("size={}", layout.journal);
     let command_error = |source| Error::Command {
         path: image.to_owned(),
         source: Box::new(source),
@@ -58,7 +61,8 @@ pub async fn populate(
         .args([
             "-q", "-F", "-t", "ext4", "-T", "default", "-b", "4096", "-I", "256", "-N", &inodes, "-m", "0",
         ])
-        .args(["-O", FEATURES, "-E", FRESH, "-L", options.label, "-d"])
+        .args(["-O", &features, "-J", &journal, "-E", FRESH])
+        .args(["-L", options.label, "-d"])
         .arg(absolute(staging)?)
         .arg(absolute(image)?)
         .timeout(MKE2FS_TIMEOUT)
@@ -103,8 +107,11 @@ pub async fn populate(
 /// How large the file system has to be.
 #[derive(Debug, PartialEq, Eq)]
 struct Layout {
+    /// Bytes.
     size: u64,
     inodes: u64,
+    /// MiB.
+    journal: u64,
 }
 
 impl Layout {
@@ -131,14 +138,21 @@ impl Layout {
         blocks += names.div_ceil(BLOCK) * 4 / 3;
         // Eleven are reserved, lost+found is one; some are left for whoever changes a copy of the image.
         let inodes: u64 = inodes + inodes / 8 + 64;
+        // A disk that grows gets inodes as there are here for each group of blocks: no fewer than usual.
+        let inodes = inodes.max((blocks * BLOCK).div_ceil(16_384)).max(1024);
         blocks += inodes.div_ceil(BLOCK / 256);
         // Per group of 32768 blocks two bitmaps, and superblock and descriptors in some.
         let groups = blocks.div_ceil(32_768) + 1;
         blocks += groups * 4 + 16;
         blocks += blocks / 16 + slack.div_ceil(BLOCK) + 64;
+        let journal = (blocks * BLOCK >> 24).clamp(4, 32);
+        let journal_blocks = (journal << 20) / BLOCK;
+        // mke2fs wants twice a journal's blocks to be free. What is not written takes no room.
+        blocks = (blocks + journal_blocks + 16).max(journal_blocks * 2 + blocks.div_ceil(8) + 256);
         Self {
             size: blocks * BLOCK,
             inodes,
+            journal,
         }
     }
 }
@@ -310,7 +324,9 @@ mod tests {
             .unwrap();
 
         assert_clean(&image).await;
-        assert_eq!(superblock::check(&image).unwrap().label, "test");
+        let found = superblock::check(&image).unwrap();
+        assert_eq!(found.label, "test");
+        assert!(found.journal);
         let locked = stat(&image, "/locked").await;
         assert!(
             locked.contains("Mode: 0555") && locked.contains("User: 7 Group: 8"),

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::path::Path;
 use std::time::Duration;
 
-use hostkit::ext4::mend::{MendError, mend};
+use hostkit::ext4::mend::{MendError, add_journal, mend};
 use hostkit::ext4::superblock::{self, State};
 use hostkit::ext4::{self, E2fsTools};
 
@@ -16,6 +16,9 @@ use crate::host::Host;
 
 /// How long a repair may take. One that replays a journal takes milliseconds; one of a whole disk reads all its inodes.
 const REPAIR: Duration = Duration::from_secs(10 * 60);
+
+/// MiB of a journal that is added.
+const JOURNAL: u32 = 16;
 
 /// Which disk, for checks and messages.
 #[derive(Debug, Clone, Copy)]
@@ -81,10 +84,24 @@ pub(super) async fn make_whole(
     };
     let found = superblock::check_writable(path).map_err(|e| refused(chain(&e)))?;
     let by_the_guest = found.state == State::InUse && found.journal && when == Mend::WhatTheGuestCannot;
-    if found.state == State::Clean || by_the_guest {
+    if by_the_guest || (found.state == State::Clean && found.journal) {
         return Ok(());
     }
     let tools = tools(start.host)?;
+    if found.state == State::Clean {
+        // A copy of an image that was made elsewhere may have none; where there is no room yet, the next start finds some.
+        if !found.journal
+            && let Err(e) = add_journal(&tools, path, JOURNAL).await
+        {
+            tracing::warn!(
+                vm = start.row.name,
+                disk = which.called,
+                error = chain(&e),
+                "no journal added"
+            );
+        }
+        return Ok(());
+    }
     match mend(&tools, path, REPAIR).await {
         Ok(None) => Ok(()),
         Ok(Some(said)) => {
