@@ -1,8 +1,9 @@
 //! One `bangerd` with directories of its own, and the promise that nothing of it is left when the test ends.
 
 use std::os::unix::net::UnixDatagram;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal};
@@ -24,6 +25,7 @@ pub struct Settings {
     config: String,
     tmpfs: Option<String>,
     environment: Vec<(String, String)>,
+    crash_points: bool,
 }
 
 impl Settings {
@@ -45,6 +47,7 @@ impl Settings {
             config,
             tmpfs: None,
             environment: Vec::new(),
+            crash_points: false,
         }
     }
 
@@ -60,6 +63,22 @@ impl Settings {
     #[must_use]
     pub fn small_disk(mut self, size: impl Into<String>) -> Self {
         self.tmpfs = Some(size.into());
+        // Such a file system is about running out of space, not about being refused before.
+        self.config.push_str("[daemon]\nspace_floor = \"0\"\n");
+        self
+    }
+
+    /// The build of the daemon that can be made to die at named points, see [`Testbed::crash_daemon`]. It is not part of
+    /// the stage, so it is told where its companions are.
+    #[must_use]
+    pub fn crash_points(mut self, bed: &Testbed) -> Self {
+        let libexec = bed.stage.join("libexec/banger");
+        self.config = format!(
+            "[vmm]\nchoice = \"qemu\"\nvhost_device_vsock = {:?}\n[agent]\npath = {:?}\n",
+            libexec.join("vhost-device-vsock"),
+            libexec.join("banger-agent")
+        );
+        self.crash_points = true;
         self
     }
 
@@ -127,6 +146,23 @@ impl Daemon {
 
     /// Starts the daemon and waits until it says that it serves.
     pub fn launch(&mut self) {
+        let ready = self.launch_with(&[]);
+        assert!(ready.is_ok(), "bangerd ended with {ready:?}:\n{}", self.log());
+    }
+
+    fn program(&self) -> PathBuf {
+        if self.settings.crash_points {
+            self.bed.crash_daemon.clone().expect("a daemon with crash points")
+        } else {
+            self.bed.program("bangerd")
+        }
+    }
+
+    /// Starts the daemon with these variables and waits until it says that it serves.
+    ///
+    /// # Errors
+    /// How it ended, when it did instead.
+    pub fn launch_with(&mut self, environment: &[(&str, &str)]) -> Result<(), ExitStatus> {
         assert!(self.child.is_none(), "one daemon at a time");
         let notify = self.home.path().join("notify");
         drop(std::fs::remove_file(&notify));
@@ -138,7 +174,7 @@ impl Daemon {
             .expect("open the log");
 
         let mut command = match &self.settings.tmpfs {
-            None => Command::new(self.bed.program("bangerd")),
+            None => Command::new(self.program()),
             Some(size) => {
                 // A mount namespace that ends with the daemon: no mount can stay behind.
                 let script = r#"mount -t tmpfs -o "size=$1" tmpfs "$2" && cp -a "$3/." "$2" &&
@@ -150,7 +186,7 @@ impl Daemon {
                     .args(["--mount", "sh", "-c", script, "sh", size])
                     .arg(disk)
                     .arg(self.state.path());
-                command.arg(self.bed.program("bangerd"));
+                command.arg(self.program());
                 command
             }
         };
@@ -164,7 +200,8 @@ impl Daemon {
         }
         command
             .env("NOTIFY_SOCKET", &notify)
-            .envs(self.settings.environment.iter().cloned());
+            .envs(self.settings.environment.iter().cloned())
+            .envs(environment.iter().copied());
         let child = command.spawn().expect("run bangerd");
         self.child = Some(child);
 
@@ -181,7 +218,7 @@ impl Daemon {
                         .split(|&b| b == b'\n')
                         .any(|line| line == b"READY=1") =>
                 {
-                    return;
+                    return Ok(());
                 }
                 Ok(_) | Err(_) => {}
             }
@@ -189,12 +226,10 @@ impl Daemon {
                 .child
                 .as_mut()
                 .and_then(|child| child.try_wait().expect("wait for bangerd"));
-            assert!(
-                ended.is_none(),
-                "bangerd ended with {}:\n{}",
-                ended.unwrap_or_default(),
-                self.log()
-            );
+            if let Some(status) = ended {
+                self.child = None;
+                return Err(status);
+            }
             assert!(
                 Instant::now() < end,
                 "bangerd did not get ready within {READY:?}:\n{}",
@@ -278,6 +313,26 @@ impl Daemon {
         let mut child = self.child.take().expect("a daemon that runs");
         child.kill().expect("kill bangerd");
         child.wait().expect("wait for bangerd");
+    }
+
+    /// Waits until the daemon has been killed by itself.
+    ///
+    /// # Panics
+    /// When it is still there after that long, or has ended in another way.
+    pub fn wait_killed(&mut self, deadline: Duration) {
+        let child = self.child.as_mut().expect("a daemon that runs");
+        assert!(
+            ends_within(Pid::from_child(child), deadline),
+            "bangerd lives on after {deadline:?}"
+        );
+        let status = child.wait().expect("wait for bangerd");
+        self.child = None;
+        assert_eq!(
+            status.signal(),
+            Some(Signal::KILL.as_raw()),
+            "{status}:\n{}",
+            self.log()
+        );
     }
 
     /// Asks the daemon to end, as systemd does, and asserts that it ends well. Machines go on.

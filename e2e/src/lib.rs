@@ -26,6 +26,7 @@ pub mod pty;
 pub mod snapshot;
 pub mod state;
 pub mod testbed;
+pub mod truth;
 pub mod wire;
 
 pub use command::{Banger, Finished, Running};

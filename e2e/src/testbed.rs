@@ -13,6 +13,8 @@ pub struct Testbed {
     pub firecracker: Option<PathBuf>,
     /// A kernel for it that needs no hardware virtualization.
     pub firecracker_kernel: Option<PathBuf>,
+    /// A daemon that can be made to die at named points (feature `crash-points`), of the stage's sources.
+    pub crash_daemon: Option<PathBuf>,
 }
 
 impl Testbed {
@@ -32,6 +34,7 @@ impl Testbed {
         let bed = Self {
             stage: path("BANGER_TEST_STAGE").unwrap_or_else(|| target.join("stage")),
             firecracker: part("BANGER_TEST_FIRECRACKER", "bin/firecracker"),
+            crash_daemon: part("BANGER_TEST_CRASH_DAEMON", "crash-points/bangerd"),
             firecracker_kernel: part("BANGER_TEST_FIRECRACKER_KERNEL", "firecracker-kernel/vmlinux"),
             directory,
         };
@@ -71,6 +74,15 @@ impl Testbed {
             return None;
         }
         Some((firecracker, kernel))
+    }
+
+    /// Whether there is a daemon with crash points; else says what is missing.
+    #[must_use]
+    pub fn has_crash_daemon(&self) -> bool {
+        if self.crash_daemon.is_none() {
+            require("no daemon with crash points: cargo xtask test builds it");
+        }
+        self.crash_daemon.is_some()
     }
 
     /// A program of the stage.

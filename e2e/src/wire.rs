@@ -38,23 +38,52 @@ impl Wire {
     /// # Errors
     /// What the daemon answered instead of a result.
     pub fn call(&mut self, method: &str, params: &Value) -> Result<Value, Value> {
+        self.ask(method, params)
+            .expect("an answer before the end of the connection")
+    }
+
+    /// Calls a method that begins an operation and follows it to its end. `None`: the daemon went away before.
+    pub fn operate(&mut self, method: &str, params: &Value) -> Option<Result<Value, Value>> {
+        let begun = match self.ask(method, params)? {
+            Ok(operation) => operation,
+            Err(error) => return Some(Err(error)),
+        };
+        self.follow(&begun)
+    }
+
+    /// Follows an operation to its end, which is its record: an error when it did not succeed. `None`: the daemon went
+    /// away before.
+    pub fn follow(&mut self, operation: &Value) -> Option<Result<Value, Value>> {
+        if let Err(error) = self.ask("op.watch", &json!({"operation": operation["id"]}))? {
+            return Some(Err(error));
+        }
+        loop {
+            let mut event = self.receive()?;
+            let now = event["params"]["result"].take();
+            match now["state"].as_str() {
+                Some("running" | "cancelling") => {}
+                Some("succeeded") => return Some(Ok(now)),
+                Some(_) => return Some(Err(now)),
+                // The subscription's own end, and whatever else is none of an operation's business.
+                None => {}
+            }
+        }
+    }
+
+    /// Calls a method and waits for its answer; an error answer is the error object. `None`: the daemon went away before.
+    pub fn ask(&mut self, method: &str, params: &Value) -> Option<Result<Value, Value>> {
         let id = self.next;
         self.next += 1;
-        self.send(
-            json!({"jsonrpc": "2.0", "id": id, "method": method, "params": params})
-                .to_string()
-                .as_bytes(),
-        );
+        let request = json!({"jsonrpc": "2.0", "id": id, "method": method, "params": params});
+        self.try_send(request.to_string().as_bytes()).ok()?;
         loop {
-            let mut answer = self
-                .receive()
-                .expect("an answer before the end of the connection");
+            let mut answer = self.receive()?;
             // Notifications of a subscription come between.
             if answer["id"] == json!(id) {
-                return match answer.get("error") {
+                return Some(match answer.get("error") {
                     Some(error) => Err(error.clone()),
                     None => Ok(answer["result"].take()),
-                };
+                });
             }
         }
     }
@@ -78,7 +107,8 @@ impl Wire {
     pub fn receive(&mut self) -> Option<Value> {
         let mut line = String::new();
         match self.stream.read_line(&mut line) {
-            Ok(0) => None,
+            // A line without its end is the last word of a daemon that died.
+            Ok(_) if !line.ends_with('\n') => None,
             Ok(_) => Some(serde_json::from_str(&line).unwrap_or_else(|e| panic!("no JSON ({e}): {line}"))),
             Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => None,
             Err(error) => panic!("failed to read from the daemon: {error}"),

@@ -228,8 +228,11 @@ impl Operations {
         // A task of its own inside the task: should the work panic, the operation still ends.
         tokio::spawn(async move {
             let outcome = tokio::spawn(work(progress)).await;
-            finish(&entry, outcome);
-            let ended = entry.now.borrow().clone();
+            let end = end_of(outcome);
+            // Kept before anybody is told: were it the other way round, a daemon that dies in between would say tomorrow
+            // that what was done today had been interrupted.
+            let mut ended = entry.now.borrow().clone();
+            end.apply(&mut ended);
             if let Err(e) = put(&store, &ended).await {
                 tracing::error!(
                     operation = ended.id,
@@ -237,6 +240,7 @@ impl Operations {
                     "outcome not kept"
                 );
             }
+            entry.change(|operation| end.apply(operation));
         });
         Ok(operation)
     }
@@ -363,7 +367,22 @@ impl Entry {
     }
 }
 
-fn finish(entry: &Entry, outcome: Result<Result<(), Error>, tokio::task::JoinError>) {
+/// How an operation ended.
+struct End {
+    state: OperationState,
+    error: Option<Report>,
+    at: Timestamp,
+}
+
+impl End {
+    fn apply(&self, operation: &mut Operation) {
+        operation.state = self.state;
+        operation.error.clone_from(&self.error);
+        operation.ended = Some(self.at);
+    }
+}
+
+fn end_of(outcome: Result<Result<(), Error>, tokio::task::JoinError>) -> End {
     let (state, error) = match outcome {
         Ok(Ok(())) => (OperationState::Succeeded, None),
         Ok(Err(e)) if e.kind() == Kind::Cancelled => (OperationState::Cancelled, Some(e.report())),
@@ -379,11 +398,11 @@ fn finish(entry: &Entry, outcome: Result<Result<(), Error>, tokio::task::JoinErr
             (OperationState::Failed, Some(report))
         }
     };
-    entry.change(|op| {
-        op.state = state;
-        op.error = error;
-        op.ended = Some(Timestamp::now());
-    });
+    End {
+        state,
+        error,
+        at: Timestamp::now(),
+    }
 }
 
 fn missing(id: &str) -> Error {

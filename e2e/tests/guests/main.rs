@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod cp;
+mod crash_points;
 mod disk_full;
 mod exec;
 mod exec_bulk;
