@@ -23,8 +23,12 @@ use crate::image::work;
 use crate::ledger::{self, Owner};
 use crate::operation;
 use crate::vm::capability::system_disk;
+use crate::vm::capability::system_disk::devices::{self, Device};
 use crate::vm::machines::phase_of;
 use crate::vm::state::{Paths, Phase, machines_dir};
+
+/// How often processes may be replaced by their children while they are being ended.
+const GENERATIONS: usize = 100;
 
 /// When the daemon looks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +60,10 @@ pub enum GarbageKind {
     Directory,
     /// A process of a machine.
     Process,
+    /// A device-mapper device of a machine.
+    Device,
+    /// A loop device under one.
+    Loop,
     /// Rows of the ledger, with the objects that they speak of.
     Ledger,
     /// An image's directory.
@@ -74,6 +82,8 @@ impl GarbageKind {
         match self {
             Self::Directory => "directory",
             Self::Process => "process",
+            Self::Device => "device",
+            Self::Loop => "loop",
             Self::Ledger => "ledger",
             Self::Image => "image",
             Self::Kernel => "kernel",
@@ -88,6 +98,7 @@ impl GarbageKind {
 enum Thing {
     Owner(Owner),
     Process(ProcessId),
+    Device(Device),
     MachineDirectory(PathBuf),
     Disk(PathBuf),
     Tree(PathBuf),
@@ -98,6 +109,8 @@ enum Thing {
 struct Found {
     owners: Vec<Owner>,
     processes: Vec<(String, CommandLine)>,
+    /// What is above before what is below.
+    devices: Vec<Device>,
     /// Directories with a machine's name: of sockets, of disks.
     directories: Vec<(PathBuf, String)>,
     images: Vec<(PathBuf, String)>,
@@ -134,9 +147,11 @@ pub(crate) async fn remove(host: &Host, garbage: &Garbage) -> Result<(), Error> 
     match &garbage.thing {
         Thing::Owner(owner) => host.ledger.collect(owner).await,
         Thing::Process(id) => ledger::end(*id).await,
+        Thing::Device(device) => devices::remove(device).await,
         Thing::MachineDirectory(path) => ledger::remove_directory(path).await,
         Thing::Disk(path) => system_disk::remove_file(path),
         Thing::Tree(path) => {
+            end_all_in(path).await?;
             let removed = if path.is_dir() {
                 tokio::fs::remove_dir_all(path).await
             } else {
@@ -157,6 +172,27 @@ pub(crate) async fn remove(host: &Host, garbage: &Garbage) -> Result<(), Error> 
             Ok(())
         }
     }
+}
+
+/// Ends what a daemon that was killed has left at work in a directory: nobody waits for it any more, and it would go on
+/// making files in what is being removed.
+async fn end_all_in(directory: &Path) -> Result<(), Error> {
+    for _ in 0..GENERATIONS {
+        let left = hostkit::inside::processes_inside(directory).map_err(|source| Error::Host {
+            action: "look for processes at work in a directory",
+            source: Box::new(source),
+        })?;
+        if left.is_empty() {
+            return Ok(());
+        }
+        for id in left {
+            ledger::end(id).await?;
+        }
+    }
+    Err(Error::Host {
+        action: "end the processes at work in a directory",
+        source: format!("{} still has some", directory.display()).into(),
+    })
 }
 
 /// Finds and removes at the daemon's start; returns how many pieces there were and how many of them stay. Never fails:
@@ -194,6 +230,11 @@ async fn list(host: &Host) -> Result<Found, Error> {
     Ok(Found {
         owners: host.ledger.owners().await?,
         processes: ledger::machine_processes()?,
+        devices: devices::present(state).await.unwrap_or_else(|e| {
+            // Everything else can be found all the same.
+            tracing::error!(error = chain(&e), "block devices not looked for");
+            Vec::new()
+        }),
         directories,
         images: entries(&registry::images_dir(state))?,
         kernels: entries(&registry::kernels_dir(state))?,
@@ -268,6 +309,25 @@ fn orphans(
             },
             size: 0,
             thing: Thing::Process(line.id),
+        });
+    }
+    // Nor has a device of ours. After the processes, which may have them open.
+    for device in &found.devices {
+        let Some(id) = device.vm().filter(|id| !known.runs.contains(*id)) else {
+            continue;
+        };
+        garbage.push(Garbage {
+            kind: match device {
+                Device::Mapped { .. } => GarbageKind::Device,
+                Device::Loop { .. } => GarbageKind::Loop,
+            },
+            what: device.shown().to_owned(),
+            why: match known.machines.contains_key(id) {
+                true => format!("{} does not run", id::token(id)),
+                false => format!("there is no machine {}", id::token(id)),
+            },
+            size: 0,
+            thing: Thing::Device(device.clone()),
         });
     }
     for (path, token) in &found.directories {

@@ -166,12 +166,12 @@ pub(crate) async fn remove(device: &Device) -> Result<(), Error> {
 
 /// The devices of this state directory's machines that are there now, what is above before what is below. Those of
 /// machines that run are among them. Nothing where we are not root, who alone makes any.
-pub(crate) async fn present(host: &Host) -> Result<Vec<Device>, Error> {
+pub(crate) async fn present(state_dir: &Path) -> Result<Vec<Device>, Error> {
     let action = "look for block devices";
     if !rustix::process::geteuid().is_root() {
         return Ok(Vec::new());
     }
-    let scope = scope(&host.settings.state_dir)?;
+    let scope = scope(state_dir)?;
     let fail = |source| Error::Host { action, source };
     let listed = tokio::task::spawn_blocking(move || {
         let mut mapped = mapped(&scope)?;
@@ -252,6 +252,31 @@ mod tests {
         // The longest mark still fits the kernel's field.
         let mark = format!("bgrabcdefghij-base@{}", scope(one.path()).unwrap());
         assert!(mark.len() <= loopdev::MARK, "{mark}");
+    }
+
+    #[tokio::test]
+    async fn a_loop_device_that_was_left_is_found_by_its_mark_alone_and_removed() {
+        if !testkit::is_root() {
+            return;
+        }
+        let (ours, anothers) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let file = ours.path().join("cow-0.img");
+        std::fs::write(&file, vec![0; 1 << 20]).unwrap();
+        let vm = id::new();
+        let mark = format!("{}-cow@{}", id::token(&vm), scope(ours.path()).unwrap());
+        if let Err(e) = loopdev::attach(&file, &mark, loopdev::Access::Direct) {
+            testkit::skip::<()>(&crate::error::chain(&e));
+            return;
+        }
+        let found = present(ours.path()).await.unwrap();
+        let others = present(anothers.path()).await.unwrap();
+        for device in &found {
+            remove(device).await.unwrap();
+        }
+        assert_eq!(found, [loop_device(&mark)]);
+        assert_eq!(found[0].vm(), Some(vm.as_str()));
+        assert!(others.is_empty(), "{others:?}");
+        assert!(present(ours.path()).await.unwrap().is_empty());
     }
 
     #[tokio::test]
