@@ -319,6 +319,11 @@ impl Operations {
         }
     }
 
+    /// The daemon is ending: what is cancelled now, nobody wanted cancelled.
+    pub(crate) fn is_closing(&self) -> bool {
+        *self.closing.borrow()
+    }
+
     fn entry(&self, id: &str) -> Option<Arc<Entry>> {
         self.entries
             .lock()

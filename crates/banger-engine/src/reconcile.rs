@@ -162,16 +162,16 @@ async fn take_up(scene: &Scene<'_>, row: VmRow, tally: &mut Tally) {
             scene.collected(&row, rests, tally).await
         }
     };
-    let next = match next {
-        Phase::Stopped | Phase::Failed(_) if scene.booted && row.autostart => {
-            tally.due += 1;
-            Phase::Due(Due {
-                failure: next.failure().cloned(),
-                autostart: true,
-                ..Due::default()
-            })
-        }
-        other => other,
+    let rests = matches!(next, Phase::Stopped | Phase::Failed(_));
+    let next = if rests && row.autostart && scene.booted {
+        tally.due += 1;
+        Phase::Due(Due {
+            failure: next.failure().cloned(),
+            autostart: true,
+            ..Due::default()
+        })
+    } else {
+        next
     };
     scene.keep(&row, &phase, &next).await;
     task::spawn(host.clone(), machines, row, Begin::Resting(next));
@@ -260,4 +260,65 @@ fn failed(row: &VmRow, e: &Error, tally: &mut Tally) -> Phase {
         "could not be cleaned; the next start tries again"
     );
     Phase::Failed(Failure::of(e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(restart: Restart, ephemeral: bool) -> VmRow {
+        VmRow {
+            restart: restart.as_str().to_owned(),
+            ephemeral,
+            ..crate::vm::change::tests::row()
+        }
+    }
+
+    fn run(began: Timestamp) -> Running {
+        Running {
+            since: began,
+            restarts: 3,
+            streak: 4,
+            ..crate::vm::change::tests::run()
+        }
+    }
+
+    fn bad() -> Ending {
+        Ending::Bad(Failure {
+            reason: "died".to_owned(),
+            console: Vec::new(),
+        })
+    }
+
+    #[test]
+    fn what_ended_unseen_is_started_again_where_its_policy_says_so() {
+        let now = Timestamp::now();
+        let due = |restart, ending| match after(&row(restart, false), &run(now), ending, false) {
+            Some(Phase::Due(due)) => Some(due),
+            Some(_) | None => None,
+        };
+        assert_eq!(due(Restart::No, bad()), None);
+        assert_eq!(due(Restart::OnFailure, Ending::Orderly), None);
+        let again = due(Restart::OnFailure, bad()).unwrap();
+        assert_eq!((again.restarts, again.streak, again.autostart), (3, 4, false));
+        assert_eq!(again.failure.unwrap().reason, "died");
+        assert_eq!(due(Restart::Always, Ending::Orderly).unwrap().failure, None);
+        // One that began long ago was sound.
+        let long_ago = run(now - jiff::SignedDuration::from_hours(1));
+        let phase = after(&row(Restart::Always, false), &long_ago, bad(), false);
+        assert!(
+            matches!(phase, Some(Phase::Due(Due { streak: 0, .. }))),
+            "{phase:?}"
+        );
+    }
+
+    #[test]
+    fn what_was_being_stopped_is_stopped() {
+        let run = run(Timestamp::now());
+        let stopped = after(&row(Restart::Always, false), &run, bad(), true);
+        assert_eq!(stopped, Some(Phase::Stopped));
+        // And what goes with its run is gone.
+        assert_eq!(after(&row(Restart::No, true), &run, Ending::Orderly, false), None);
+        assert_eq!(after(&row(Restart::No, true), &run, bad(), true), None);
+    }
 }

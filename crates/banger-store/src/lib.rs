@@ -304,9 +304,10 @@ fn time(row: &rusqlite::Row<'_>, index: usize) -> rusqlite::Result<jiff::Timesta
 
 /// As [`time`], where there may be none.
 fn maybe_time(row: &rusqlite::Row<'_>, index: usize) -> rusqlite::Result<Option<jiff::Timestamp>> {
-    match row.get_ref(index)? {
-        rusqlite::types::ValueRef::Null => Ok(None),
-        _ => time(row, index).map(Some),
+    if matches!(row.get_ref(index)?, rusqlite::types::ValueRef::Null) {
+        Ok(None)
+    } else {
+        time(row, index).map(Some)
     }
 }
 

@@ -320,7 +320,7 @@ pub(crate) fn pending(row: &VmRow, run: &Running) -> Vec<String> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use proptest::prelude::*;
 
     use super::*;
@@ -359,7 +359,7 @@ mod tests {
         }
     }
 
-    fn run() -> Running {
+    pub(crate) fn run() -> Running {
         Running {
             vmm: "qemu".into(),
             acceleration: "tcg".into(),

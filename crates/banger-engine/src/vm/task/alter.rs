@@ -2,7 +2,9 @@
 //! work that may be broken off: the row has the wanted size, the next start gives it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use banger_agent_api::{AgentClient, AgentError, DiskRole};
 use banger_store::StoreError;
 use banger_store::vms::VmRow;
 use banger_vmm::Machine;
@@ -13,12 +15,16 @@ use super::outcome::{Grown, Outcome};
 use super::{Task, Terms};
 use crate::crash::Write;
 use crate::error::{Error, chain};
+use crate::host::Host;
 use crate::limits;
 use crate::space;
-use crate::vm::capability::system_disk;
+use crate::vm::capability::{system_disk, work_disk};
 use crate::vm::change::{self, Applies, Bounds, Change, SetVm};
 use crate::vm::restart::Restart;
 use crate::vm::state::{Paths, Phase};
+
+/// How long a guest may take to make a file system larger. It writes new group descriptors, not the new space.
+const GROWING: Duration = Duration::from_secs(30);
 
 impl Task {
     pub(super) async fn set(&mut self, set: &SetVm, caller: Caller) {
@@ -93,14 +99,24 @@ impl Task {
     }
 
     fn grow(&mut self, machine: Arc<dyn Machine>, before: &VmRow, changes: Vec<Change>, caller: Caller) {
-        let (row, before, paths) = (self.row.clone(), before.clone(), self.paths.clone());
+        let (host, row, before) = (self.host.clone(), self.row.clone(), before.clone());
+        let (paths, guest) = (self.paths.clone(), self.guest.clone());
         let so_far = changes.clone();
         let future = Box::pin(async move {
             let mut changes = changes;
             let mut grown = Grown::default();
+            let run = Run {
+                machine: machine.as_ref(),
+                guest: guest.as_ref(),
+            };
             if row.disk > before.disk {
-                let outcome = grow_system_disk(machine.as_ref(), &row, &paths).await;
+                let outcome = run.grow_system_disk(&row, &paths).await;
                 grown.disk = said(&mut changes, "disk", outcome).then_some(row.disk);
+            }
+            // One that it has not had is a device that it has not booted with.
+            if before.work_disk > 0 && row.work_disk > before.work_disk {
+                let outcome = run.grow_work_disk(&host, &row, &paths).await;
+                grown.work_disk = said(&mut changes, "work_disk", outcome).then_some(row.work_disk);
             }
             Outcome::Grown(changes, grown)
         });
@@ -123,8 +139,42 @@ fn said(changes: &mut [Change], setting: &str, outcome: Result<(), String>) -> b
     done
 }
 
-/// Makes the file larger. A guest that runs sees it when it starts next.
-async fn grow_system_disk(_machine: &dyn Machine, row: &VmRow, paths: &Paths) -> Result<(), String> {
-    system_disk::grow(row, paths).map_err(|e| chain(&e))?;
-    Err("the guest sees the larger disk when it boots".to_owned())
+/// What a disk that grows is told to. An error says, for people, why it comes with the next start.
+struct Run<'a> {
+    machine: &'a dyn Machine,
+    guest: Option<&'a AgentClient>,
+}
+
+impl Run<'_> {
+    async fn grow_system_disk(&self, row: &VmRow, paths: &Paths) -> Result<(), String> {
+        if !system_disk::grows_online(row).map_err(|e| chain(&e))? {
+            return Err("a disk of this kind is made anew at each start".to_owned());
+        }
+        system_disk::grow(row, paths).map_err(|e| chain(&e))?;
+        let id = system_disk::id(row).map_err(|e| chain(&e))?;
+        self.tell(id, DiskRole::System, row.disk).await
+    }
+
+    async fn grow_work_disk(&self, host: &Host, row: &VmRow, paths: &Paths) -> Result<(), String> {
+        work_disk::ensure(host, row, paths).await.map_err(|e| chain(&e))?;
+        self.tell(work_disk::ID, DiskRole::Work, row.work_disk).await
+    }
+
+    /// The file is longer by now: tells the VMM, which tells the guest's kernel, and then the agent, which makes the file
+    /// system fill the device.
+    async fn tell(&self, id: &str, role: DiskRole, size: u64) -> Result<(), String> {
+        self.machine
+            .resize_disk(id, size)
+            .await
+            .map_err(|e| format!("the VMM did not take it: {}", chain(&e)))?;
+        let guest = self.guest.ok_or("its agent does not answer")?;
+        let grown = guest.grow_disk(role, size, GROWING).await;
+        grown.map(drop).map_err(|e| {
+            if matches!(e, AgentError::Unsupported { .. }) {
+                "the guest has an agent of an older release, which cannot do it while it runs".to_owned()
+            } else {
+                format!("the guest did not take it: {}", chain(&e))
+            }
+        })
+    }
 }

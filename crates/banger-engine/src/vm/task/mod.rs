@@ -187,7 +187,7 @@ pub(crate) fn spawn(host: Arc<Host>, machines: &Machines, row: VmRow, begin: Beg
     }
     // In the table before the task runs, which may take it out again at once.
     machines.add(&name, handle.clone());
-    machines.spawn(async move { task.run(requests).await });
+    machines.spawn(task.run(requests));
     handle
 }
 
@@ -216,13 +216,15 @@ async fn withdrawn(waiting: &VecDeque<Asked>) -> usize {
 }
 
 impl Task {
+    /// Its life. What seldom runs is boxed: a machine that rests costs what [`Self::next`] takes, and there may be
+    /// thousands.
     async fn run(mut self, mut requests: mpsc::Receiver<Box<Asked>>) {
         let mut open = true;
         while !self.removed && (open || self.work.is_some()) {
             match self.next(&mut requests, open).await {
                 Event::Work(outcome) => {
                     if let Some(work) = self.work.take() {
-                        self.on_outcome(outcome, work).await;
+                        Box::pin(self.on_outcome(outcome, work)).await;
                     }
                 }
                 Event::Exit(exit) => self.on_exit(&exit).await,
@@ -231,10 +233,10 @@ impl Task {
                         asked.caller.answer(Err(Error::Cancelled));
                     }
                 }
-                Event::Turn(turn) => self.on_turn(turn).await,
-                Event::Rotate => self.rotate().await,
-                Event::Expiry => self.on_expiry().await,
-                Event::Asked(asked) => self.on_request(*asked).await,
+                Event::Turn(turn) => Box::pin(self.on_turn(turn)).await,
+                Event::Rotate => Box::pin(self.rotate()).await,
+                Event::Expiry => Box::pin(self.on_expiry()).await,
+                Event::Asked(asked) => Box::pin(self.on_request(*asked)).await,
                 Event::Closed => open = false,
             }
         }
@@ -280,7 +282,8 @@ impl Task {
     async fn on_request(&mut self, asked: Asked) {
         let request = asked.what.request();
         let automatic = matches!(&asked.what, What::Work(_, terms) if terms.automatic);
-        if request.settles() && !automatic {
+        // The start that the turn is for does not give it up.
+        if request.settles() && !(automatic && request == Request::Start) {
             self.give_up_turn().await;
         }
         match decide(self.state(), request) {

@@ -98,7 +98,16 @@ impl Task {
         self.turn = None;
         match self.consider(outcome, terms.automatic, rest) {
             Next::Settle(phase, answer) => {
+                let creating = matches!(self.kept, Phase::Creating);
                 self.settle(phase).await;
+                if creating && self.unkept && answer.is_ok() {
+                    // The row says still that nobody was told of it, and the next daemon would go by that.
+                    let source = "the state file could not be written".into();
+                    let action = "keep the new machine";
+                    self.undoing = Some(Error::Host { action, source });
+                    self.begin_remove(caller, terms);
+                    return;
+                }
                 if answer.is_ok() && !rest.is_empty() {
                     return self.proceed(caller, terms, rest).await;
                 }
@@ -108,6 +117,7 @@ impl Task {
             }
             Next::Settled(phase) => {
                 self.kept = phase.clone();
+                self.unkept = false;
                 self.publish(phase);
                 return self.proceed(caller, terms, rest).await;
             }
@@ -135,6 +145,10 @@ impl Task {
                     self.begin_remove(Some(caller), terms);
                 } else {
                     caller.answer(Err(Error::Cancelled));
+                    // Only what had to be stopped for it has steps to come: its run has ended.
+                    if self.row.ephemeral {
+                        self.begin_remove(None, terms);
+                    }
                 }
             }
             caller => self.step(caller, terms, rest).await,
@@ -150,7 +164,8 @@ impl Task {
         if self.work.is_none() {
             self.go_on().await;
         }
-        if self.work.is_none() && self.expired() {
+        // An attempt that has just failed is not made again at once.
+        if self.work.is_none() && self.expiry_tried.is_none() {
             self.on_expiry().await;
         }
     }
@@ -286,7 +301,10 @@ impl Task {
             return Next::Settle(Phase::Failed(Failure::of(&error)), Err(error));
         };
         if matches!(error, Error::Cancelled) {
-            return Next::Settle(due.off(), Err(error));
+            // A daemon that ends has not decided anything: the next one starts the machine.
+            let ends = self.host.operations.is_closing();
+            let phase = if ends { Phase::Due(due) } else { due.off() };
+            return Next::Settle(phase, Err(error));
         }
         let failed = Due {
             failure: Some(Failure::of(&error)),

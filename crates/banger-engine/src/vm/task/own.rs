@@ -93,27 +93,30 @@ impl Task {
     pub(super) fn next_look_at_expiry(&self, now: Instant) -> Option<Instant> {
         let time = self.row.expires?;
         let tick = |from| clock::next_tick(self.machines.epoch, from, clock::WATCH);
-        Some(match (clock::until(Timestamp::now(), time), self.expiry_tried) {
-            (Some(left), _) if left < clock::WATCH => now + left,
-            (Some(_), _) => tick(now),
-            (None, None) => now,
-            (None, Some(tried)) => tick(tried).max(now),
-        })
+        match clock::until(Timestamp::now(), time) {
+            Some(left) if left < clock::WATCH => Some(now + left),
+            Some(_) => Some(tick(now)),
+            None => match decide(self.state(), Request::Expire) {
+                Decision::Run | Decision::Preempt => Some(self.expiry_tried.map_or(now, tick).max(now)),
+                // The end of what is at work looks.
+                Decision::Queue | Decision::Done | Decision::Refuse(_) => None,
+            },
+        }
     }
 
     pub(super) async fn on_expiry(&mut self) {
         if !self.expired() {
             return;
         }
-        self.expiry_tried = Some(Instant::now());
         match decide(self.state(), Request::Expire) {
             Decision::Run | Decision::Preempt => {
+                self.expiry_tried = Some(Instant::now());
                 tracing::info!(vm = self.row.name, expires = ?self.row.expires, "its time has come");
                 if let Some(asked) = self.by_itself("vm.remove", Request::Expire).await {
                     self.on_request(asked).await;
                 }
             }
-            // Looked at again when the work at hand ends.
+            // Looked at again when what is at work ends.
             Decision::Queue | Decision::Done | Decision::Refuse(_) => {}
         }
     }
