@@ -15,17 +15,9 @@ use crate::wire::Wire;
 const SETTLED: Duration = Duration::from_secs(15);
 
 /// What a machine's directory may hold besides its one system disk.
-const FILES: [&str; 9] = [
-    "work.img",
-    "console.log",
-    "console.log.1",
-    "vmm.log",
-    "vmm.log.1",
-    "metrics.json",
-    "metrics.json.1",
-    "vmm.fifo",
-    "metrics.fifo",
-];
+const FILES: [&str; 4] = ["work.img", "console.log", "vmm.log", "metrics.json"];
+/// What is appended to their names when they are put aside.
+const ASIDE: [&str; 2] = [".old", ".previous"];
 
 /// Asserts that all is settled and true; returns the machines by name.
 #[track_caller]
@@ -126,7 +118,10 @@ fn disks(daemon: &Daemon, token: &str, lies: &mut Vec<String>) {
     let files = names(&daemon.state().join("vms").join(token), "");
     let others: Vec<_> = files
         .iter()
-        .filter(|name| !FILES.contains(&name.as_str()))
+        .filter(|name| {
+            let plain = ASIDE.iter().find_map(|suffix| name.strip_suffix(suffix));
+            !FILES.contains(&plain.unwrap_or(name))
+        })
         .collect();
     let is_disk = |name: &str| {
         let stem = name.strip_suffix(".img").unwrap_or_default();

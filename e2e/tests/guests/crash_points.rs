@@ -15,8 +15,10 @@ use e2e::{Daemon, Settings, Testbed, Wire, truth, wait_for};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
-/// Dying takes no time; reaching the point may take a guest's boot on a busy machine.
-const DEATH: Duration = Duration::from_secs(120);
+/// A guest's boot on a busy machine, and more.
+const STEP: Duration = Duration::from_secs(120);
+/// From a scenario's end to the daemon's.
+const DEATH: Duration = Duration::from_secs(10);
 /// The machine of all scenarios.
 const VM: &str = "mortal";
 
@@ -155,7 +157,7 @@ fn create_cancelled(_: &Bench, wire: &mut Wire) -> Option<()> {
     let mut new = new_vm();
     new["start"] = json!(true);
     let operation = asked(wire, "vm.create", &new)?;
-    let booting = wait_for(DEATH, || {
+    let booting = wait_for(STEP, || {
         let now = wire.ask("op.show", &json!({"operation": operation["id"]}));
         match now {
             None => Some(None),
@@ -168,12 +170,17 @@ fn create_cancelled(_: &Bench, wire: &mut Wire) -> Option<()> {
     Some(())
 }
 
+/// Each time something else: what is so already is no change.
 fn change(_: &Bench, wire: &mut Wire) -> Option<()> {
-    asked(
-        wire,
-        "vm.set",
-        &json!({"vm": VM, "memory": 320 << 20, "disk": 96 << 20, "work_disk": 48 << 20}),
-    )?;
+    let shown = asked(wire, "vm.show", &json!({"vm": VM}))?;
+    let more = |key: &str| shown[key].as_u64().expect("a size") + (1 << 20);
+    let memory = if shown["memory"] == 256 << 20 {
+        320 << 20
+    } else {
+        256 << 20
+    };
+    let change = json!({"vm": VM, "memory": memory, "disk": more("disk"), "work_disk": more("work_disk")});
+    asked(wire, "vm.set", &change)?;
     Some(())
 }
 
@@ -227,7 +234,7 @@ fn start(_: &Bench, wire: &mut Wire) -> Option<()> {
 /// The VMM is killed as soon as it is there.
 fn start_failing(bench: &Bench, wire: &mut Wire) -> Option<()> {
     let operation = asked(wire, "vm.start", &json!({"vm": VM}))?;
-    let vmm = wait_for(DEATH, || {
+    let vmm = wait_for(STEP, || {
         let vmm = bench
             .daemon
             .machine_processes()
@@ -263,11 +270,9 @@ fn remove_running(_: &Bench, wire: &mut Wire) -> Option<()> {
     Some(())
 }
 
-fn grow_running(bench: &Bench, wire: &mut Wire) -> Option<()> {
-    // Each run needs something left to grow: the size it has is asked for first.
+fn grow_running(_: &Bench, wire: &mut Wire) -> Option<()> {
     let shown = asked(wire, "vm.show", &json!({"vm": VM}))?;
-    let more = |key: &str| shown[key].as_u64().expect("a size") + (8 << 20);
-    let _ = bench;
+    let more = |key: &str| shown[key].as_u64().expect("a size") + (1 << 20);
     asked(
         wire,
         "vm.set",
@@ -276,18 +281,17 @@ fn grow_running(bench: &Bench, wire: &mut Wire) -> Option<()> {
     Some(())
 }
 
-fn end_by_itself(bench: &Bench, wire: &mut Wire) -> Option<()> {
+fn end_by_itself(_: &Bench, wire: &mut Wire) -> Option<()> {
     let pid = asked(wire, "vm.show", &json!({"vm": VM}))?["running"]["pid"].as_i64();
     let pid = pid
         .and_then(|pid| Pid::from_raw(pid.try_into().ok()?))
         .expect("a process id");
     kill_process(pid, Signal::KILL).expect("kill the VMM");
-    let failed = wait_for(DEATH, || match wire.ask("vm.show", &json!({"vm": VM})) {
+    let failed = wait_for(STEP, || match wire.ask("vm.show", &json!({"vm": VM})) {
         None => Some(None),
         Some(vm) => (vm.expect("a machine")["state"] == "failed").then_some(Some(())),
     });
     failed.expect("a machine that is known to have failed")?;
-    let _ = bench;
     Some(())
 }
 
@@ -345,6 +349,19 @@ impl Bench {
             let outcome = wire.operate(method, &params).expect("a daemon that lives");
             outcome.unwrap_or_else(|e| panic!("{method}: {e:#}"))
         };
+        // What a scenario with images or kernels had made when it was broken off.
+        for (method, params) in [
+            ("image.remove", json!({"image": "small"})),
+            ("kernel.remove", json!({"kernel": "another"})),
+        ] {
+            let removed = Wire::connect(&self.daemon).call(method, &params);
+            assert!(
+                removed
+                    .as_ref()
+                    .map_or_else(|e| e["data"]["kind"] == "not_found", |_| true),
+                "{removed:?}"
+            );
+        }
         let now = self.state();
         match (before, now.as_deref()) {
             (Before::Absent, None)
@@ -422,12 +439,12 @@ impl Bench {
         let vms = truth::assert_true(&self.daemon);
         assert!(vms.len() <= 1, "{vms:#?}");
         if let Some(vm) = vms.first() {
-            self.usable(scenario, vm);
+            self.usable(vm);
         }
     }
 
     /// What is there must be of use: a machine that runs answers, one that rests has all that a start needs.
-    fn usable(&self, scenario: &Scenario, vm: &Value) {
+    fn usable(&self, vm: &Value) {
         let name = vm["name"].as_str().expect("a name");
         let mut wire = Wire::connect(&self.daemon);
         if vm["state"] == "running" {
@@ -451,7 +468,6 @@ impl Bench {
             wire.call("vm.rename", &json!({"vm": name, "name": VM}))
                 .expect("the old name");
         }
-        let _ = scenario;
     }
 }
 
