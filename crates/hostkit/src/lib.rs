@@ -9,6 +9,7 @@ pub mod dm;
 pub mod elf;
 pub mod exec;
 pub mod ext4;
+pub mod inside;
 pub mod loopdev;
 pub mod modules;
 pub mod process;

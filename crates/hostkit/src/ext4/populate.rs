@@ -145,7 +145,7 @@ impl Layout {
         let groups = blocks.div_ceil(32_768) + 1;
         blocks += groups * 4 + 16;
         blocks += blocks / 16 + slack.div_ceil(BLOCK) + 64;
-        let journal = (blocks * BLOCK >> 24).clamp(4, 32);
+        let journal = ((blocks * BLOCK) >> 24).clamp(4, 32);
         let journal_blocks = (journal << 20) / BLOCK;
         // mke2fs wants twice a journal's blocks to be free. What is not written takes no room.
         blocks = (blocks + journal_blocks + 16).max(journal_blocks * 2 + blocks.div_ceil(8) + 256);
