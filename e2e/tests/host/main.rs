@@ -25,6 +25,7 @@ fn a_real_host() {
     install::steps(&host, &bed);
     disks::steps(&host);
     service::steps(&host, &bed);
+    disks::renewed(&host);
     reboot::steps(&host);
     install::undone(&host);
     drop(host);

@@ -2,7 +2,7 @@
 
 use e2e::{Host, Testbed};
 
-use crate::disks::KINDS;
+use crate::disks::{self, KINDS};
 use crate::install::RELEASE;
 
 pub(crate) fn steps(host: &Host<'_>, bed: &Testbed) {
@@ -14,10 +14,7 @@ pub(crate) fn steps(host: &Host<'_>, bed: &Testbed) {
     host.step("kill the daemon", || {
         let daemon = host.sh("systemctl show --value --property MainPID bangerd");
         host.sh(&format!("kill -KILL {daemon}"));
-        host.wait(
-            "systemd starts the daemon again",
-            "systemctl is-active --quiet bangerd && banger --no-start daemon status >/dev/null 2>&1",
-        );
+        disks::back(host);
         assert_ne!(
             host.sh("systemctl show --value --property MainPID bangerd"),
             daemon
@@ -56,6 +53,6 @@ fn pids(host: &Host<'_>) -> Vec<u64> {
 fn go_on(host: &Host<'_>, before: &[u64]) {
     assert_eq!(pids(host), before, "other processes than before");
     for (_, name) in KINDS {
-        assert_eq!(host.vm_sh(name, "cat /etc/witness"), "kept");
+        disks::assert_witness(host, name);
     }
 }
