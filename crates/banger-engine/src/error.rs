@@ -55,7 +55,7 @@ pub enum Error {
         near: Option<String>,
     },
     /// A name that breaks the rules.
-    #[error("{name:?} cannot name a {what}: {problem}")]
+    #[error("{name:?} cannot name {} {what}: {problem}", article(what))]
     BadName {
         /// `machine`, `image`, `kernel`, `label`.
         what: &'static str,
@@ -375,10 +375,14 @@ impl Error {
                 _ => Some("`banger doctor` checks the whole host".to_owned()),
             },
             Self::NoVmm { .. } => Some("`banger doctor` says what each VMM needs".to_owned()),
-            Self::Silent { .. } => Some(
-                "a slow host may need a longer `start_timeout`; the console's last lines are above"
-                    .to_owned(),
-            ),
+            Self::Silent { console, .. } => {
+                let longer = "a slow host may need longer: `--timeout SECS`, or `start_timeout` under `[vm]` in the \
+                              configuration";
+                Some(match console.is_empty() {
+                    true => format!("{longer}; the console is empty"),
+                    false => format!("{longer}; the console's last lines are above"),
+                })
+            }
             Self::Store(StoreError::InUse { .. }) => Some("remove what uses it first".to_owned()),
             Self::Store(StoreError::ReadOnly) => {
                 Some("make the state directory writable again; nothing was changed".to_owned())
@@ -449,6 +453,15 @@ impl Error {
     }
 }
 
+/// `a` or `an`, by the first letter of the word that follows.
+fn article(word: &str) -> &'static str {
+    if word.starts_with(['a', 'e', 'i', 'o', 'u']) {
+        "an"
+    } else {
+        "a"
+    }
+}
+
 /// An error and its causes in one line.
 pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
@@ -485,6 +498,37 @@ mod tests {
         };
         assert_eq!(error.kind(), Kind::OutOfResources);
         assert!(error.report().hint.is_some());
+    }
+
+    #[test]
+    fn a_silent_guest_is_told_as_it_was() {
+        let hint = |console: &[&str]| {
+            let report = Error::Silent {
+                vm: "dev".into(),
+                seconds: 1,
+                console: console.iter().map(|line| (*line).to_owned()).collect(),
+            }
+            .report();
+            assert_eq!(report.details, console);
+            report.hint.unwrap_or_default()
+        };
+        assert!(hint(&[]).ends_with("the console is empty"));
+        assert!(hint(&["Linux"]).ends_with("are above"));
+        assert!(hint(&[]).contains("`--timeout SECS`"));
+    }
+
+    #[test]
+    fn names_are_refused_in_english() {
+        let bad = |what| {
+            Error::BadName {
+                what,
+                name: "-".into(),
+                problem: "no",
+            }
+            .to_string()
+        };
+        assert_eq!(bad("image"), r#""-" cannot name an image: no"#);
+        assert_eq!(bad("machine"), r#""-" cannot name a machine: no"#);
     }
 
     #[test]

@@ -91,14 +91,29 @@ fn bad(what: &'static str, name: &str, problem: &'static str) -> Error {
     }
 }
 
-/// The known name that a mistyped one most likely meant.
+/// The known name that a mistyped one most likely meant: the one that the fewest slips of the fingers lead to, where two
+/// letters in the wrong order are one slip and capitals are none. Of equally near ones, that with the likelier beginning.
 pub(crate) fn nearest<'a>(typed: &str, known: impl IntoIterator<Item = &'a str>) -> Option<String> {
+    // Names have at most 128 characters; what was typed may have megabytes, and the distance takes their product.
+    if typed.len() > 256 {
+        return None;
+    }
+    let typed = typed.to_lowercase();
+    let length = typed.chars().count();
+    // A slip in four letters or fewer, one more for each further three. All letters being wrong is no slip.
+    let slips = (length.saturating_sub(1) / 3)
+        .max(1)
+        .min(length.saturating_sub(1));
     known
         .into_iter()
-        .map(|name| (strsim::jaro_winkler(typed, name), name))
-        .filter(|(score, _)| *score > 0.75)
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .map(|(_, name)| name.to_owned())
+        .map(|name| {
+            let distance = strsim::osa_distance(&typed, name);
+            (distance, strsim::jaro_winkler(&typed, name), name)
+        })
+        // What was cut short is far in letters and likely all the same.
+        .filter(|(distance, likeness, _)| *distance <= slips || *likeness > 0.75)
+        .min_by(|a, b| a.0.cmp(&b.0).then(b.1.total_cmp(&a.1)))
+        .map(|(_, _, name)| name.to_owned())
 }
 
 #[cfg(test)]
@@ -157,6 +172,22 @@ mod tests {
             Some("debian")
         );
         assert_eq!(nearest("zzz", ["busybox", "debian"]), None);
+        // The README's own, and its relatives.
+        for typed in ["dve", "deb", "dee", "devv", "Dev", "ev"] {
+            assert_eq!(nearest(typed, ["ci", "dev"]).as_deref(), Some("dev"), "{typed}");
+        }
+        assert_eq!(
+            nearest("deva", ["development", "deva-2", "dev"]).as_deref(),
+            Some("dev")
+        );
+        assert_eq!(
+            nearest("busyb", ["busybox"]).as_deref(),
+            Some("busybox"),
+            "cut short"
+        );
+        for typed in ["", "x", "xy", "ci-runner", &"dev".repeat(1000)] {
+            assert_eq!(nearest(typed, ["a", "dev"]), None, "{typed}");
+        }
     }
 
     proptest! {
