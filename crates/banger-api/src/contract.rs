@@ -180,6 +180,8 @@ contract! {
         "vm.stats" vm_stats(VmStatsOf) -> Vec<VmStats>;
         /// How a machine fares: process, agent, disks, network.
         "vm.health" vm_health(VmRef) -> VmHealth;
+        /// Waits until the guest's init has started everything, or the time is over.
+        "vm.wait" vm_wait(VmWait) -> VmWaited;
         /// Asks the guest's agent for an answer and measures the round trip.
         "vm.ping" vm_ping(VmRef) -> VmPing;
         /// Operations, newest first.

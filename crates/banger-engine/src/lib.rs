@@ -19,6 +19,7 @@ pub mod crash;
 pub mod doctor;
 mod engine;
 mod error;
+pub mod figures;
 pub mod guest;
 mod host;
 mod id;

@@ -1,6 +1,8 @@
 //! The engine's types to the wire's, and back. No decisions here: each function spells out which field goes where, so
 //! that a change on either side is a compile error and not a change of the contract.
 
+mod figures;
+
 use std::collections::BTreeMap;
 
 use banger_agent_api::{AgentError, FailureKind};
@@ -13,6 +15,7 @@ use banger_engine::vm::state::{Failure, Phase, Running, Vm, vmm_kind};
 use banger_engine::vmms::FoundVmm;
 use banger_engine::{Applies, Change, Garbage, Kind, Preflight, Report, Restart, SystemDiskKind};
 use banger_vmm::VmmKind;
+pub(crate) use figures::{boot_state, health, stats};
 
 // ---- errors --------------------------------------------------------------------------------------------------------
 

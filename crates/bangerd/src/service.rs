@@ -366,12 +366,22 @@ impl Service for Rpc {
         preflight.map(convert::preflight).map_err(convert::error)
     }
 
-    async fn vm_stats(&self, _: Caller, _params: VmStatsOf) -> Result<Vec<VmStats>, RpcError> {
-        Err(RpcError::new(banger_api::ErrorKind::Internal, "not built yet"))
+    async fn vm_stats(&self, _: Caller, params: VmStatsOf) -> Result<Vec<VmStats>, RpcError> {
+        let stats = self.engine.stats(&params.vms).await.map_err(convert::error)?;
+        Ok(stats.into_iter().map(convert::stats).collect())
     }
 
-    async fn vm_health(&self, _: Caller, _params: VmRef) -> Result<VmHealth, RpcError> {
-        Err(RpcError::new(banger_api::ErrorKind::Internal, "not built yet"))
+    async fn vm_health(&self, _: Caller, params: VmRef) -> Result<VmHealth, RpcError> {
+        let health = self.engine.health(&params.vm).await.map_err(convert::error)?;
+        Ok(convert::health(health))
+    }
+
+    async fn vm_wait(&self, _: Caller, params: VmWait) -> Result<VmWaited, RpcError> {
+        let VmWait { vm, timeout_seconds } = params;
+        let waited = self.engine.wait_booted(&vm, seconds(timeout_seconds)).await;
+        let (vm, state) = waited.map_err(convert::error)?;
+        let boot = convert::boot_state(state);
+        Ok(VmWaited { vm, boot })
     }
 
     async fn gc_run(&self, _: Caller, params: GcRun) -> Result<GcReport, RpcError> {

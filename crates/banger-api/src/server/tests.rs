@@ -81,6 +81,7 @@ impl Service for Toy {
         vm_preflight(VmRef) -> VmPreflight;
         vm_stats(VmStatsOf) -> Vec<VmStats>;
         vm_health(VmRef) -> VmHealth;
+        vm_wait(VmWait) -> VmWaited;
         gc_run(GcRun) -> GcReport;
     }
 

@@ -130,6 +130,44 @@ pub struct VmHealth {
     pub checks: Vec<Check>,
 }
 
+/// Parameters of `vm.wait`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VmWait {
+    /// Name or id of a machine that runs.
+    pub vm: String,
+    /// Seconds to wait, at most an hour; 0 only asks. Absent: two minutes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_seconds: Option<u32>,
+}
+
+/// How far a guest's init has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum BootState {
+    /// Not told: the image has an init of its own that is not systemd.
+    Unknown,
+    /// Services are still being started.
+    Starting,
+    /// Everything runs.
+    Running,
+    /// Everything has been started, and some of it has failed.
+    Degraded,
+    /// In the rescue or emergency shell.
+    Maintenance,
+    /// On the way down.
+    Stopping,
+}
+
+/// Result of `vm.wait`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct VmWaited {
+    /// Name.
+    pub vm: String,
+    /// How far it has come; `starting` when the time was over before.
+    pub boot: BootState,
+}
+
 /// Result of `vm.preflight`: what a start would check, all of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct VmPreflight {

@@ -115,7 +115,7 @@ impl Engine {
     }
 }
 
-fn checked_timeout(timeout: Option<Duration>) -> Result<Option<Duration>, Error> {
+pub(super) fn checked_timeout(timeout: Option<Duration>) -> Result<Option<Duration>, Error> {
     match timeout {
         Some(timeout) if timeout > TIMEOUT_MAXIMUM => Err(Error::OutOfRange {
             field: "timeout",

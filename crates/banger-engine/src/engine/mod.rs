@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use banger_agent_api::AgentClient;
+use banger_agent_api::{AgentClient, BootState};
 use banger_store::Store;
 use banger_vmm::VmmKind;
 use tokio::sync::{mpsc, watch};
@@ -23,6 +23,9 @@ use crate::assets::Assets;
 use crate::collect::{self, Garbage};
 use crate::doctor::Check;
 use crate::error::Error;
+use crate::figures;
+use crate::figures::health::{self, VmHealth};
+use crate::figures::stats::{self, VmStats};
 use crate::guest::{self, Ping};
 use crate::host::Host;
 use crate::image::registry::{self, Image, Kernel, KernelSource, Source};
@@ -37,10 +40,13 @@ use crate::vm::policy::State;
 use crate::vm::state::{Paths, Phase};
 use crate::vm::{console, preflight};
 use crate::vmms::{FoundVmm, Vmms};
+use change::checked_timeout;
 pub use create::NewVm;
 
 /// A ping's.
 const PING: Duration = Duration::from_secs(10);
+/// How long a guest's services are waited for.
+const BOOTED: Duration = Duration::from_secs(120);
 /// How long closing waits for machines' tasks after their operations have ended.
 const CLOSING: Duration = Duration::from_secs(10);
 /// Chunks of a console that may wait for a slow reader.
@@ -274,6 +280,28 @@ impl Engine {
             agent_version,
             uptime,
         })
+    }
+
+    /// Figures of the machines named, or of all that run. None waits for another.
+    pub async fn stats(&self, references: &[String]) -> Result<Vec<VmStats>, Error> {
+        stats::of(&self.host, &self.machines, references).await
+    }
+
+    /// How a machine fares. That it does not run, or that its guest hangs, is an answer and not an error.
+    pub async fn health(&self, reference: &str) -> Result<VmHealth, Error> {
+        let handle = self.machines.find(reference)?;
+        Ok(health::of(&self.host, &handle).await)
+    }
+
+    /// Waits until a guest's init has started everything, for two minutes unless told otherwise; gives the machine's name
+    /// and how far its guest has come.
+    pub async fn wait_booted(
+        &self,
+        reference: &str,
+        timeout: Option<Duration>,
+    ) -> Result<(String, BootState), Error> {
+        let timeout = checked_timeout(timeout)?.unwrap_or(BOOTED);
+        figures::wait_booted(&self.machines.find(reference)?, timeout).await
     }
 
     /// The client of a running machine's agent.

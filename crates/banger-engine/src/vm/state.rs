@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use banger_agent_api::AgentClient;
 use banger_store::vms::VmRow;
-use banger_vmm::VmmKind;
+use banger_vmm::{Machine, VmmKind};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -198,6 +199,8 @@ pub struct View {
     pub generation: u64,
     /// The way to its agent, while it runs.
     pub guest: Option<AgentClient>,
+    /// Its processes, while it runs: to be looked at. Ending them is the task's.
+    pub(crate) machine: Option<Arc<dyn Machine>>,
     /// When it is started again, where it waits for that.
     pub restarts_at: Option<Timestamp>,
 }

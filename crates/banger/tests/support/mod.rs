@@ -366,6 +366,15 @@ impl Service for Local {
         })
     }
 
+    async fn vm_wait(&self, _: Caller, params: VmWait) -> Result<VmWaited, RpcError> {
+        let vm = self.find(&params.vm)?.name;
+        let boot = match vm.as_str() {
+            "sick" => BootState::Degraded,
+            _ => BootState::Running,
+        };
+        Ok(VmWaited { vm, boot })
+    }
+
     async fn gc_run(&self, _: Caller, params: GcRun) -> Result<GcReport, RpcError> {
         self.called(format!("gc.run dry_run={}", params.dry_run));
         let garbage = |what: &str, problem: Option<&str>| Garbage {

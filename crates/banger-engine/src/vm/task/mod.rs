@@ -141,6 +141,7 @@ pub(crate) fn spawn(host: Arc<Host>, machines: &Machines, row: VmRow, begin: Beg
         phase: phase.clone(),
         generation: 0,
         guest: guest.clone(),
+        machine: machine.clone(),
         restarts_at: None,
     };
     let (view, watched) = watch::channel(first);
@@ -410,6 +411,7 @@ impl Task {
         self.view.send_modify(|view| {
             view.phase = self.phase.clone();
             view.guest = self.guest.clone();
+            view.machine = self.machine.clone();
             view.restarts_at = self.due.as_ref().and_then(Waiting::at);
             view.generation += 1;
         });
