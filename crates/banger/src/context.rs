@@ -8,6 +8,7 @@ use clap::Args;
 
 use crate::error::{CliError, Kind};
 use crate::paths::Paths;
+use crate::service::{self, Systemctl};
 use crate::spawn;
 
 /// Flags that every command takes.
@@ -58,7 +59,18 @@ impl Context {
         &self.paths.socket
     }
 
-    /// A client of the daemon, which is started where it does not run.
+    /// Where the daemon's files are.
+    pub(crate) fn paths(&self) -> &Paths {
+        &self.paths
+    }
+
+    /// Whether it was asked that no daemon be started.
+    pub(crate) fn no_start(&self) -> bool {
+        self.no_start
+    }
+
+    /// A client of the daemon, which is started where it does not run: by the service manager where Banger is
+    /// installed as a service, by this process otherwise.
     pub(crate) async fn client(&self) -> Result<Client, CliError> {
         let client = Client::new(self.socket());
         match client.connect().await {
@@ -67,7 +79,15 @@ impl Context {
                 reason: Unreachable::NoSocket | Unreachable::Refused,
                 ..
             }) if self.may_start() => {
-                spawn::start(&self.paths).await?;
+                match service::in_charge(&self.paths) {
+                    Some(installed) => {
+                        // It comes back when the daemon listens.
+                        let manager = Systemctl::new(installed.scope);
+                        manager.run(&["start", service::DAEMON]).await?;
+                        client.connect().await.map_err(cannot_connect)?;
+                    }
+                    None => spawn::start(&self.paths).await?,
+                }
                 Ok(client)
             }
             Err(error) => Err(cannot_connect(error)),

@@ -88,9 +88,10 @@ impl From<ErrorKind> for Kind {
             ErrorKind::CommandNotFound => Self::CommandNotFound,
             ErrorKind::NotExecutable => Self::NotExecutable,
             ErrorKind::Cancelled => Self::Interrupted,
+            // A value out of range is the same mistake whether clap or the daemon finds it.
+            ErrorKind::InvalidArgument => Self::Usage,
             ErrorKind::BadRequest
             | ErrorKind::UnknownMethod
-            | ErrorKind::InvalidArgument
             | ErrorKind::OutOfResources
             | ErrorKind::GuestRefused
             | ErrorKind::Internal => Self::General,
@@ -260,7 +261,7 @@ mod tests {
         for (kind, code) in [
             (ErrorKind::BadRequest, 1),
             (ErrorKind::UnknownMethod, 1),
-            (ErrorKind::InvalidArgument, 1),
+            (ErrorKind::InvalidArgument, 2),
             (ErrorKind::NotFound, 3),
             (ErrorKind::AlreadyExists, 4),
             (ErrorKind::WrongState, 4),

@@ -2,7 +2,9 @@
 
 use jiff::Timestamp;
 
-use banger_api::types::{HealthState, OperationState, RestartPolicy, SystemDisk, VmState, VmmKind};
+use banger_api::types::{
+    BootState, HealthState, OperationState, RestartPolicy, SystemDisk, VmState, VmmKind,
+};
 
 /// The largest unit that says enough: `5s`, `3m`, `7h`, `2d`, `8w`, `3y`. A clock that went back reads as `0s`.
 pub(crate) fn format_seconds(seconds: u64) -> String {
@@ -69,6 +71,18 @@ pub(crate) fn health(health: HealthState) -> &'static str {
         HealthState::Degraded => "degraded",
         HealthState::Unhealthy => "unhealthy",
         HealthState::Stopped => "stopped",
+    }
+}
+
+/// The word for how far a guest has come.
+pub(crate) fn boot_state(boot: BootState) -> &'static str {
+    match boot {
+        BootState::Unknown => "unknown",
+        BootState::Starting => "starting",
+        BootState::Running => "running",
+        BootState::Degraded => "degraded",
+        BootState::Maintenance => "maintenance",
+        BootState::Stopping => "stopping",
     }
 }
 

@@ -28,6 +28,7 @@ mod output;
 mod parallel;
 mod paths;
 mod progress;
+mod service;
 mod session;
 mod spawn;
 mod stdio;

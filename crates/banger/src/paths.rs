@@ -12,6 +12,15 @@ use crate::error::{CliError, Kind};
 /// Name of the socket in the runtime directory.
 const SOCKET: &str = "bangerd.sock";
 
+/// Variables that change where the daemon's directories are. A service does not see them.
+const ELSEWHERE: [&str; 5] = [
+    "BANGER_STATE_DIR",
+    "BANGER_RUNTIME_DIR",
+    "BANGER_CONFIG",
+    "XDG_STATE_HOME",
+    "XDG_CONFIG_HOME",
+];
+
 /// Where things are, and whether the daemon may be started on demand.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Paths {
@@ -21,6 +30,8 @@ pub(crate) struct Paths {
     pub(crate) log: PathBuf,
     /// The socket is the one that a daemon started here would serve.
     pub(crate) socket_is_default: bool,
+    /// Nothing in the environment puts the daemon elsewhere than a service of the host has it.
+    pub(crate) is_plain: bool,
 }
 
 /// What the rules look at.
@@ -61,21 +72,29 @@ impl Paths {
         })
     }
 
+    /// The daemon's state directory.
+    pub(crate) fn state(&self) -> &Path {
+        self.log.parent().unwrap_or(Path::new("/"))
+    }
+
     /// Applies the rules.
     pub(crate) fn find(here: &Surroundings<'_>) -> Result<Self, CliError> {
         let (state, runtime) = directories(here)?;
         let default = runtime.join(SOCKET);
         let log = state.join("bangerd.log");
+        let is_plain = ELSEWHERE.iter().all(|name| (here.variable)(name).is_none());
         Ok(match here.socket {
             Some(socket) => Self {
                 socket: socket.into(),
                 log,
                 socket_is_default: socket == default,
+                is_plain,
             },
             None => Self {
                 socket: default,
                 log,
                 socket_is_default: true,
+                is_plain,
             },
         })
     }
@@ -201,6 +220,15 @@ mod tests {
             socket: socket.into(),
             log: log.into(),
             socket_is_default,
+            is_plain: true,
+        })
+    }
+
+    /// As [`paths`], with something in the environment that a service does not see.
+    fn not_plain(socket: &str, log: &str) -> Result<Paths, CliError> {
+        paths(socket, log, true).map(|paths| Paths {
+            is_plain: false,
+            ..paths
         })
     }
 
@@ -241,7 +269,7 @@ mod tests {
         let variables = [("BANGER_RUNTIME_DIR", "/e/run")];
         assert_eq!(
             find(None, 0, &variables, config),
-            paths("/e/run/bangerd.sock", "/c/state/bangerd.log", true)
+            not_plain("/e/run/bangerd.sock", "/c/state/bangerd.log")
         );
         let elsewhere = [
             ("BANGER_CONFIG", "/x.toml"),
@@ -251,7 +279,7 @@ mod tests {
         let config = Some(("/x.toml", "[daemon]\nstate_dir = '/c'\n"));
         assert_eq!(
             find(None, 7, &elsewhere, config),
-            paths("/r/banger/bangerd.sock", "/c/bangerd.log", true)
+            not_plain("/r/banger/bangerd.sock", "/c/bangerd.log")
         );
     }
 

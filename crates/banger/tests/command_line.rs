@@ -714,6 +714,10 @@ fn figures_and_health() {
     assert_eq!(daemon.run(&["vm", "health", "dev", "dve"]).code, Some(3));
 
     assert_eq!(
+        daemon.run(&["vm", "wait", "dev", "sick"]),
+        ended(1, "NAME   BOOT\ndev    running\nsick   degraded\n", "")
+    );
+    assert_eq!(
         daemon.run(&["vm", "ping", "-c", "2", "--interval", "1ms", "dev"]),
         ended(
             0,

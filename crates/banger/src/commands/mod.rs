@@ -41,7 +41,7 @@ pub(crate) enum Command {
     /// Look at and cancel what takes time
     #[command(subcommand, arg_required_else_help = true)]
     Op(op::Op),
-    /// Run, look at and stop the daemon
+    /// Run, look at, install and stop the daemon
     #[command(subcommand, arg_required_else_help = true)]
     Daemon(daemon::Daemon),
     Gc(gc::Gc),

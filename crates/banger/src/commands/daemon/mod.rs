@@ -1,8 +1,11 @@
 //! `banger daemon`: the daemon itself.
 
+mod install;
+mod logs;
 mod run;
 mod status;
 mod stop;
+mod uninstall;
 
 pub(crate) use run::Run;
 
@@ -17,6 +20,9 @@ pub(crate) enum Daemon {
     Run(Run),
     Status(status::Status),
     Stop(stop::Stop),
+    Logs(logs::Logs),
+    Install(install::Install),
+    Uninstall(uninstall::Uninstall),
 }
 
 impl Daemon {
@@ -25,6 +31,9 @@ impl Daemon {
             Self::Run(command) => command.run(),
             Self::Status(command) => command.run(context).await,
             Self::Stop(command) => command.run(context).await,
+            Self::Logs(command) => command.run(context),
+            Self::Install(command) => command.run(context).await,
+            Self::Uninstall(command) => command.run(context).await,
         }
     }
 }

@@ -2,12 +2,14 @@
 
 use banger_api::types::{DaemonStatus, Empty};
 use clap::Args;
+use serde::Serialize;
 
 use crate::args::format_size;
 use crate::commands::version::component;
 use crate::context::Context;
 use crate::error::CliError;
 use crate::output::Format;
+use crate::service::{self, Activity, Systemctl};
 use crate::{human, table};
 
 /// Show the daemon's state; exit code 9 where it is not running
@@ -25,14 +27,74 @@ pub(crate) struct Status {
     output: Format,
 }
 
+/// The daemon's own answer, and what the service manager says of it.
+#[derive(Debug, Serialize)]
+struct Report {
+    #[serde(flatten)]
+    daemon: DaemonStatus,
+    /// Absent: it is not installed as a service.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    service: Option<ServiceStatus>,
+}
+
+/// The service that is installed.
+#[derive(Debug, Serialize)]
+struct ServiceStatus {
+    /// Its unit file.
+    unit: String,
+    /// The daemon that answers is the service's.
+    runs_this: bool,
+    #[serde(flatten)]
+    activity: Activity,
+}
+
 impl Status {
     pub(crate) async fn run(self, context: &Context) -> Result<u8, CliError> {
-        let status = context.running_client().await?.daemon_status(Empty {}).await?;
-        self.output.print(&status, render)
+        let client =
+            context
+                .running_client()
+                .await
+                .map_err(|error| match service::in_charge(context.paths()) {
+                    Some(_) => {
+                        error.hint("it is installed as a service: `banger daemon logs` has what it said")
+                    }
+                    None => error,
+                })?;
+        let daemon = client.daemon_status(Empty {}).await?;
+        let service = match service::in_charge(context.paths()) {
+            Some(installed) => {
+                let activity = Systemctl::new(installed.scope).activity().await?;
+                Some(ServiceStatus {
+                    unit: installed.unit.display().to_string(),
+                    runs_this: activity.pid == Some(daemon.pid),
+                    activity,
+                })
+            }
+            None => None,
+        };
+        self.output.print(&Report { daemon, service }, render)
     }
 }
 
-fn render(status: &DaemonStatus) -> String {
+fn service_row(service: Option<&ServiceStatus>) -> String {
+    let Some(service) = service else {
+        return "none; `banger daemon install` makes it one".to_owned();
+    };
+    let enabled = if service.activity.enabled {
+        "enabled"
+    } else {
+        "not enabled"
+    };
+    let other = if service.runs_this {
+        ""
+    } else {
+        "; this daemon is not the service's"
+    };
+    format!("{} ({}, {enabled}){other}", service.unit, service.activity.state)
+}
+
+fn render(report: &Report) -> String {
+    let status = &report.daemon;
     let mut rows = vec![
         ("version", status.version.clone()),
         (
@@ -43,6 +105,7 @@ fn render(status: &DaemonStatus) -> String {
                 human::format_seconds(status.uptime_seconds)
             ),
         ),
+        ("service", service_row(report.service.as_ref())),
         ("memory", format_size(status.memory)),
         ("socket", status.socket.clone()),
         ("state", status.state_directory.clone()),
@@ -119,6 +182,30 @@ mod tests {
             images: 2,
             operations: 0,
         };
-        insta::assert_snapshot!("daemon_status", render(&status));
+        let mut report = Report {
+            daemon: status,
+            service: None,
+        };
+        insta::assert_snapshot!("daemon_status", render(&report));
+        let mut service = ServiceStatus {
+            unit: "/etc/systemd/system/bangerd.service".into(),
+            runs_this: true,
+            activity: Activity {
+                state: "active".into(),
+                enabled: true,
+                pid: Some(77),
+            },
+        };
+        assert_eq!(
+            service_row(Some(&service)),
+            "/etc/systemd/system/bangerd.service (active, enabled)"
+        );
+        let json = |report: &Report| serde_json::to_value(report).unwrap();
+        assert_eq!(json(&report).get("service"), None);
+        service.runs_this = false;
+        assert!(service_row(Some(&service)).ends_with("not the service's"));
+        report.service = Some(service);
+        let json = json(&report);
+        assert_eq!((&json["pid"], &json["service"]["pid"]), (&77.into(), &77.into()));
     }
 }

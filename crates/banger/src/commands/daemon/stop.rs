@@ -3,6 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
+use banger_api::client::Client;
 use banger_api::types::Empty;
 use clap::Args;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -35,27 +36,33 @@ impl Stop {
         }
         let client = context.running_client().await?;
         let pid = client.daemon_status(Empty {}).await?.pid;
-        // Opened before it ends, so that the number cannot have become another process.
-        let process = i32::try_from(pid)
-            .ok()
-            .and_then(Pid::from_raw)
-            .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
-        client.daemon_shutdown(Empty {}).await?;
-        let ended = match process {
-            Some(process) => tokio::task::spawn_blocking(move || wait(&process))
-                .await
-                .unwrap_or(false),
-            // Gone already, or in another pid namespace.
-            None => true,
-        };
-        if ended && !spawn::listens(context.socket()) {
-            return Ok(0);
-        }
-        Err(CliError::new(
-            Kind::Timeout,
-            format!("the daemon was asked to stop and process {pid} has not ended in 30 s"),
-        ))
+        shut_down(context, &client, pid).await?;
+        Ok(0)
     }
+}
+
+/// Asks the daemon to end, and waits until it has.
+pub(super) async fn shut_down(context: &Context, client: &Client, pid: u32) -> Result<(), CliError> {
+    // Opened before it ends, so that the number cannot have become another process.
+    let process = i32::try_from(pid)
+        .ok()
+        .and_then(Pid::from_raw)
+        .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+    client.daemon_shutdown(Empty {}).await?;
+    let ended = match process {
+        Some(process) => tokio::task::spawn_blocking(move || wait(&process))
+            .await
+            .unwrap_or(false),
+        // Gone already, or in another pid namespace.
+        None => true,
+    };
+    if ended && !spawn::listens(context.socket()) {
+        return Ok(());
+    }
+    Err(CliError::new(
+        Kind::Timeout,
+        format!("the daemon was asked to stop and process {pid} has not ended in 30 s"),
+    ))
 }
 
 /// Waits for a process's end: its descriptor becomes readable (pidfd_open(2)).

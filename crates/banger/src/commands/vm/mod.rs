@@ -17,6 +17,7 @@ pub(crate) mod start;
 pub(crate) mod stats;
 mod stats_table;
 pub(crate) mod stop;
+pub(crate) mod wait;
 
 use clap::Subcommand;
 
@@ -39,6 +40,7 @@ pub(crate) enum Vm {
     Rename(rename::Rename),
     Stats(stats::Stats),
     Health(health::Health),
+    Wait(wait::Wait),
     Ping(ping::Ping),
     Logs(logs::Logs),
 }
@@ -59,6 +61,7 @@ impl Vm {
             Self::Rename(command) => command.run(context).await,
             Self::Stats(command) => command.run(context).await,
             Self::Health(command) => command.run(context).await,
+            Self::Wait(command) => command.run(context).await,
             Self::Ping(command) => command.run(context).await,
             Self::Logs(command) => command.run(context).await,
         }
