@@ -116,6 +116,14 @@ pub enum Error {
         /// Its name.
         vm: String,
     },
+    /// Another operation makes the same thing already.
+    #[error("{subject:?} is being made by operation {operation}")]
+    AtWork {
+        /// What is being made.
+        subject: String,
+        /// The operation's id.
+        operation: String,
+    },
     /// Checks before the start failed; nothing was touched.
     #[error("machine {vm:?} cannot be started: {}", problems.iter().map(|p| p.message.as_str()).collect::<Vec<_>>().join("; "))]
     Preflight {
@@ -310,7 +318,7 @@ impl Error {
             | Self::Contradiction { .. }
             | Self::BadFile { .. } => Kind::InvalidArgument,
             Self::Refused { .. } | Self::NotRunning { .. } => Kind::WrongState,
-            Self::Busy { .. } => Kind::Busy,
+            Self::Busy { .. } | Self::AtWork { .. } => Kind::Busy,
             Self::Preflight { .. } | Self::Asset { .. } | Self::NoVmm { .. } | Self::Unavailable { .. } => {
                 Kind::MissingPrerequisite
             }
@@ -364,6 +372,17 @@ impl Error {
                     .to_owned(),
             ),
             Self::Contradiction { hint, .. } => Some(hint.clone()),
+            Self::AtWork { operation, .. } => Some(format!(
+                "`banger op watch {operation}` waits for it, `banger op cancel {operation}` ends it"
+            )),
+            Self::Store(StoreError::Exists { what, name }) => match *what {
+                "machine" => Some(format!(
+                    "give another name, or use that one: `banger vm start {name}`; `banger vm rm {name}` frees it"
+                )),
+                "image" => Some("`--replace` makes it anew, where no machine uses it".to_owned()),
+                "kernel" => Some(format!("`banger kernel rm {name}` frees the name")),
+                _ => None,
+            },
             Self::Busy { .. } => Some("wait for what it is doing, then try again".to_owned()),
             Self::Asset { fix, .. } | Self::Unavailable { fix, .. } => Some(fix.clone()),
             Self::NoRoom { .. } => Some(
@@ -424,6 +443,7 @@ impl Error {
             | Self::BadFile { .. }
             | Self::Refused { .. }
             | Self::Busy { .. }
+            | Self::AtWork { .. }
             | Self::NotRunning { .. }
             | Self::Launch { .. }
             | Self::Kill { .. }

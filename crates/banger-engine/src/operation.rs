@@ -131,6 +131,7 @@ pub struct Operations {
     store: Rows,
     entries: Arc<Mutex<HashMap<String, Arc<Entry>>>>,
     closing: watch::Sender<bool>,
+    beginning: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// The work's side of its operation: it says where it stands and hears whether it should stop. Cheap to clone.
@@ -181,7 +182,40 @@ impl Operations {
             store,
             entries: Arc::default(),
             closing: watch::Sender::new(false),
+            beginning: Arc::default(),
         })
+    }
+
+    /// As [`Self::begin`], unless an operation of one of the kinds `others` is at work on the same subject.
+    pub async fn begin_alone<W, F>(
+        &self,
+        kind: &str,
+        others: &[&str],
+        subject: &str,
+        work: W,
+    ) -> Result<Operation, Error>
+    where
+        W: FnOnce(Progress) -> F + Send + 'static,
+        F: Future<Output = Result<(), Error>> + Send + 'static,
+    {
+        // Held until it is remembered, so that of two that come at once the second sees the first. A leaf: nothing that
+        // is awaited below takes another lock.
+        let _beginning = self.beginning.lock().await;
+        let at_work = {
+            let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+            entries.values().find_map(|entry| {
+                let now = entry.now.borrow();
+                let same = now.subject == subject && others.contains(&now.kind.as_str());
+                (same && !now.state.ended()).then(|| now.id.clone())
+            })
+        };
+        match at_work {
+            Some(operation) => Err(Error::AtWork {
+                subject: subject.to_owned(),
+                operation,
+            }),
+            None => self.begin(kind, subject, work).await,
+        }
     }
 
     /// Begins an operation; its work runs in a task of its own.

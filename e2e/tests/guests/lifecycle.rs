@@ -295,3 +295,31 @@ fn many_starts_at_once_do_one_start() {
     assert!(gone.is_some(), "the daemon leaves its socket");
     daemon.finish();
 }
+
+/// What a daemon that was killed in the middle of making an image has left at work is ended before its files go.
+#[test]
+fn unfinished_work_goes_with_those_who_are_at_it() {
+    use std::os::unix::process::CommandExt as _;
+
+    let Some(bed) = Testbed::find() else { return };
+    let mut daemon = Daemon::start(&bed, Settings::empty());
+    daemon.kill();
+    let left = daemon.state().join("images/.bgr-tmp-left");
+    std::fs::create_dir_all(&left).expect("make a directory");
+    // As a bootstrap's: it knows the directory by its environment only, and goes on making files there.
+    let busy = r#"n=0; while :; do n=$((n + 1)); : > "$TMPDIR/$n"; sleep 0.01 & wait; done"#;
+    let mut worker = std::process::Command::new("sh");
+    worker.args(["-c", busy]).env("TMPDIR", &left).process_group(0);
+    let mut worker = worker.spawn().expect("run sh");
+    let at_work = wait_for(Duration::from_secs(10), || left.join("5").exists().then_some(()));
+    assert!(at_work.is_some());
+    daemon.launch();
+    assert!(!left.exists(), "{}", daemon.log());
+    let ended = wait_for(Duration::from_secs(5), || worker.try_wait().expect("wait for sh"));
+    if ended.is_none() {
+        worker.kill().expect("kill sh");
+        worker.wait().expect("wait for sh");
+        panic!("still at work: {}", daemon.log());
+    }
+    daemon.finish();
+}

@@ -330,9 +330,12 @@ pub(crate) async fn begin(
     crate::space::demand(host, source.writes())?;
     let (making, subject) = (host.clone(), image.clone());
     host.operations
-        .begin(kind, &subject, move |progress| async move {
-            make(&making, &image, &source, &kernel, replace, &progress).await
-        })
+        .begin_alone(
+            kind,
+            &["image.register", "image.bootstrap"],
+            &subject,
+            move |progress| async move { make(&making, &image, &source, &kernel, replace, &progress).await },
+        )
         .await
 }
 
@@ -357,11 +360,16 @@ pub(crate) async fn begin_kernel(
     }
     let (making, subject) = (host.clone(), name.clone());
     host.operations
-        .begin("kernel.add", &subject, move |progress| async move {
-            let lock = async { Ok(KERNEL_MAKING.lock().await) };
-            let _making = progress.or_cancelled(lock).await?;
-            make_kernel(&making, &name, &source, &progress).await
-        })
+        .begin_alone(
+            "kernel.add",
+            &["kernel.add"],
+            &subject,
+            move |progress| async move {
+                let lock = async { Ok(KERNEL_MAKING.lock().await) };
+                let _making = progress.or_cancelled(lock).await?;
+                make_kernel(&making, &name, &source, &progress).await
+            },
+        )
         .await
 }
 
