@@ -65,7 +65,11 @@ enum BootError {
         target: PathBuf,
         source: io::Error,
     },
-    #[error("find the disk {} within {} s", device.display(), waited.as_secs())]
+    #[error(
+        "find the disk {} within {} s (does the kernel have virtio_blk, and virtio_pci for QEMU or virtio_mmio for \
+         Firecracker? A kernel from a file needs them built in)",
+        device.display(), waited.as_secs()
+    )]
     NoDisk { device: PathBuf, waited: Duration },
     #[error(transparent)]
     CommandLine(CommandLineError),

@@ -43,7 +43,7 @@ pub enum RootfsError {
         source: io::Error,
     },
     /// The source is no sound ext4 file system.
-    #[error("failed to use {} as a root file system", path.display())]
+    #[error("{} is neither a tar archive (plain, gzip, xz, zstd) nor a usable ext4 file system", path.display())]
     Ext4 {
         /// The file.
         path: PathBuf,
