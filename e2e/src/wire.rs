@@ -3,6 +3,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -20,17 +21,25 @@ impl Wire {
     /// Connects.
     #[must_use]
     pub fn connect(daemon: &Daemon) -> Self {
-        let stream = UnixStream::connect(daemon.socket()).expect("connect to the daemon");
+        Self::open(&daemon.socket()).expect("connect to the daemon")
+    }
+
+    /// Connects to a daemon that may not be there.
+    ///
+    /// # Errors
+    /// When it is not.
+    pub fn open(socket: &Path) -> std::io::Result<Self> {
+        let stream = UnixStream::connect(socket)?;
         stream
             .set_read_timeout(Some(Duration::from_secs(60)))
             .expect("set a timeout");
         stream
             .set_write_timeout(Some(Duration::from_secs(60)))
             .expect("set a timeout");
-        Self {
+        Ok(Self {
             stream: BufReader::new(stream),
             next: 1,
-        }
+        })
     }
 
     /// Calls a method and waits for its answer; an error answer is the error object.

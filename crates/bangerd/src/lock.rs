@@ -9,11 +9,12 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 
-/// How long a daemon that has said it is stopping is waited for.
+/// How long a daemon that has said it is stopping is waited for, and what is left of one that was killed: a process that
+/// it had just forked holds the lock until it executes its program.
 const WAIT: Duration = Duration::from_secs(15);
 
 /// Pause between two tries meanwhile.
-const RETRY: Duration = Duration::from_millis(50);
+const RETRY: Duration = Duration::from_millis(20);
 
 /// What a daemon that is stopping adds to its process id.
 const STOPPING: &str = "stopping";
@@ -45,7 +46,7 @@ pub(crate) struct Lock {
 }
 
 impl Lock {
-    /// Takes the lock of a state directory. Waits for a daemon that is stopping, and for no other.
+    /// Takes the lock of a state directory. Waits for a daemon that is stopping or dead, and for no other.
     pub(crate) fn take(state_dir: &Path) -> Result<Self, LockError> {
         let path = state_dir.join("lock");
         let fail = |action| {
@@ -70,7 +71,8 @@ impl Lock {
                 Err(e) => return Err(fail("lock")(e.into())),
             }
             let (holder, stopping) = holder(&mut file);
-            if !stopping || Instant::now() > deadline {
+            let ends = stopping || holder.is_some_and(is_dead);
+            if !ends || Instant::now() > deadline {
                 return Err(LockError::Held { path, holder });
             }
             std::thread::sleep(RETRY);
@@ -96,6 +98,13 @@ impl Lock {
         self.file
             .write_all(format!("{} {note}", std::process::id()).trim_end().as_bytes())
     }
+}
+
+/// Whether a process is gone, or a zombie (the state after the name in proc_pid_stat(5)).
+fn is_dead(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"));
+    let state = stat.as_deref().ok().and_then(|stat| stat.rsplit_once(") "));
+    state.is_none_or(|(_, rest)| rest.starts_with(['Z', 'X']))
 }
 
 /// The holder's process id and whether it is stopping, as far as the file says.
@@ -134,6 +143,26 @@ mod tests {
         assert_eq!(holder, Some(std::process::id()));
         drop(lock);
         drop(Lock::take(dir.path()).unwrap());
+    }
+
+    #[test]
+    fn what_is_left_of_a_killed_daemon_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let lock = Lock::take(dir.path()).unwrap();
+        let mut dead = std::process::Command::new("true").spawn().unwrap();
+        // A zombie until it is waited for, then nothing at all: both are no daemon.
+        while !is_dead(dead.id()) {
+            std::thread::yield_now();
+        }
+        std::fs::write(dir.path().join("lock"), dead.id().to_string()).unwrap();
+        let path = dir.path().to_owned();
+        let next = std::thread::spawn(move || Lock::take(&path).map(drop));
+        std::thread::sleep(RETRY * 3);
+        assert!(!next.is_finished());
+        dead.wait().unwrap();
+        assert!(is_dead(dead.id()));
+        drop(lock);
+        next.join().unwrap().unwrap();
     }
 
     #[test]

@@ -488,39 +488,51 @@ fn counted(record: &[String]) -> Vec<(String, usize)> {
         .collect()
 }
 
-/// Every point of a scenario: each time it is passed, or, where each death costs a guest's boot, the first and the last.
-fn deaths(record: &[String], every: bool) -> Vec<String> {
-    let of = |(point, count): (String, usize)| {
-        let times: Vec<usize> = match every {
-            true => (1..=count).collect(),
-            false => BTreeSet::from([1, count]).into_iter().collect(),
-        };
-        times
-            .into_iter()
-            .map(move |n| format!("{point}#{n}"))
-            .collect::<Vec<_>>()
-    };
-    counted(record).into_iter().flat_map(of).collect()
+/// How thoroughly a scenario is tried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Deaths {
+    /// At each point each time it is passed.
+    Every,
+    /// At the points that no scenario before it in the same test has died at, the first and the last time. For scenarios
+    /// in which a death costs a guest's boot.
+    New,
 }
 
-fn die_everywhere(names: &[&str], every: bool) {
+impl Deaths {
+    fn of(self, record: &[String], died: &mut BTreeSet<String>) -> Vec<String> {
+        let times = |count: usize| match self {
+            Self::Every => (1..=count).collect(),
+            Self::New => BTreeSet::from([1, count]),
+        };
+        let mut deaths = Vec::new();
+        for (point, count) in counted(record) {
+            if died.insert(point.clone()) || self == Self::Every {
+                deaths.extend(times(count).into_iter().map(|n| format!("{point}#{n}")));
+            }
+        }
+        deaths
+    }
+}
+
+fn die_everywhere(names: &[&str], deaths: Deaths) {
     let Some(bed) = Testbed::find() else { return };
     if !bed.has_crash_daemon() {
         return;
     }
     let mut bench = Bench::new(&bed);
+    let mut died = BTreeSet::new();
     for name in names {
         let scenario = SCENARIOS
             .iter()
             .find(|s| s.name == *name)
             .expect("a scenario of that name");
         let record = bench.record(scenario);
-        let deaths = deaths(&record, every);
-        for point in &deaths {
+        let points = deaths.of(&record, &mut died);
+        for point in &points {
             println!("{name}: {point}");
             bench.die(scenario, point);
         }
-        println!("{name}: died at {0} of {0} steps", deaths.len());
+        println!("{name}: died at {0} of {0} steps", points.len());
     }
     // After all that a machine can still be made, and works, and goes without a trace.
     bench.bring(Before::Running);
@@ -565,35 +577,31 @@ fn every_point_is_part_of_a_scenario() {
 
 #[test]
 fn dying_while_creating_changing_and_removing() {
-    die_everywhere(&["create", "change", "rename", "reset", "remove", "doctor"], true);
+    die_everywhere(
+        &["create", "change", "rename", "reset", "remove", "doctor"],
+        Deaths::Every,
+    );
 }
 
 #[test]
 fn dying_while_making_images_and_kernels() {
-    die_everywhere(&["images", "kernels"], true);
+    die_everywhere(&["images", "kernels"], Deaths::Every);
 }
 
 #[test]
 fn dying_while_starting() {
-    die_everywhere(&["start"], false);
+    die_everywhere(&["start", "start, failing", "create, cancelled"], Deaths::New);
 }
 
 #[test]
-fn dying_while_failing() {
-    die_everywhere(&["create, cancelled", "start, failing"], false);
-}
-
-#[test]
-fn dying_while_stopping() {
-    die_everywhere(&["stop", "kill"], false);
-}
-
-#[test]
-fn dying_while_a_machine_ends_or_goes() {
-    die_everywhere(&["remove by force", "end by itself"], false);
-}
-
-#[test]
-fn dying_while_restarting_and_growing() {
-    die_everywhere(&["restart", "grow while running"], false);
+fn dying_while_running() {
+    let scenarios = [
+        "stop",
+        "kill",
+        "restart",
+        "remove by force",
+        "grow while running",
+        "end by itself",
+    ];
+    die_everywhere(&scenarios, Deaths::New);
 }
