@@ -1,10 +1,10 @@
 //! Health of one machine: its processes, its agent, its disks, its network, each with what was found and what to do.
 //!
 //! ```text
-//!   process   vmm: its processes run, none is stopped       control: the VMM answers, its processors run
-//!   agent     answer: a ping, and how long it took
-//!   disks     guest: how full the guest's file systems are  space: room on the host's    snapshot: of kind dm
-//!   network   guest: the card that the settings say
+//!   process   vmm: its processes run, none is stopped             control: the VMM answers, its processors run
+//!   agent     agent: a ping, and how long it took
+//!   disks     filesystems: how full the guest's are               space: room on the host's    snapshot: of kind dm
+//!   network   network: the card that this run was given
 //! ```
 //!
 //! The checks are plain functions over what was found ([`process`], [`guest_disks`] …); asking is separate, and all of
@@ -30,6 +30,8 @@ const PROCESS: &str = "process";
 const AGENT: &str = "agent";
 const DISKS: &str = "disks";
 const NETWORK: &str = "network";
+/// The check of the guest's file systems.
+const FILE_SYSTEMS: &str = "filesystems";
 
 /// A file system fuller than this will soon refuse something.
 const FULL: u64 = 95;
@@ -132,14 +134,16 @@ async fn running(host: &Host, subject: &Subject) -> Vec<Check> {
     let (control, answer, stats, snapshot) = tokio::join!(control, answer, guest.stats(ANSWER), snapshot);
 
     let vm = subject.row.name.as_str();
-    let mut checks = vec![process(vm, &machine.processes(), &stopped)];
+    let mut processes = machine.processes();
+    processes.sort_by_key(|record| record.role);
+    let mut checks = vec![process(vm, &processes, &stopped)];
     checks.extend(control.map(|(state, took)| self::control(vm, state, took)));
     checks.push(agent(vm, &answer));
     match &stats {
         Ok(stats) => checks.extend(guest_disks(vm, stats)),
         Err(e) => checks.push(Check::warning(
             DISKS,
-            "guest",
+            FILE_SYSTEMS,
             format!("not known: {}", agent_problem(e)),
             format!("see what its agent does: banger vm logs {vm}"),
         )),
@@ -220,10 +224,10 @@ fn control(vm: &str, state: Option<Result<RunState, ControlError>>, took: Durati
 
 fn agent(vm: &str, answer: &Result<Duration, AgentError>) -> Check {
     match answer {
-        Ok(took) => Check::fine(AGENT, "answer", format!("answers in {}", milliseconds(*took))),
+        Ok(took) => Check::fine(AGENT, AGENT, format!("answers in {}", milliseconds(*took))),
         Err(e) => Check::failure(
             AGENT,
-            "answer",
+            AGENT,
             agent_problem(e),
             format!("see what the guest does: banger vm logs {vm}; or restart it: banger vm restart {vm}"),
         ),
@@ -232,7 +236,7 @@ fn agent(vm: &str, answer: &Result<Duration, AgentError>) -> Check {
 
 /// One check for each file system that is nearly full, or one that says how full the fullest is.
 fn guest_disks(vm: &str, stats: &GuestStats) -> Vec<Check> {
-    let name = "guest";
+    let name = FILE_SYSTEMS;
     let mut checks: Vec<Check> = stats
         .file_systems
         .iter()
@@ -336,7 +340,7 @@ fn snapshot(vm: &str, usage: Snapshot) -> Check {
 
 /// Whether the guest has the card that this run was given.
 fn network(subject: &Subject, stats: Option<&GuestStats>) -> Check {
-    let name = "guest";
+    let name = NETWORK;
     let run = subject.phase.running();
     let wanted = run
         .and_then(|run| run.with.as_ref())
