@@ -36,6 +36,9 @@ fi
 if [[ ${1:-} == test ]]; then
     need zstd zstd
     need unzip unzip
+    # File systems that share blocks, for system disks of that kind.
+    need mkfs.xfs xfsprogs
+    need mkfs.btrfs btrfs-progs
     # Any way to reach pip will do; the test bed fetches a wheel with it.
     command -v pip3 >/dev/null || python3 -m pip --version >/dev/null 2>&1 || missing+=(python3-pip)
 fi

@@ -18,12 +18,21 @@ use crate::wait_for;
 /// A daemon comes up in milliseconds; this is for a machine whose processors all emulate guests.
 const READY: Duration = Duration::from_secs(30);
 
+/// A file system of the daemon's own.
+#[derive(Debug, Clone)]
+enum Disk {
+    /// Of that size.
+    Tmpfs(String),
+    /// Of that kind, in a file.
+    Image(&'static str),
+}
+
 /// How a daemon is to be started.
 #[derive(Debug, Clone)]
 pub struct Settings {
     prepared: bool,
     config: String,
-    tmpfs: Option<String>,
+    disk: Option<Disk>,
     environment: Vec<(String, String)>,
     crash_points: bool,
 }
@@ -45,7 +54,7 @@ impl Settings {
         Self {
             prepared: false,
             config,
-            tmpfs: None,
+            disk: None,
             environment: Vec::new(),
             crash_points: false,
         }
@@ -62,9 +71,17 @@ impl Settings {
     /// root. The prepared state, where asked for, is copied into it.
     #[must_use]
     pub fn small_disk(mut self, size: impl Into<String>) -> Self {
-        self.tmpfs = Some(size.into());
+        self.disk = Some(Disk::Tmpfs(size.into()));
         // Such a file system is about running out of space, not about being refused before.
         self.config.push_str("[daemon]\nspace_floor = \"0\"\n");
+        self
+    }
+
+    /// The state directory lies in a new file system of that kind (`xfs`, `btrfs`) in a file of 8 GiB, which only the
+    /// daemon sees. Needs root and `mkfs.KIND`.
+    #[must_use]
+    pub fn file_system(mut self, kind: &'static str) -> Self {
+        self.disk = Some(Disk::Image(kind));
         self
     }
 
@@ -150,6 +167,21 @@ impl Daemon {
         assert!(ready.is_ok(), "bangerd ended with {ready:?}:\n{}", self.log());
     }
 
+    /// The file with the daemon's own file system, made when it is asked for first.
+    fn image(&self, kind: &str) -> PathBuf {
+        let image = self.home.path().join("disk.img");
+        if !image.exists() {
+            let file = std::fs::File::create_new(&image).expect("make an image");
+            file.set_len(8 << 30).expect("make an image");
+            let made = Command::new(format!("mkfs.{kind}"))
+                .arg("-q")
+                .arg(&image)
+                .status();
+            assert!(made.expect("run mkfs").success(), "mkfs.{kind} failed");
+        }
+        image
+    }
+
     fn program(&self) -> PathBuf {
         if self.settings.crash_points {
             self.bed.crash_daemon.clone().expect("a daemon with crash points")
@@ -173,18 +205,27 @@ impl Daemon {
             .open(self.log_path())
             .expect("open the log");
 
-        let mut command = match &self.settings.tmpfs {
+        let mut command = match &self.settings.disk {
             None => Command::new(self.program()),
-            Some(size) => {
-                // A mount namespace that ends with the daemon: no mount can stay behind.
-                let script = r#"mount -t tmpfs -o "size=$1" tmpfs "$2" && cp -a "$3/." "$2" &&
-                    mount --bind "$2" "$3" && shift 3 && exec "$@""#;
-                let disk = self.home.path().join("disk");
-                std::fs::create_dir_all(&disk).expect("make a directory");
+            Some(disk) => {
+                // A mount namespace that ends with the daemon and its machines: no mount can stay behind, and a loop device
+                // goes with its mount. A second daemon finds what the first one left.
+                let script = r#"case $1 in
+                        tmpfs) mount -t tmpfs -o "size=$2" tmpfs "$3" ;;
+                        *) mount -t "$1" -o loop "$2" "$3" ;;
+                    esac && { [ -e "$3/banger.db" ] || cp -a "$4/." "$3"; } &&
+                    mount --bind "$3" "$4" && shift 4 && exec "$@""#;
+                let mount_point = self.home.path().join("disk");
+                std::fs::create_dir_all(&mount_point).expect("make a directory");
+                let (kind, what) = match disk {
+                    Disk::Tmpfs(size) => ("tmpfs", PathBuf::from(size)),
+                    Disk::Image(kind) => (*kind, self.image(kind)),
+                };
                 let mut command = Command::new("unshare");
                 command
-                    .args(["--mount", "sh", "-c", script, "sh", size])
-                    .arg(disk)
+                    .args(["--mount", "sh", "-c", script, "sh", kind])
+                    .arg(what)
+                    .arg(mount_point)
                     .arg(self.state.path());
                 command.arg(self.program());
                 command
@@ -272,7 +313,7 @@ impl Daemon {
     /// Its state directory as seen from here: with [`Settings::small_disk`], through the daemon's own mounts.
     #[must_use]
     pub fn state(&self) -> PathBuf {
-        match (&self.settings.tmpfs, &self.child) {
+        match (&self.settings.disk, &self.child) {
             (Some(_), Some(child)) => {
                 let relative = self.state.path().strip_prefix("/").expect("an absolute path");
                 Path::new("/proc")
@@ -296,6 +337,11 @@ impl Daemon {
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.child.as_ref().expect("a daemon that runs").id()
+    }
+
+    /// Writes another configuration, for the next launch.
+    pub fn configure(&self, config: &str) {
+        std::fs::write(self.home.path().join("config.toml"), config).expect("write the configuration");
     }
 
     fn log_path(&self) -> PathBuf {

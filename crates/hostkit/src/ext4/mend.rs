@@ -233,10 +233,11 @@ mod tests {
         // The root directory's inode, which nothing can replace without asking.
         interrupt(&tools, &path, "clri <2>").await;
         interrupt(&tools, &path, "set_super_value state 3").await;
-        match mend(&tools, &path, MINUTE).await.unwrap_err() {
-            MendError::Damaged { said, .. } => assert!(!said.is_empty()),
-            other => panic!("{other:?}"),
-        }
+        let error = mend(&tools, &path, MINUTE).await.unwrap_err();
+        assert!(
+            matches!(&error, MendError::Damaged { said, .. } if !said.is_empty()),
+            "{error:?}"
+        );
         std::fs::write(&path, [0; 4096]).unwrap();
         let error = mend(&tools, &path, MINUTE).await.unwrap_err();
         assert!(matches!(error, MendError::Superblock(_)), "{error}");

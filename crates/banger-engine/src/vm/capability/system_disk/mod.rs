@@ -253,9 +253,15 @@ pub(crate) fn grow(row: &VmRow, paths: &Paths) -> Result<(), Error> {
     extend(&file(row, paths)?, size)
 }
 
-/// Bytes the disk takes on the host.
+/// Bytes the disk takes on the host, without those that it shares with its image.
 pub(crate) fn usage(row: &VmRow, paths: &Paths) -> u64 {
-    file(row, paths).map_or(0, |path| taken(&path))
+    let (Ok(path), Ok(kind)) = (file(row, paths), kind_of(row)) else {
+        return 0;
+    };
+    match kind {
+        SystemDiskKind::Overlay | SystemDiskKind::Dm => taken(&path),
+        SystemDiskKind::Reflink => reflink::own_bytes(&path).unwrap_or_else(|| taken(&path)),
+    }
 }
 
 /// How full the snapshot of a running machine is; `None` for other kinds, and while it does not run.

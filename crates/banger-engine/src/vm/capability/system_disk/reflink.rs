@@ -60,6 +60,11 @@ pub(super) async fn make(host: &Host, row: &VmRow, path: &Path) -> Result<(), Er
     })?
 }
 
+/// Bytes of its own; `None` where the file system does not say.
+pub(super) fn own_bytes(path: &Path) -> Option<u64> {
+    reflink::own_bytes(&File::open(path).ok()?).ok()
+}
+
 pub(super) fn check(start: &Start<'_>) -> Vec<Check> {
     let path = file(start.row, start.paths).unwrap_or_default();
     vec![disk::check(WHICH, &path)]
