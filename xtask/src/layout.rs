@@ -26,6 +26,11 @@ pub(crate) fn testbed() -> PathBuf {
     target().join("testbed")
 }
 
+/// The daemon with crash points, which only the tests need.
+pub(crate) fn crash_daemon() -> PathBuf {
+    testbed().join("crash-points/bangerd")
+}
+
 /// A binary of the stage.
 pub(crate) fn staged(name: &str) -> PathBuf {
     stage().join("bin").join(name)

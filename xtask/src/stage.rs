@@ -30,7 +30,7 @@ pub(crate) fn stage() -> Result {
 }
 
 /// Copies an executable by way of a temporary name: a binary that runs cannot be written to, but it can be replaced.
-fn put(from: &Path, to: &Path) -> Result {
+pub(crate) fn put(from: &Path, to: &Path) -> Result {
     let content = fs::read(from).map_err(|e| format!("failed to read {}: {e}", from.display()))?;
     if fs::read(to).is_ok_and(|there| there == content) {
         return Ok(());

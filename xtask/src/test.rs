@@ -13,6 +13,7 @@ use crate::host;
 use crate::layout;
 use crate::leftovers;
 use crate::sh::{self, Result};
+use crate::stage;
 use crate::testbed::{self, Testbed};
 
 /// Runs everything; the result is the runner's, or failure when something stays behind.
@@ -22,6 +23,7 @@ pub(crate) fn test(arguments: &[String]) -> Result<ExitCode> {
     // Absent on the first run. What a run that was killed left of its daemons' state goes as well.
     drop(fs::remove_file(&skips));
     drop(fs::remove_dir_all(layout::testbed().join("runs")));
+    crash_daemon()?;
     let this_run = leftovers::Run::begin()?;
 
     let nextest = sh::read(Command::new("cargo").args(["nextest", "--version"])).is_ok();
@@ -62,11 +64,28 @@ pub(crate) fn test(arguments: &[String]) -> Result<ExitCode> {
     })
 }
 
+/// The daemon that can be made to die at each of its steps. In the dev profile, whose dependencies the tests compile
+/// anyway; beside the stage, since no release has it.
+fn crash_daemon() -> Result {
+    let mut build = Command::new("cargo");
+    build.args([
+        "build",
+        "--locked",
+        "--package",
+        "bangerd",
+        "--features",
+        "crash-points",
+    ]);
+    sh::run(&mut build)?;
+    stage::put(&layout::target().join("debug/bangerd"), &layout::crash_daemon())
+}
+
 /// Where the tests find what they need. Crates below the end-to-end level know only these variables.
 fn environment(runner: &mut Command, bed: &Testbed, skips: &Path) {
     runner.env("BANGER_TEST_STAGE", layout::stage());
     runner.env("BANGER_TEST_BED", layout::testbed());
     runner.env("BANGER_TEST_SKIPS", skips);
+    runner.env("BANGER_TEST_CRASH_DAEMON", layout::crash_daemon());
     // In a full run the parts that set-up installs must be there: their absence is a fault and no reason to skip.
     runner.env("BANGER_TEST_REQUIRE", "1");
     // Minutes of work, which a developer's own run of one crate leaves out.
