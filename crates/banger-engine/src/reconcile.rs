@@ -141,7 +141,7 @@ async fn take_up(scene: &Scene<'_>, row: VmRow, tally: &mut Tally) {
                 tally.ended += 1;
                 // Where it was being stopped, that is what has happened.
                 let asked = matches!(phase, Phase::Stopping(_));
-                match after(&row, &running, ending, asked) {
+                match after(&row, &running, ending, asked, scene.booted) {
                     Some(next) => scene.collected(&row, next, tally).await,
                     None => {
                         task::spawn(host.clone(), machines, row, Begin::Remove);
@@ -178,18 +178,20 @@ async fn take_up(scene: &Scene<'_>, row: VmRow, tally: &mut Tally) {
 }
 
 /// What a run leads to that ended while no daemon watched; `None`: the machine goes with it.
-fn after(row: &VmRow, run: &Running, ending: Ending, asked: bool) -> Option<Phase> {
+fn after(row: &VmRow, run: &Running, ending: Ending, asked: bool, booted: bool) -> Option<Phase> {
+    let bad = !asked && ending != Ending::Orderly;
     let failure = match ending {
-        Ending::Bad(failure) if !asked => Some(failure),
+        // What went down with its host did not fail, though it did not shut down either.
+        Ending::Bad(failure) if !asked && !booted => Some(failure),
         Ending::Bad(_) | Ending::Orderly => None,
     };
     let due = Due {
         failure,
-        autostart: false,
+        autostart: booted,
         restarts: run.restarts,
         streak: run.streak,
     };
-    if !asked && Restart::of(&row.restart).wants(due.failure.is_some()) {
+    if !asked && Restart::of(&row.restart).wants(bad) {
         // When it ended is not known; that it began long ago is what counts.
         return Some(Phase::Due(due.after(clock::since(Timestamp::now(), run.since))));
     }
@@ -293,7 +295,7 @@ mod tests {
     #[test]
     fn what_ended_unseen_is_started_again_where_its_policy_says_so() {
         let now = Timestamp::now();
-        let due = |restart, ending| match after(&row(restart, false), &run(now), ending, false) {
+        let due = |restart, ending| match after(&row(restart, false), &run(now), ending, false, false) {
             Some(Phase::Due(due)) => Some(due),
             Some(_) | None => None,
         };
@@ -305,7 +307,7 @@ mod tests {
         assert_eq!(due(Restart::Always, Ending::Orderly).unwrap().failure, None);
         // One that began long ago was sound.
         let long_ago = run(now - jiff::SignedDuration::from_hours(1));
-        let phase = after(&row(Restart::Always, false), &long_ago, bad(), false);
+        let phase = after(&row(Restart::Always, false), &long_ago, bad(), false, false);
         assert!(
             matches!(phase, Some(Phase::Due(Due { streak: 0, .. }))),
             "{phase:?}"
@@ -315,10 +317,23 @@ mod tests {
     #[test]
     fn what_was_being_stopped_is_stopped() {
         let run = run(Timestamp::now());
-        let stopped = after(&row(Restart::Always, false), &run, bad(), true);
+        let stopped = after(&row(Restart::Always, false), &run, bad(), true, false);
         assert_eq!(stopped, Some(Phase::Stopped));
+        // What went down with its host is stopped too, unless it is to be up: then it takes its turn with the others.
+        let policy = |restart| after(&row(restart, false), &run, bad(), false, true);
+        assert_eq!(policy(Restart::No), Some(Phase::Stopped));
+        for restart in [Restart::OnFailure, Restart::Always] {
+            let due = policy(restart);
+            assert!(
+                matches!(&due, Some(Phase::Due(due)) if due.autostart && due.failure.is_none()),
+                "{due:?}"
+            );
+        }
         // And what goes with its run is gone.
-        assert_eq!(after(&row(Restart::No, true), &run, Ending::Orderly, false), None);
-        assert_eq!(after(&row(Restart::No, true), &run, bad(), true), None);
+        assert_eq!(
+            after(&row(Restart::No, true), &run, Ending::Orderly, false, false),
+            None
+        );
+        assert_eq!(after(&row(Restart::No, true), &run, bad(), true, false), None);
     }
 }
