@@ -26,6 +26,8 @@ build: ## Build the release and put it together under target/stage
 	@cargo xtask stage
 
 .PHONY: demo
+# When it began, so that what it says it took is what one has waited.
+demo: export BANGER_DEMO_BEGAN := $(shell date +%s)
 demo: setup build ## From nothing to a command running in a microVM
 	@cargo xtask demo
 

@@ -7,7 +7,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::layout;
 use crate::sh::{self, Result};
@@ -22,7 +22,7 @@ const HELLO: &str =
 pub(crate) fn demo() -> Result {
     let directory = link()?;
     leave_old_daemon()?;
-    let begin = Instant::now();
+    let began = began();
     for image in IMAGES {
         // An image that is there already is a success, at once.
         show(&["image", "bootstrap", image])?;
@@ -30,7 +30,7 @@ pub(crate) fn demo() -> Result {
     show(&["run", "debian", "--rm", "--", "sh", "-c", HELLO])?;
     println!(
         "
-That command ran in a microVM of its own, which is gone again. It took {} seconds. Next:
+That command ran in a microVM of its own, which is gone again. All of it took {}, the build included. Next:
 
   banger run debian --name dev         a machine that stays
   banger exec -it dev -- bash          a shell in it
@@ -39,7 +39,7 @@ That command ran in a microVM of its own, which is gone again. It took {} second
   banger vm rm --force dev             gone without a trace
   banger doctor                        what this host could do better
   banger --help                        everything else",
-        begin.elapsed().as_secs()
+        minutes(began.elapsed().unwrap_or_default())
     );
     if !on_path(&directory) {
         println!(
@@ -50,9 +50,28 @@ That command ran in a microVM of its own, which is gone again. It took {} second
     Ok(())
 }
 
-/// Undoes [`demo`]. Machines are never removed here: they are somebody's work. Where nothing else is left either, the
-/// state directory goes too.
+/// When `make demo` was called; without make, now.
+fn began() -> SystemTime {
+    let seconds = std::env::var("BANGER_DEMO_BEGAN").ok();
+    let seconds = seconds.and_then(|seconds| seconds.parse().ok());
+    seconds.map_or_else(SystemTime::now, |seconds| {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+    })
+}
+
+/// `3 min 5 s`.
+fn minutes(time: Duration) -> String {
+    match (time.as_secs() / 60, time.as_secs() % 60) {
+        (0, seconds) => format!("{seconds} s"),
+        (minutes, seconds) => format!("{minutes} min {seconds} s"),
+    }
+}
+
+/// Undoes [`demo`]. Machines are never removed here: they are somebody's work. Nor is any image or kernel that the demo
+/// did not make; while there is one, the command that removes it stays too. Where nothing is left, the state directory
+/// goes, and the directory of the sockets.
 pub(crate) fn clean() -> Result {
+    let mut stays = Vec::new();
     let banger = layout::staged("banger");
     if banger.exists() {
         let names = |listing: &[&str]| -> Result<Vec<String>> {
@@ -70,19 +89,36 @@ pub(crate) fn clean() -> Result {
         for image in images.iter().filter(|image| IMAGES.contains(&image.as_str())) {
             show(&["image", "rm", image])?;
         }
-        let mut empty = images.iter().all(|image| IMAGES.contains(&image.as_str()));
-        if empty {
-            let kernels = names(&["kernel", "ls"])?;
-            if kernels.iter().any(|kernel| kernel == KERNEL) {
-                show(&["kernel", "rm", KERNEL])?;
+        let own = |name: &&String| !IMAGES.contains(&name.as_str());
+        stays.extend(images.iter().filter(own).map(|name| format!("image {name}")));
+        let kernels = names(&["kernel", "ls"])?;
+        for kernel in kernels {
+            match kernel == KERNEL && stays.is_empty() {
+                true => show(&["kernel", "rm", KERNEL])?,
+                // An image that stays may boot with it.
+                false => stays.push(format!("kernel {kernel}")),
             }
-            empty = kernels.iter().all(|kernel| kernel == KERNEL);
         }
-        let state = status().and_then(|status| Some(PathBuf::from(status.get("state_directory")?.as_str()?)));
+        let status = status();
+        let path = |key: &str| Some(PathBuf::from(status.as_ref()?.get(key)?.as_str()?));
+        let (state, socket) = (path("state_directory"), path("socket"));
         stop_daemon()?;
-        if let Some(state) = state.filter(|state| empty && state.join("banger.db").exists()) {
-            println!("removing {}", state.display());
-            fs::remove_dir_all(&state)?;
+        if stays.is_empty() {
+            if let Some(state) = state.filter(|state| state.join("banger.db").exists()) {
+                println!("removing {}", state.display());
+                fs::remove_dir_all(&state)?;
+            }
+            if let Some(runtime) = socket.as_deref().and_then(Path::parent) {
+                remove_runtime(runtime)?;
+            }
+        } else if let Some(state) = state {
+            println!(
+                "{} stays, for what the demo did not make is in it: {}\nso does the banger command, which removes that; \
+                 then make clean-demo again",
+                state.display(),
+                stays.join(", ")
+            );
+            return Ok(());
         }
     }
     let directory = link_directory()?;
@@ -92,6 +128,21 @@ pub(crate) fn clean() -> Result {
             println!("removing {}", link.display());
             fs::remove_file(&link)?;
         }
+    }
+    Ok(())
+}
+
+/// Removes the directory of the sockets, where nothing is in it but what tells notes already said.
+fn remove_runtime(runtime: &Path) -> Result {
+    let told = runtime.join("told");
+    let Ok(entries) = fs::read_dir(runtime) else {
+        // In the state directory, and gone with it.
+        return Ok(());
+    };
+    let others = entries.flatten().filter(|entry| entry.path() != told).count();
+    if others == 0 {
+        println!("removing {}", runtime.display());
+        fs::remove_dir_all(runtime)?;
     }
     Ok(())
 }
@@ -189,4 +240,29 @@ fn stop_daemon() -> Result {
         std::thread::sleep(Duration::from_millis(20));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_for_people() {
+        assert_eq!(minutes(Duration::from_secs(59)), "59 s");
+        assert_eq!(minutes(Duration::from_secs(605)), "10 min 5 s");
+    }
+
+    #[test]
+    fn only_a_runtime_directory_without_sockets_goes() {
+        let directory = std::env::temp_dir().join(format!("banger-demo-{}", std::process::id()));
+        fs::create_dir_all(&directory).unwrap();
+        fs::write(directory.join("told"), "1 slow\n").unwrap();
+        fs::write(directory.join("bangerd.sock"), "").unwrap();
+        remove_runtime(&directory).unwrap();
+        assert!(directory.join("told").exists());
+        fs::remove_file(directory.join("bangerd.sock")).unwrap();
+        remove_runtime(&directory).unwrap();
+        assert!(!directory.exists());
+        remove_runtime(&directory).unwrap();
+    }
 }

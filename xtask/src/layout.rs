@@ -16,7 +16,7 @@ pub(crate) fn target() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
 }
 
-/// The release as a user gets it: `bin/`, `libexec/banger/`.
+/// The release as a user gets it: `bin/`, `libexec/banger/`, `share/banger/`.
 pub(crate) fn stage() -> PathBuf {
     target().join("stage")
 }

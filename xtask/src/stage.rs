@@ -24,13 +24,18 @@ pub(crate) fn stage() -> Result {
         ),
     ];
     for (from, to) in files {
-        put(&target.join(from), &layout::stage().join(to))?;
+        put(&target.join(from), &layout::stage().join(to), 0o755)?;
     }
-    Ok(())
+    // Every key with its default: what a configuration is copied from.
+    put(
+        &layout::root().join("crates/bangerd/config.default.toml"),
+        &layout::stage().join("share/banger/config.default.toml"),
+        0o644,
+    )
 }
 
-/// Copies an executable by way of a temporary name: a binary that runs cannot be written to, but it can be replaced.
-pub(crate) fn put(from: &Path, to: &Path) -> Result {
+/// Copies a file by way of a temporary name: a binary that runs cannot be written to, but it can be replaced.
+pub(crate) fn put(from: &Path, to: &Path, mode: u32) -> Result {
     let content = fs::read(from).map_err(|e| format!("failed to read {}: {e}", from.display()))?;
     if fs::read(to).is_ok_and(|there| there == content) {
         return Ok(());
@@ -40,7 +45,7 @@ pub(crate) fn put(from: &Path, to: &Path) -> Result {
     let new = to.with_extension(format!("{}.new", std::process::id()));
     fs::create_dir_all(to.parent().unwrap_or(Path::new("."))).map_err(fail)?;
     fs::write(&new, content).map_err(fail)?;
-    fs::set_permissions(&new, fs::Permissions::from_mode(0o755)).map_err(fail)?;
+    fs::set_permissions(&new, fs::Permissions::from_mode(mode)).map_err(fail)?;
     fs::rename(&new, to).map_err(fail)?;
     Ok(())
 }

@@ -77,7 +77,11 @@ fn crash_daemon() -> Result {
         "crash-points",
     ]);
     sh::run(&mut build)?;
-    stage::put(&layout::target().join("debug/bangerd"), &layout::crash_daemon())
+    stage::put(
+        &layout::target().join("debug/bangerd"),
+        &layout::crash_daemon(),
+        0o755,
+    )
 }
 
 /// Where the tests find what they need. Crates below the end-to-end level know only these variables.
