@@ -6,6 +6,9 @@ use banger_api::types::{Check, CheckState};
 
 use crate::error::printable;
 
+/// Columns of a line. What is longer, such as a list of places that were looked in, goes on below itself.
+const COLUMNS: usize = 100;
+
 /// A heading, then its checks, each with its fix below it.
 pub(crate) fn section(heading: &str, checks: &[Check]) -> String {
     let checks: Vec<&Check> = checks.iter().collect();
@@ -49,14 +52,36 @@ fn section_of(heading: &str, checks: &[&Check], width: usize) -> String {
             CheckState::Failure => ('✗', "failure"),
         };
         let name = printable(&check.name);
-        let _ = writeln!(
-            text,
-            "  {mark} {word:<7}  {name:<width$}  {}",
-            printable(&check.reason)
-        );
+        let indent = 2 + 2 + 7 + 2 + width + 2;
+        let reason = wrap(&printable(&check.reason), indent);
+        let _ = writeln!(text, "  {mark} {word:<7}  {name:<width$}  {reason}");
         if let Some(fix) = &check.fix {
-            let _ = writeln!(text, "    {:<7}  {:<width$}  fix: {}", "", "", printable(fix));
+            let fix = wrap(&format!("fix: {}", printable(fix)), indent);
+            let _ = writeln!(text, "{:<indent$}{fix}", "");
         }
+    }
+    text
+}
+
+/// Breaks a line between words, so that it ends before [`COLUMNS`]; what follows is indented. A word that is too long
+/// stays whole: it is a path, which somebody will copy.
+fn wrap(line: &str, indent: usize) -> String {
+    let room = COLUMNS.saturating_sub(indent).max(20);
+    let mut text = String::with_capacity(line.len());
+    let mut used = 0;
+    for word in line.split(' ') {
+        let length = word.chars().count();
+        if used == 0 {
+            used = length;
+        } else if used + 1 + length > room {
+            text.push('\n');
+            text.extend(std::iter::repeat_n(' ', indent));
+            used = length;
+        } else {
+            text.push(' ');
+            used += 1 + length;
+        }
+        text.push_str(word);
     }
     text
 }
@@ -93,6 +118,27 @@ pub(crate) fn examples() -> Vec<Check> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn long_reasons_go_on_below_themselves() {
+        let places: Vec<String> = (0..12).map(|n| format!("/some/where/{n}")).collect();
+        let check = Check {
+            group: "vmm".into(),
+            name: "firecracker".into(),
+            state: CheckState::Warning,
+            reason: format!("firecracker was not found in {}", places.join(", ")),
+            fix: Some("put it on PATH".into()),
+        };
+        let text = section("vmm", &[check]);
+        assert!(text.lines().all(|line| line.chars().count() <= COLUMNS), "{text}");
+        let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+        assert!(
+            words(&text).ends_with(&words("/some/where/11 fix: put it on PATH")),
+            "{text}"
+        );
+        assert_eq!(wrap(&"x".repeat(300), 30), "x".repeat(300));
+        assert_eq!(wrap("", 30), "");
+    }
 
     #[test]
     fn grouped() {

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 
+use clap::error::{ContextKind, ContextValue};
 use clap::{CommandFactory as _, Parser};
 
 use crate::commands::Command;
@@ -34,7 +35,7 @@ Examples:
   banger run debian --name dev          create and start a machine
   banger exec -it dev -- bash           get in
   banger run busybox --rm -- uname -a   one command in a machine of its own
-  banger ps                             what there is
+  banger ls                             what there is
   banger doctor                         what this host can do
 "
     };
@@ -84,7 +85,7 @@ const EXAMPLES: &str = examples!();
 pub(crate) fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
-        Err(error) => return usage(&error),
+        Err(error) => return usage(&of_machines(error)),
     };
     match cli.command.run(&cli.global) {
         Ok(code) => code,
@@ -99,6 +100,23 @@ pub(crate) fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
 pub(crate) fn report(error: &CliError) {
     // The last line break is `say_line`'s.
     stdio::say_line(format_args!("{}", error.render().trim_end()));
+}
+
+/// What is done to machines has its command below `vm`: whoever leaves that out is told, and not sent elsewhere.
+fn of_machines(mut error: clap::Error) -> clap::Error {
+    if let Some(ContextValue::String(word)) = error.get(ContextKind::InvalidSubcommand) {
+        let below = command()
+            .find_subcommand("vm")
+            .and_then(|vm| vm.find_subcommand(word))
+            .map(|command| format!("vm {}", command.get_name()));
+        if let Some(below) = below {
+            error.insert(
+                ContextKind::SuggestedSubcommand,
+                ContextValue::Strings(vec![below]),
+            );
+        }
+    }
+    error
 }
 
 /// Help and version go to standard output, mistakes to standard error.
@@ -171,30 +189,110 @@ mod tests {
         check(&command());
     }
 
-    /// The words of the examples are parsed, so that none goes stale.
+    /// A line of a shell as far as examples have it: commands joined by pipes, quotes, a comment.
+    fn commands(line: &str) -> Vec<Vec<String>> {
+        let (mut commands, mut words, mut word, mut quote) = (Vec::new(), Vec::new(), None::<String>, None);
+        for c in line.chars() {
+            match (quote, c) {
+                (Some(open), c) if c == open => quote = None,
+                (None, '\'' | '"') => {
+                    quote = Some(c);
+                    word.get_or_insert_default();
+                }
+                (None, '#') if word.is_none() => break,
+                (None, '|') if word.is_none() => commands.push(std::mem::take(&mut words)),
+                (None, ' ') => words.extend(word.take()),
+                (Some(_) | None, c) => word.get_or_insert_default().push(c),
+            }
+        }
+        words.extend(word);
+        commands.push(words);
+        commands
+    }
+
+    /// Parses every `banger` in a line; how many there were.
+    fn check(line: &str) -> usize {
+        let mut checked = 0;
+        for mut words in commands(line) {
+            // Its arguments come from the pipe.
+            if words.first().is_some_and(|word| word == "xargs") {
+                words.push("dev".into());
+            }
+            // What stands before is a variable, `xargs`, `sudo`; what stands behind may go to a file.
+            let Some(at) = words
+                .iter()
+                .position(|word| word == "banger" || word == "<(banger")
+            else {
+                continue;
+            };
+            let mut words = words.split_off(at);
+            if let Some(end) = words.iter().position(|word| word == ">") {
+                words.truncate(end);
+            }
+            if words[0].starts_with("<(")
+                && let Some(last) = words.last_mut()
+            {
+                *last = last.trim_end_matches(')').to_owned();
+            }
+            if let Err(error) = Cli::try_parse_from(&words) {
+                panic!("`{line}` does not parse: {error}");
+            }
+            checked += 1;
+        }
+        checked
+    }
+
+    /// The examples are parsed, so that none goes stale.
     #[test]
     fn every_example_parses() {
-        fn check(command: &clap::Command) {
+        fn of(command: &clap::Command) -> usize {
             let help = command
                 .get_after_help()
                 .map(ToString::to_string)
                 .unwrap_or_default();
-            for line in help.lines().filter_map(|line| line.strip_prefix("  ")) {
-                // What is said of an example stands three blanks away; a pipe's other end is not ours.
-                let example = line.split("   ").next().unwrap_or_default();
-                let Some(at) = example.find("banger ") else {
-                    continue;
-                };
-                let words = example[at..].split(" | ").next().unwrap_or_default();
-                let words = words.split(" > ").next().unwrap_or_default().split_whitespace();
-                let words: Vec<&str> = words.map(|word| word.trim_matches(['\'', '(', ')'])).collect();
-                if let Err(error) = Cli::try_parse_from(&words) {
-                    panic!("`{example}` does not parse: {error}");
-                }
-            }
-            command.get_subcommands().for_each(check);
+            let examples = help.lines().filter_map(|line| line.strip_prefix("  "));
+            // What is said of an example stands three blanks away.
+            let own: usize = examples
+                .filter_map(|line| line.split("   ").next())
+                .map(check)
+                .sum();
+            own + command.get_subcommands().map(of).sum::<usize>()
         }
-        check(&command());
+        let checked = of(&command());
+        assert!(checked > 80, "only {checked} found");
+    }
+
+    /// So are those that people read first: the README's, and what `make demo` ends with.
+    #[test]
+    fn every_documented_command_parses() {
+        let read = |path: &str| {
+            let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+                .join("../..")
+                .join(path);
+            std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+        };
+        let readme = read("README.md");
+        let blocks = readme.lines().filter_map(|line| line.strip_prefix("    "));
+        let checked: usize = blocks
+            .map(|line| check(line.strip_prefix("$ ").unwrap_or(line)))
+            .sum();
+        assert!(checked > 15, "only {checked} found in the README");
+        // In running text they are between backticks.
+        let spans = readme.split('`').skip(1).step_by(2);
+        for span in spans.filter(|span| span.starts_with("banger ") && !span.contains(['[', '|', '…'])) {
+            let words = span.split(' ').filter(|word| !word.is_empty());
+            let is_placeholder = |word: &str| word.chars().all(|c| c.is_ascii_uppercase());
+            if !words.clone().any(is_placeholder) {
+                check(span);
+            }
+        }
+        let demo = read("xtask/src/demo.rs");
+        let next = demo.lines().filter_map(|line| line.strip_prefix("  banger "));
+        let checked: usize = next
+            .filter_map(|line| line.split("   ").next())
+            .map(|line| check(&format!("banger {line}")))
+            .sum();
+        assert!(checked >= 5, "only {checked} found in the demo");
     }
 
     #[test]
@@ -202,6 +300,13 @@ mod tests {
         let error = |words: &[&str]| Cli::try_parse_from(words).unwrap_err().to_string();
         insta::assert_snapshot!(error(&["banger", "exce", "dev"]));
         insta::assert_snapshot!(error(&["banger", "vm", "craete", "dev"]));
+        for word in ["rm", "create", "ping", "start", "stop", "logs"] {
+            let told = of_machines(Cli::try_parse_from(["banger", word, "dev"]).unwrap_err()).to_string();
+            let tip = format!("tip: a similar subcommand exists: 'vm {word}'\n");
+            assert!(told.contains(&tip), "{told}");
+        }
+        let told = of_machines(Cli::try_parse_from(["banger", "exce", "dev"]).unwrap_err()).to_string();
+        assert_eq!(told, error(&["banger", "exce", "dev"]));
         insta::assert_snapshot!(error(&["banger", "run", "debian", "--nmae", "dev"]));
         insta::assert_snapshot!(error(&[
             "banger", "vm", "create", "dev", "--image", "debian", "--memory", "512"

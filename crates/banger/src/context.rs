@@ -84,20 +84,26 @@ impl Context {
                         // It comes back when the daemon listens.
                         let manager = Systemctl::new(installed.scope);
                         manager.run(&["start", service::DAEMON]).await?;
-                        client.connect().await.map_err(cannot_connect)?;
+                        client
+                            .connect()
+                            .await
+                            .map_err(|error| self.cannot_connect(error))?;
                     }
                     None => spawn::start(&self.paths).await?,
                 }
                 Ok(client)
             }
-            Err(error) => Err(cannot_connect(error)),
+            Err(error) => Err(self.cannot_connect(error)),
         }
     }
 
     /// A client of the daemon that runs; none is started.
     pub(crate) async fn running_client(&self) -> Result<Client, CliError> {
         let client = Client::new(self.socket());
-        client.connect().await.map_err(cannot_connect)?;
+        client
+            .connect()
+            .await
+            .map_err(|error| self.cannot_connect(error))?;
         Ok(client)
     }
 
@@ -105,30 +111,41 @@ impl Context {
     pub(crate) fn may_start(&self) -> bool {
         !self.no_start && self.paths.socket_is_default
     }
-}
 
-fn cannot_connect(error: ClientError) -> CliError {
-    let ClientError::Unreachable { path, reason, source } = error else {
-        return error.into();
-    };
-    let at = path.display();
-    let error = |message: String| CliError::new(Kind::Unreachable, message);
-    match reason {
-        Unreachable::NoSocket | Unreachable::Refused => error(format!(
-            "the daemon is not running: nobody listens on {at}"
-        ))
-        .hint(
-            "any command starts it unless --no-start is given; `banger daemon run` does so in the foreground",
-        ),
-        Unreachable::Permission => error(format!("failed to connect to the daemon on {at}: {source}")).hint(
-            "the socket belongs to another user; the configuration's `daemon.group` opens it to a group",
-        ),
-        Unreachable::PathTooLong => error(format!("failed to connect to the daemon: {source}: {at}"))
-            .hint("choose a shorter path with BANGER_RUNTIME_DIR or --socket"),
-        Unreachable::Backlog => {
-            error(format!("failed to connect to the daemon on {at}: it is too busy")).hint("try again")
+    /// Why there is no daemon to talk to, with what would help on this socket.
+    fn cannot_connect(&self, error: ClientError) -> CliError {
+        let ClientError::Unreachable { path, reason, source } = error else {
+            return error.into();
+        };
+        let at = path.display();
+        let error = |message: String| CliError::new(Kind::Unreachable, message);
+        match reason {
+            Unreachable::NoSocket | Unreachable::Refused => error(format!(
+                "the daemon is not running: nobody listens on {at}"
+            ))
+            .hint(if self.paths.socket_is_default {
+                "any command starts it unless --no-start is given; `banger daemon run` does so in the foreground"
+                    .to_owned()
+            } else {
+                format!(
+                    "none is started on a socket that --socket or BANGER_SOCKET names; leave that out, or serve it: \
+                     banger daemon run -- --socket {at}"
+                )
+            }),
+            Unreachable::Permission => CliError::new(
+                Kind::Permission,
+                format!("permission denied to use the daemon on {at}"),
+            )
+            .hint(
+                "it is another user's; `group` under `[daemon]` in its configuration lets a group's members in",
+            ),
+            Unreachable::PathTooLong => error(format!("failed to connect to the daemon: {source}: {at}"))
+                .hint("choose a shorter path with BANGER_RUNTIME_DIR or --socket"),
+            Unreachable::Backlog => {
+                error(format!("failed to connect to the daemon on {at}: it is too busy")).hint("try again")
+            }
+            Unreachable::Other => error(format!("failed to connect to the daemon on {at}: {source}")),
         }
-        Unreachable::Other => error(format!("failed to connect to the daemon on {at}: {source}")),
     }
 }
 

@@ -20,6 +20,7 @@ mod cli;
 mod commands;
 mod context;
 mod copy;
+mod each;
 mod error;
 mod human;
 mod interrupt;
@@ -34,6 +35,7 @@ mod spawn;
 mod stdio;
 mod table;
 mod terminal;
+mod told;
 
 fn main() -> std::process::ExitCode {
     std::process::ExitCode::from(cli::run(std::env::args_os()))

@@ -23,7 +23,7 @@ pub(crate) struct OutputArgs {
     /// Format of the result: for people, or the daemon's own types
     #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t)]
     pub(crate) output: Format,
-    /// Print names only, one a line
+    /// Print only names, one a line; ids of what has no name
     #[arg(short, long, conflicts_with = "output")]
     pub(crate) quiet: bool,
 }

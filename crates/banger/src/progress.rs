@@ -1,7 +1,7 @@
 //! How an operation gets on, on standard error: a spinner or bar on a terminal, plain lines elsewhere.
 //!
-//! Quick things say nothing: the spinner appears after 300 ms, the first line after a second. Notices (a slow mode and
-//! its reason) are said once, in either form.
+//! Quick things say nothing: the spinner appears after 300 ms, the first line after a second. Notices are said once, in
+//! either form; that of a slow mode, which is so for every start, once a day.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,12 +13,16 @@ use tokio::time::Instant;
 
 use crate::error::printable;
 use crate::stdio::say;
+use crate::told;
 
 /// When the spinner appears.
 const SPINNER_AFTER: Duration = Duration::from_millis(300);
 
 /// When the first line is printed.
 const LINE_AFTER: Duration = Duration::from_secs(1);
+
+/// How a notice begins that is about the host, and so the same whatever is done.
+const OF_THE_HOST: &str = "slow";
 
 /// Where the operations of a command are drawn, below each other.
 #[derive(Debug, Clone)]
@@ -79,7 +83,10 @@ impl Screen {
 
     fn notice(&self, text: &str) {
         let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
-        if !matches!(self.form, ScreenForm::Silent) && said.insert(text.to_owned()) {
+        if !matches!(self.form, ScreenForm::Silent)
+            && said.insert(text.to_owned())
+            && (!text.starts_with(OF_THE_HOST) || told::is_news(text))
+        {
             self.line(&format!("note: {}", printable(text)));
         }
     }

@@ -12,7 +12,7 @@
 //! buffered on the way; a chunk is one read, one frame, one write.
 //!
 //! Without a terminal, signals go to the guest's command. With one, keys do, and a signal sent to this process ends the
-//! session; the terminal is restored on every way out.
+//! session, whether keys can be sent or not; the terminal is restored on every way out.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 
@@ -123,7 +123,8 @@ async fn attend(
                 return ended.unwrap_or_else(|error| Err(CliError::general(format!("failed to read the stream: {error}"))));
             }
             number = interrupts.next() => {
-                if raw.is_some() {
+                // The guest's terminal is the command's way to be interrupted; what ends this process is meant for it.
+                if streams.terminal {
                     return Ok(exit_code(number));
                 }
                 ignored += u32::from(number == libc::SIGINT);

@@ -70,6 +70,13 @@ fn errors_have_codes_and_hints() {
         "{}",
         nobody.stderr
     );
+    assert!(
+        nobody
+            .stderr
+            .ends_with("banger daemon run -- --socket /nonexistent/socket\n"),
+        "a socket that was named is served by who named it: {}",
+        nobody.stderr
+    );
     let long = "/tmp/".to_owned() + &"x".repeat(120);
     let long = Ended::from(daemon.banger(&["--socket", &long, "ps"]).output().unwrap());
     assert_eq!(long.code, Some(9));
@@ -81,6 +88,196 @@ fn errors_have_codes_and_hints() {
         "{}",
         version.stdout
     );
+}
+
+#[test]
+fn a_socket_of_somebody_else_is_a_matter_of_permission() {
+    use std::os::unix::fs::PermissionsExt as _;
+    use std::os::unix::process::CommandExt as _;
+    if !rustix::process::geteuid().is_root() {
+        println!("skipped: only root can become somebody else");
+        return;
+    }
+    let daemon = Daemon::start();
+    // The program and the way to the socket are open to all; the socket itself is not.
+    let directory = daemon.socket().parent().unwrap().to_owned();
+    std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let program = directory.join("banger");
+    std::fs::copy(env!("CARGO_BIN_EXE_banger"), &program).unwrap();
+    let as_nobody = |arguments: &[&str]| {
+        let mut command = std::process::Command::new(&program);
+        command
+            .args(arguments)
+            .uid(65_534)
+            .gid(65_534)
+            .current_dir("/")
+            .env_clear();
+        command
+            .env("HOME", "/nonexistent")
+            .env("BANGER_SOCKET", daemon.socket());
+        Ended::from(command.output().unwrap())
+    };
+    for arguments in [&["ls"][..], &["daemon", "status"], &["daemon", "stop"]] {
+        let refused = as_nobody(arguments);
+        assert_eq!(
+            (refused.code, refused.stdout.as_str()),
+            (Some(5), ""),
+            "{}",
+            refused.stderr
+        );
+        assert!(
+            refused.stderr.contains("hint: it is another user's; `group`"),
+            "{}",
+            refused.stderr
+        );
+    }
+}
+
+#[test]
+fn what_is_so_of_the_host_is_said_once_a_day() {
+    let daemon = Daemon::start();
+    let runtime = daemon.socket().parent().unwrap().join("run");
+    let note = "note: slow mode: no hardware virtualization\n";
+    let create = |name: &str| daemon.run(&["run", "busybox", "--name", name]).stderr;
+    assert_eq!(
+        (create("a").as_str(), create("b").as_str()),
+        (note, note),
+        "nowhere to keep it"
+    );
+    std::fs::create_dir(&runtime).unwrap();
+    let quiet = daemon.run(&["run", "busybox", "--name", "q", "-q"]).stderr;
+    assert_eq!(
+        (quiet.as_str(), create("c").as_str()),
+        ("", note),
+        "what was not said is news still"
+    );
+    assert_eq!((create("d").as_str(), create("e").as_str()), ("", ""));
+}
+
+#[test]
+fn one_that_fails_keeps_no_other_from_its_turn() {
+    let daemon = Daemon::start();
+    for what in ["image", "kernel"] {
+        let ended = daemon.run(&[what, "rm", "a", "nosuch", "used", "b"]);
+        assert_eq!(
+            (ended.code, ended.stdout.as_str()),
+            (Some(3), "a\nb\n"),
+            "the first failure's code"
+        );
+        assert_eq!(
+            ended.stderr,
+            format!("error: no {what} \"nosuch\"\nerror: used: something uses it\n")
+        );
+    }
+    assert_eq!(
+        daemon.run(&["image", "rm", "used"]).stderr,
+        "error: something uses it\n"
+    );
+    *daemon.world.slow.lock().unwrap() = true;
+    daemon.run(&["vm", "create", "x", "--image", "busybox", "-d"]);
+    daemon.run(&["vm", "create", "y", "--image", "busybox", "-d"]);
+    let cancelled = daemon.run(&["op", "cancel", "op0", "nosuch", "op1"]);
+    assert_eq!(
+        (cancelled.code, cancelled.stdout.as_str()),
+        (Some(3), "op0\nop1\n")
+    );
+}
+
+#[test]
+fn an_empty_console_is_told() {
+    let daemon = Daemon::start();
+    daemon.add_vm("dev");
+    daemon.add_vm("mute");
+    assert_eq!(daemon.run(&["vm", "logs", "dev"]), ended(0, "console\n", ""));
+    let empty = "the console is empty so far\n";
+    assert_eq!(daemon.run(&["vm", "logs", "mute"]), ended(0, "", empty));
+    assert_eq!(daemon.run(&["vm", "logs", "-n", "0", "mute"]), ended(0, "", ""));
+}
+
+#[test]
+fn a_machine_alone_is_its_home() {
+    let daemon = Daemon::start();
+    daemon.add_vm("dev");
+    let file = daemon.socket().with_file_name("notes");
+    std::fs::write(&file, "text").unwrap();
+    assert_eq!(
+        daemon.run(&["cp", file.to_str().unwrap(), "dev:"]),
+        ended(0, "", "")
+    );
+    assert_eq!(daemon.calls(), ["guest.upload . contents_only=false"]);
+}
+
+/// What a copy prints on a terminal.
+fn copy_at_a_terminal(daemon: &Daemon, arguments: &[&str]) -> String {
+    let (master, name) = pty();
+    let terminal = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open(&name)
+        .unwrap();
+    let output = daemon
+        .banger(arguments)
+        .env("TERM", "xterm")
+        .stderr(terminal)
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    let mut said = Vec::new();
+    // The other side is closed by now: what it wrote is read, then the read fails (EIO).
+    std::fs::File::from(master).read_to_end(&mut said).unwrap_err();
+    String::from_utf8(said).unwrap()
+}
+
+#[test]
+fn who_sits_at_a_terminal_sees_what_a_copy_came_to() {
+    let daemon = Daemon::start();
+    daemon.add_vm("dev");
+    let file = daemon.socket().with_file_name("notes");
+    std::fs::write(&file, vec![7; 1 << 20]).unwrap();
+    let file = file.to_str().unwrap();
+    let said = copy_at_a_terminal(&daemon, &["cp", file, "dev:"]);
+    assert!(
+        said.starts_with("sent 1MiB") && said.ends_with(" s\r\n"),
+        "{said:?}"
+    );
+    assert_eq!(copy_at_a_terminal(&daemon, &["cp", "-q", file, "dev:"]), "");
+    *daemon.world.download.lock().unwrap() = daemon.world.uploaded.lock().unwrap().clone();
+    let said = copy_at_a_terminal(&daemon, &["cp", "dev:notes", &format!("{file}.back")]);
+    assert!(said.starts_with("received 1MiB"), "{said:?}");
+}
+
+#[test]
+fn what_only_a_command_can_have_needs_one() {
+    let daemon = Daemon::start();
+    for option in [&["-e", "A=1"][..], &["-w", "/tmp"], &["-u", "nobody"]] {
+        let refused = daemon.run(&[&["run", "busybox"], option].concat());
+        assert_eq!(refused.code, Some(2), "{}", refused.stderr);
+        assert!(
+            refused.stderr.contains("is for a command, and none is given"),
+            "{}",
+            refused.stderr
+        );
+    }
+    let refused = daemon.run(&["run", "busybox", "-t"]);
+    assert_eq!(refused.code, Some(2), "{}", refused.stderr);
+    assert_eq!(daemon.calls(), [""; 0], "refused before anything was made");
+}
+
+#[test]
+fn a_signal_ends_a_session_whose_terminal_is_the_guests_alone() {
+    for (number, code) in [(Signal::INT, 130), (Signal::TERM, 143)] {
+        let daemon = Daemon::start();
+        daemon.add_vm("dev");
+        let script = "echo ready; trap '' INT TERM; sleep 60";
+        let mut child = daemon
+            .banger(&["exec", "-t", "dev", "--", "sh", "-c", script])
+            .spawn()
+            .unwrap();
+        let mut ready = [0; 6];
+        child.stdout.as_mut().unwrap().read_exact(&mut ready).unwrap();
+        signal(&child, number);
+        assert_eq!(child.wait().unwrap().code(), Some(code));
+    }
 }
 
 #[test]
@@ -378,7 +575,13 @@ fn pty() -> (OwnedFd, std::path::PathBuf) {
 #[test]
 fn the_terminal_is_raw_in_a_session_and_restored_on_every_way_out() {
     use rustix::termios::{LocalModes, tcgetattr};
-    for way_out in ["exit", "signal", "daemon"] {
+    // Asked for or implied: a terminal that one sits at is typed at.
+    for (flags, way_out) in [
+        ("-it", "exit"),
+        ("-t", "exit"),
+        ("-it", "signal"),
+        ("-it", "daemon"),
+    ] {
         let daemon = Daemon::start();
         daemon.add_vm("dev");
         let (master, name) = pty();
@@ -399,7 +602,7 @@ fn the_terminal_is_raw_in_a_session_and_restored_on_every_way_out() {
         assert!(is_cooked());
         let script = "echo ready; read line; echo got $line";
         let mut child = daemon
-            .banger(&["exec", "-it", "dev", "--", "sh", "-c", script])
+            .banger(&["exec", flags, "dev", "--", "sh", "-c", script])
             .stdin(open())
             .stdout(output)
             .stderr(Stdio::null())

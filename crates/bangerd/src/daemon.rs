@@ -194,6 +194,7 @@ impl Daemon {
             socket: self.directories.socket.clone(),
             state_dir: self.directories.state.clone(),
             config_file: self.loaded.file.clone(),
+            unknown_keys: self.loaded.unknown_keys.clone(),
             started: std::time::Instant::now(),
         }
     }

@@ -27,7 +27,36 @@ pub(crate) struct Facts {
     pub(crate) socket: PathBuf,
     pub(crate) state_dir: PathBuf,
     pub(crate) config_file: Option<PathBuf>,
+    /// Keys of that file that mean nothing.
+    pub(crate) unknown_keys: Vec<String>,
     pub(crate) started: Instant,
+}
+
+impl Facts {
+    /// What doctor says of the configuration. A value that is wrong keeps the daemon from starting, a key that is wrong
+    /// does not: a file may be written for a newer release.
+    fn check_configuration(&self) -> Check {
+        let file = match &self.config_file {
+            Some(path) => path.to_string_lossy().into_owned(),
+            None => "none, all defaults".to_owned(),
+        };
+        let (state, reason, fix) = match self.unknown_keys.as_slice() {
+            [] => (CheckState::Ok, file, None),
+            keys => {
+                let keys: Vec<String> = keys.iter().map(|key| format!("`{key}`")).collect();
+                let reason = format!("{file}: unknown and without effect: {}", keys.join(", "));
+                let fix = "correct the keys or remove them, then restart the daemon; config.default.toml has every key";
+                (CheckState::Warning, reason, Some(fix.to_owned()))
+            }
+        };
+        Check {
+            group: "daemon".to_owned(),
+            name: "configuration".to_owned(),
+            state,
+            reason,
+            fix,
+        }
+    }
 }
 
 /// The service.
@@ -83,6 +112,7 @@ impl Service for Rpc {
                 .config_file
                 .as_ref()
                 .map(|path| path.to_string_lossy().into_owned()),
+            config_unknown_keys: self.facts.unknown_keys.clone(),
             memory: process::resident_memory(),
             agent: match status.agent {
                 Ok((path, version)) => Component {
@@ -112,15 +142,9 @@ impl Service for Rpc {
     }
 
     async fn doctor_run(&self, _: Caller, Empty {}: Empty) -> Result<DoctorReport, RpcError> {
-        Ok(DoctorReport {
-            checks: self
-                .engine
-                .doctor()
-                .await
-                .into_iter()
-                .map(convert::check)
-                .collect(),
-        })
+        let mut checks = vec![self.facts.check_configuration()];
+        checks.extend(self.engine.doctor().await.into_iter().map(convert::check));
+        Ok(DoctorReport { checks })
     }
 
     async fn rpc_discover(&self, _: Caller, Empty {}: Empty) -> Result<serde_json::Value, RpcError> {
@@ -189,7 +213,7 @@ impl Service for Rpc {
             KernelSource::File(file) => EngineKernelSource::File(path(file)?),
             // A package's name has no slash; everything else is a file.
             KernelSource::Debian(package) if package.contains('/') => {
-                path(package.clone())?;
+                validate::is_there(&path(package.clone())?)?;
                 EngineKernelSource::Debian(package)
             }
             KernelSource::Debian(package) => EngineKernelSource::Debian(package),

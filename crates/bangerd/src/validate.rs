@@ -1,7 +1,7 @@
 //! What a request's values must be, as far as it can be said without looking at anything: the engine and the guest's
 //! agent check the rest.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use banger_agent_api::{MAX_ARG_STRLEN, MAX_ARGS, MAX_ARGS_BYTES, MAX_PATH};
 use banger_api::contract::Caller;
@@ -56,6 +56,17 @@ pub(crate) fn host_path(caller: Caller, owner: u32, what: &str, path: String) ->
         Ok(path)
     } else {
         Err(invalid(format!("{what} {:?} is not an absolute path", path)).hint("begin it with /"))
+    }
+}
+
+/// A file that is named must be there, as far as can be seen: whether it is what it should be shows when it is read.
+pub(crate) fn is_there(path: &Path) -> Result<(), RpcError> {
+    match path.symlink_metadata() {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(RpcError::new(
+            ErrorKind::NotFound,
+            format!("no file {:?}", path.to_string_lossy()),
+        )),
+        Ok(_) | Err(_) => Ok(()),
     }
 }
 
@@ -142,6 +153,17 @@ mod tests {
     use banger_api::types::Terminal;
 
     use super::*;
+
+    #[test]
+    fn a_missing_file_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("no.deb");
+        let error = is_there(&path).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::NotFound);
+        assert_eq!(error.message, format!("no file {path:?}"));
+        std::fs::write(&path, "").unwrap();
+        is_there(&path).unwrap();
+    }
 
     fn open(command: &[&str]) -> ExecOpen {
         ExecOpen {

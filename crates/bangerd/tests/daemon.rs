@@ -10,7 +10,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use banger_api::client::{Client, ClientError};
-use banger_api::types::{Empty, ImageRef, OperationRef, VmCreate, VmRef};
+use banger_api::types::{CheckState, Empty, ImageRef, OperationRef, VmCreate, VmRef};
 use banger_api::{ErrorKind, RpcError};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
@@ -218,6 +218,7 @@ async fn it_starts_serves_and_ends_in_order() {
         status.config_file.as_deref().map(Path::new),
         Some(place.path("config.toml").as_path())
     );
+    assert_eq!(status.config_unknown_keys, [""; 0]);
     assert!(status.memory > 1 << 20);
     assert!(status.agent.problem.is_some() || status.agent.path.is_some());
 
@@ -232,6 +233,36 @@ async fn it_starts_serves_and_ends_in_order() {
     let daemon = place.start();
     assert_eq!(daemon.client().vm_list(Default::default()).await.unwrap(), []);
     assert_eq!(daemon.end(Signal::INT).0.code(), Some(0));
+}
+
+#[tokio::test]
+async fn a_key_that_means_nothing_is_told() {
+    let mut place = Place::new();
+    place.config = "colour = 1\n[vm]\nmemroy = \"1GiB\"\n".into();
+    let daemon = place.start();
+    let client = daemon.client();
+    let status = client.daemon_status(Empty {}).await.unwrap();
+    assert_eq!(status.config_unknown_keys, ["colour", "vm.memroy"]);
+    let report = client.doctor_run(Empty {}).await.unwrap();
+    let check = report
+        .checks
+        .iter()
+        .find(|check| check.name == "configuration")
+        .unwrap();
+    assert_eq!(check.state, CheckState::Warning);
+    let file = place.path("config.toml");
+    assert!(
+        check.reason.starts_with(file.to_str().unwrap()),
+        "{}",
+        check.reason
+    );
+    assert!(
+        check.reason.ends_with("`colour`, `vm.memroy`"),
+        "{}",
+        check.reason
+    );
+    assert!(check.fix.is_some());
+    assert_eq!(daemon.end(Signal::TERM).0.code(), Some(0));
 }
 
 #[tokio::test]

@@ -23,6 +23,9 @@ pub struct DaemonStatus {
     /// Configuration file it read, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config_file: Option<String>,
+    /// Keys of that file that mean nothing to this release, with their paths.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub config_unknown_keys: Vec<String>,
     /// Resident memory in bytes.
     pub memory: u64,
     /// The guest agent it puts into machines: version, or why there is none.

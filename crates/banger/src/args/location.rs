@@ -25,8 +25,6 @@ pub(crate) enum Location {
 pub(crate) enum LocationError {
     #[error("a path is needed")]
     Empty,
-    #[error("a path is needed after the colon: {0}:/path (or ./{0}: for a file of this host)")]
-    NoGuestPath(String),
     #[error("the path in the machine is not valid UTF-8")]
     NotUtf8,
     #[error("a path cannot hold a NUL character")]
@@ -35,7 +33,7 @@ pub(crate) enum LocationError {
 
 impl Location {
     /// Parses as docker does: whatever begins with `/` or `.` is a host path, and so is everything without a colon. A
-    /// machine's name has no slash, so `a/b:c` is a host path too.
+    /// machine's name has no slash, so `a/b:c` is a host path too. `VM:` is `VM:.`, as scp has it.
     pub(crate) fn parse(text: &OsStr) -> Result<Self, LocationError> {
         let bytes = text.as_bytes();
         if bytes.contains(&0) {
@@ -58,10 +56,10 @@ impl Location {
         else {
             return Ok(Self::Host(text.into()));
         };
-        if path.is_empty() {
-            return Err(LocationError::NoGuestPath(vm.to_owned()));
-        }
-        let path = std::str::from_utf8(path).map_err(|_| LocationError::NotUtf8)?;
+        let path = match path {
+            [] => ".",
+            path => std::str::from_utf8(path).map_err(|_| LocationError::NotUtf8)?,
+        };
         Ok(Self::Guest {
             vm: vm.to_owned(),
             path: path.to_owned(),
@@ -126,7 +124,7 @@ mod tests {
         assert_eq!(parse("a/b:c"), host("a/b:c"));
         assert_eq!(parse(":x"), host(":x"));
         assert_eq!(parse("plain"), host("plain"));
-        assert_eq!(parse("dev:"), Err(LocationError::NoGuestPath("dev".into())));
+        assert_eq!(parse("dev:"), guest("dev", "."));
         assert_eq!(parse(""), Err(LocationError::Empty));
         assert_eq!(parse("a\0b"), Err(LocationError::Nul));
         assert_eq!(

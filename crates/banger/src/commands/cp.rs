@@ -14,6 +14,7 @@ use crate::args::Location;
 use crate::context::Context;
 use crate::copy::channel::{ChannelReader, ChannelWriter, QUEUE};
 use crate::copy::destination::Destination;
+use crate::copy::meter::Meter;
 use crate::copy::pack::{PackError, Source};
 use crate::copy::repack::{RepackError, repack};
 use crate::copy::unpack::{Keep, unpack};
@@ -25,17 +26,19 @@ use crate::terminal;
 
 /// Copy files and trees between this host and a machine
 ///
-/// One side is VM:PATH, where a relative PATH starts at root's home; the other is a path of this host, or - for a tar
-/// stream on standard input or output. An existing directory takes the copy in under its own name; otherwise the copy
-/// gets the name of DST, and the directory above must exist. SRC/. copies what is in SRC.
+/// One side is VM:PATH, where a relative PATH starts at root's home and VM: alone is that home; the other is a path of
+/// this host, or - for a tar stream on standard input or output. An existing directory takes the copy in under its own
+/// name; otherwise the copy gets the name of DST, and the directory above must exist. SRC/. copies what is in SRC, and so
+/// does VM: what is in the home.
 ///
 /// Modes, times, symbolic and hard links are kept. So are numeric owners, where the receiving side is root; a machine
 /// always is. Host files are read and written with your own rights, and what a machine sends stays below DST.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  banger cp ./notes.txt dev:/root/
+  banger cp ./notes.txt dev:
   banger cp src/. dev:/srv/app
+  banger cp dev: ./home
   banger cp dev:/var/log ./logs
   tar c . | banger cp - dev:/srv
   banger cp dev:/etc - | tar t
@@ -56,6 +59,9 @@ pub(crate) struct Cp {
     /// Follow SRC where it is a symbolic link
     #[arg(short = 'L', long)]
     follow_link: bool,
+    /// Print no progress
+    #[arg(short, long)]
+    quiet: bool,
 }
 
 impl Cp {
@@ -66,7 +72,9 @@ impl Cp {
             archive,
             no_owner,
             follow_link,
+            quiet,
         } = self;
+        let meter = Meter::new(quiet);
         match (source, destination) {
             (Location::Host(path), Location::Guest { vm, path: to }) => {
                 let source = Source::new(&path, follow_link).map_err(|error| pack_error(&error))?;
@@ -78,7 +86,7 @@ impl Cp {
                     keep_owner: !no_owner,
                 };
                 let client = context.client().await?;
-                upload(&client, open, move |to| {
+                upload(&client, open, meter, move |to| {
                     source
                         .pack(to, &mut Warnings::default())
                         .map_err(|error| pack_error(&error))
@@ -96,7 +104,7 @@ impl Cp {
                     keep_owner: !no_owner,
                 };
                 let client = context.client().await?;
-                upload(&client, open, |to| {
+                upload(&client, open, meter, |to| {
                     repack(io::stdin().lock(), to, &mut Warnings::default()).map_err(|error| match error {
                         RepackError::Send(_) => sending(),
                         RepackError::Read(_) | RepackError::Upwards(_) => {
@@ -129,6 +137,7 @@ impl Cp {
                         contents_only,
                     },
                     keep,
+                    meter,
                 )
                 .await
             }
@@ -138,7 +147,7 @@ impl Cp {
                         .hint("send it through a pipe, as in `banger cp VM:PATH - | tar t`"));
                 }
                 let (open, _, _) = download_source(vm, &path, follow_link);
-                pass_on(&context.client().await?, open).await
+                pass_on(&context.client().await?, open, meter).await
             }
             (Location::Guest { .. }, Location::Guest { .. }) => Err(CliError::usage(
                 "one side must be this host: from machine to machine takes two steps",
@@ -223,7 +232,7 @@ async fn hear(
 }
 
 /// Sends the archive that `pack` writes.
-async fn upload<P>(client: &Client, open: UploadOpen, pack: P) -> Result<u8, CliError>
+async fn upload<P>(client: &Client, open: UploadOpen, mut meter: Meter, pack: P) -> Result<u8, CliError>
 where
     P: FnOnce(ChannelWriter) -> Result<(), CliError> + Send + 'static,
 {
@@ -232,10 +241,12 @@ where
     let mut packing = tokio::task::spawn_blocking(move || pack(ChannelWriter::new(queue)));
     let send = async {
         while let Some(chunk) = chunks.recv().await {
+            let size = chunk.len();
             if writer.send(Frame::Data(chunk)).await.is_err() {
                 // The daemon has said why, on the other half.
                 return std::future::pending().await;
             }
+            meter.add(size);
         }
         (&mut packing)
             .await
@@ -246,13 +257,17 @@ where
         std::future::pending::<Result<(), CliError>>().await
     };
     // Both futures live until one of them decides; neither is polled again.
-    tokio::select! {
+    let end = tokio::select! {
         heard = hear(reader.next()) => match heard? {
             Heard::End => Ok(0),
             Heard::Data(_) => Err(lost("the daemon sent data to an upload")),
         },
         failed = send => failed.map(|()| 0),
+    };
+    if end.is_ok() {
+        meter.done("sent");
     }
+    end
 }
 
 /// Receives an archive and unpacks it.
@@ -261,6 +276,7 @@ async fn download(
     open: DownloadOpen,
     destination: Destination,
     keep: Keep,
+    mut meter: Meter,
 ) -> Result<u8, CliError> {
     let mut interrupts = Interrupts::listen()?;
     let mut stream = client.guest_download(open).await?;
@@ -275,7 +291,7 @@ async fn download(
     });
     // Cancel safety: what is dropped is dropped for good; the thread sees the end of its channel and cleans up.
     let received = tokio::select! {
-        received = receive(&mut stream, &queue) => received,
+        received = receive(&mut stream, &queue, &mut meter) => received,
         signal = interrupts.next() => Ok(Received::Interrupted(signal)),
     };
     drop(queue);
@@ -284,7 +300,10 @@ async fn download(
         .map_err(|error| CliError::general(format!("failed to unpack: {error}")))?;
     match (received?, unpacked) {
         (Received::Interrupted(signal), _) => Ok(exit_code(signal)),
-        (Received::All | Received::Refused, Ok(())) => Ok(0),
+        (Received::All | Received::Refused, Ok(())) => {
+            meter.done("received");
+            Ok(0)
+        }
         (Received::All | Received::Refused, Err(error)) => Err(CliError::general(error.to_string())),
     }
 }
@@ -298,10 +317,15 @@ enum Received {
     Interrupted(i32),
 }
 
-async fn receive(stream: &mut FrameStream, queue: &mpsc::Sender<Bytes>) -> Result<Received, CliError> {
+async fn receive(
+    stream: &mut FrameStream,
+    queue: &mpsc::Sender<Bytes>,
+    meter: &mut Meter,
+) -> Result<Received, CliError> {
     loop {
         match hear(stream.next()).await? {
             Heard::Data(bytes) => {
+                meter.add(bytes.len());
                 if queue.send(bytes).await.is_err() {
                     return Ok(Received::Refused);
                 }
@@ -312,16 +336,19 @@ async fn receive(stream: &mut FrameStream, queue: &mpsc::Sender<Bytes>) -> Resul
 }
 
 /// Receives an archive and passes it on to standard output as it is.
-async fn pass_on(client: &Client, open: DownloadOpen) -> Result<u8, CliError> {
+async fn pass_on(client: &Client, open: DownloadOpen, mut meter: Meter) -> Result<u8, CliError> {
     let mut stream = client.guest_download(open).await?;
     loop {
         match hear(stream.next()).await? {
             Heard::Data(bytes) => match stdio::write_out(&bytes) {
-                Ok(()) => {}
+                Ok(()) => meter.add(bytes.len()),
                 Err(stdio::WriteError::Closed) => return Ok(stdio::BROKEN_PIPE),
                 Err(stdio::WriteError::Failed(error)) => return Err(error),
             },
-            Heard::End => return Ok(0),
+            Heard::End => {
+                meter.done("received");
+                return Ok(0);
+            }
         }
     }
 }
@@ -350,6 +377,7 @@ mod tests {
         assert_eq!(meaning("/etc/."), ("/etc".into(), some("etc"), true, true));
         assert_eq!(meaning("/."), ("/".into(), None, true, true));
         assert_eq!(meaning("/"), ("/".into(), None, false, false));
+        // What `dev:` alone stands for.
         assert_eq!(meaning("."), (".".into(), None, true, true));
         assert_eq!(meaning("a/.."), ("a/..".into(), None, false, false));
     }

@@ -8,6 +8,7 @@ use crate::context::Context;
 use crate::error::CliError;
 use crate::interrupt::Interrupts;
 use crate::session::{self, Streams};
+use crate::terminal;
 
 /// Run a command in a running machine
 ///
@@ -39,7 +40,7 @@ pub(crate) struct ExecOptions {
     /// Send standard input; without it the command reads end of file
     #[arg(short, long)]
     pub(crate) interactive: bool,
-    /// Give the command a terminal
+    /// Give the command a terminal; implies -i where standard input is one
     #[arg(short, long)]
     pub(crate) tty: bool,
     /// Set a variable of the command's environment; KEY alone takes this shell's value
@@ -54,12 +55,22 @@ pub(crate) struct ExecOptions {
 }
 
 impl ExecOptions {
-    /// The streams the command gets.
+    /// The streams the command gets. A terminal that could not be typed at is of no use to who sits at one.
     pub(crate) fn streams(&self) -> Streams {
         Streams {
-            stdin: self.interactive,
+            stdin: self.interactive || (self.tty && terminal::stdin_is_terminal()),
             terminal: self.tty,
         }
+    }
+
+    /// What was asked for that only a command can have.
+    pub(crate) fn first_given(&self) -> Option<&'static str> {
+        let given = [
+            ("--env", !self.env.is_empty()),
+            ("--workdir", self.workdir.is_some()),
+            ("--user", self.user.is_some()),
+        ];
+        given.into_iter().find(|(_, given)| *given).map(|(name, _)| name)
     }
 
     /// What to ask of the daemon; the streams are the session's matter.

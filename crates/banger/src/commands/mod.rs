@@ -27,8 +27,8 @@ pub(crate) enum Command {
     Run(run::Run),
     Exec(exec::Exec),
     Cp(cp::Cp),
-    #[command(visible_alias = "ls")]
-    Ps(vm::ls::Ls),
+    #[command(visible_alias = "ps")]
+    Ls(vm::ls::Ls),
     /// Manage machines
     #[command(subcommand, arg_required_else_help = true)]
     Vm(vm::Vm),
@@ -59,7 +59,7 @@ impl Command {
             Self::Run(command) => with_context(global, async |context| command.run(context).await),
             Self::Exec(command) => with_context(global, async |context| command.run(context).await),
             Self::Cp(command) => with_context(global, async |context| command.run(context).await),
-            Self::Ps(command) => with_context(global, async |context| command.run(context).await),
+            Self::Ls(command) => with_context(global, async |context| command.run(context).await),
             Self::Vm(command) => with_context(global, async |context| command.run(context).await),
             Self::Image(command) => with_context(global, async |context| command.run(context).await),
             Self::Kernel(command) => with_context(global, async |context| command.run(context).await),

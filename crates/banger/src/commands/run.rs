@@ -33,7 +33,8 @@ pub(crate) struct Run {
     /// Name of the machine [default: made up]
     #[arg(long, value_name = "NAME")]
     pub(crate) name: Option<String>,
-    /// Remove the machine when the command ends, or when it stops
+    /// Remove the machine when the command ends, or when it stops. Where this client is killed (SIGKILL) the machine
+    /// goes on; `banger vm rm` removes it
     #[arg(long)]
     pub(crate) rm: bool,
     #[command(flatten)]
@@ -59,9 +60,21 @@ impl Run {
         let streams = self.options.streams();
         streams.check()?;
         if self.command.is_empty() && (streams.stdin || streams.terminal) {
+            if !streams.stdin {
+                return Err(CliError::usage(
+                    "a shell at a terminal needs one on standard input, which is none here",
+                )
+                .hint("name a command to run, or leave out -t"));
+            }
             self.command = ["/bin/sh", "-c", SHELL].map(str::to_owned).to_vec();
         }
         let with_command = !self.command.is_empty();
+        if let Some(option) = self.options.first_given().filter(|_| !with_command) {
+            return Err(
+                CliError::usage(format!("{option} is for a command, and none is given"))
+                    .hint("name one after the image, or open a shell with -it"),
+            );
+        }
         let result = self.attempt(context).await;
         if with_command {
             result.map_err(CliError::of_exec)

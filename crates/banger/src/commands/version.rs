@@ -73,11 +73,23 @@ impl Versions {
     }
 }
 
-/// A component's version, or what is wrong with it.
+/// What the daemon says of a program that is nowhere, before the list of places.
+const NOT_FOUND: &str = "not found";
+
+/// A reason without the places that were looked in.
+pub(crate) fn gist(reason: &str) -> &str {
+    match reason.find(NOT_FOUND) {
+        Some(at) => &reason[..at + NOT_FOUND.len()],
+        None => reason,
+    }
+}
+
+/// A component's version, or what is wrong with it. Where it was looked for is a matter for `doctor`, and for programs.
 pub(crate) fn component(component: &Component) -> String {
     match (&component.version, &component.problem) {
         (Some(version), None) => version.clone(),
         (Some(version), Some(problem)) => format!("{version} ({problem})"),
+        (None, Some(problem)) if problem.contains(NOT_FOUND) => NOT_FOUND.to_owned(),
         (None, Some(problem)) => problem.clone(),
         (None, None) => component
             .path
@@ -124,6 +136,15 @@ mod tests {
     }
 
     #[test]
+    fn places_are_left_out() {
+        assert_eq!(
+            gist("Firecracker: firecracker was not found in /usr/local/bin, /usr/bin"),
+            "Firecracker: firecracker was not found"
+        );
+        assert_eq!(gist("/dev/kvm is usable"), "/dev/kvm is usable");
+    }
+
+    #[test]
     fn with_a_daemon() {
         let found = |version: &str| Component {
             path: Some("/x".into()),
@@ -141,7 +162,7 @@ mod tests {
                     component: Component {
                         path: None,
                         version: None,
-                        problem: Some("not found in PATH".into()),
+                        problem: Some("firecracker was not found in /usr/local/bin, /usr/bin".into()),
                     },
                     acceleration: None,
                 },
@@ -157,7 +178,7 @@ mod tests {
         client:       1.2.3
         daemon:       1.2.2
         agent:        1.2.2
-        firecracker:  not found in PATH
+        firecracker:  not found
         qemu:         7.2.0, tcg (chosen)
         ");
     }

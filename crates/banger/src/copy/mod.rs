@@ -10,6 +10,7 @@
 
 pub(crate) mod channel;
 pub(crate) mod destination;
+pub(crate) mod meter;
 pub(crate) mod pack;
 pub(crate) mod repack;
 pub(crate) mod unpack;

@@ -88,7 +88,9 @@ impl Daemon {
             .args(arguments)
             .env_clear()
             .env("BANGER_SOCKET", self.socket());
+        // Not there: nothing is remembered from one command to the next, and nothing of this host's is touched.
         command
+            .env("BANGER_RUNTIME_DIR", self.directory.path().join("run"))
             .env("HOME", self.directory.path())
             .env("PATH", std::env::var_os("PATH").unwrap());
         command
@@ -221,6 +223,15 @@ impl Local {
             .get(id)
             .ok_or_else(|| RpcError::new(ErrorKind::NotFound, "no such operation"))?;
         Ok(sender.subscribe())
+    }
+}
+
+/// What can be removed: all but what is not there and what is in use.
+fn removable(what: &str, name: &str) -> Result<(), RpcError> {
+    match name {
+        "nosuch" => Err(RpcError::new(ErrorKind::NotFound, format!("no {what} {name:?}"))),
+        "used" => Err(RpcError::new(ErrorKind::InUse, "something uses it")),
+        _ => Ok(()),
     }
 }
 
@@ -412,8 +423,19 @@ impl Service for Local {
     async fn image_show(&self, _: Caller, _: ImageRef) -> Result<Image, RpcError> {
         absent("image.show")
     }
-    async fn image_remove(&self, _: Caller, _: ImageRef) -> Result<Image, RpcError> {
-        absent("image.remove")
+    async fn image_remove(&self, _: Caller, params: ImageRef) -> Result<Image, RpcError> {
+        removable("image", &params.image)?;
+        Ok(Image {
+            id: "a1b2c3d4e5".into(),
+            name: params.image,
+            kernel: "debian".into(),
+            sha256: String::new(),
+            size: 1 << 20,
+            used: 1 << 20,
+            source: "test".into(),
+            used_by: Vec::new(),
+            created: jiff::Timestamp::now(),
+        })
     }
     async fn image_register(&self, _: Caller, params: ImageRegister) -> Result<Operation, RpcError> {
         self.called(format!("image.register {} {}", params.name, params.path));
@@ -428,8 +450,18 @@ impl Service for Local {
     async fn kernel_add(&self, _: Caller, _: KernelAdd) -> Result<Operation, RpcError> {
         absent("kernel.add")
     }
-    async fn kernel_remove(&self, _: Caller, _: KernelRef) -> Result<Kernel, RpcError> {
-        absent("kernel.remove")
+    async fn kernel_remove(&self, _: Caller, params: KernelRef) -> Result<Kernel, RpcError> {
+        removable("kernel", &params.kernel)?;
+        Ok(Kernel {
+            name: params.kernel,
+            version: "6.1".into(),
+            sha256: String::new(),
+            size: 1 << 20,
+            modules: 0,
+            source: "test".into(),
+            default: false,
+            created: jiff::Timestamp::now(),
+        })
     }
     async fn vm_create(&self, _: Caller, params: VmCreate) -> Result<Operation, RpcError> {
         let name = params.name.clone().unwrap_or_else(|| "made-up".into());
@@ -497,7 +529,9 @@ impl Service for Local {
     async fn op_cancel(&self, _: Caller, params: OperationRef) -> Result<Operation, RpcError> {
         self.called(format!("op.cancel {}", params.operation));
         let operations = self.0.operations.lock().unwrap();
-        let sender = &operations[&params.operation];
+        let sender = operations
+            .get(&params.operation)
+            .ok_or_else(|| RpcError::new(ErrorKind::NotFound, "no such operation"))?;
         sender.send_modify(|operation| {
             if !operation.state.ended() {
                 operation.state = OperationState::Cancelled;
@@ -591,13 +625,13 @@ impl Service for Local {
     }
 
     async fn vm_logs(&self, _: Caller, params: LogsOpen) -> Result<StreamHandler, RpcError> {
-        self.find(&params.vm)?;
-        Ok(Box::new(|mut stream| {
+        let vm = self.find(&params.vm)?;
+        Ok(Box::new(move |mut stream| {
             Box::pin(async move {
-                stream
-                    .send(Frame::Data(Bytes::from_static(b"console\n")))
-                    .await
-                    .ok();
+                if vm.name != "mute" {
+                    let line = Bytes::from_static(b"console\n");
+                    stream.send(Frame::Data(line)).await.ok();
+                }
                 stream.send(Frame::End).await.ok();
             })
         }))

@@ -5,7 +5,7 @@ use clap::Args;
 use serde::Serialize;
 
 use crate::args::format_size;
-use crate::commands::version::component;
+use crate::commands::version::{component, gist};
 use crate::context::Context;
 use crate::error::CliError;
 use crate::output::Format;
@@ -116,8 +116,15 @@ fn render(report: &Report) -> String {
                 .clone()
                 .unwrap_or_else(|| "none, all defaults".to_owned()),
         ),
-        ("agent", component(&status.agent)),
     ];
+    if !status.config_unknown_keys.is_empty() {
+        let keys = status.config_unknown_keys.join(", ");
+        rows.push((
+            "unknown keys",
+            format!("{keys} (in the configuration, without effect)"),
+        ));
+    }
+    rows.push(("agent", component(&status.agent)));
     for vmm in &status.vmms {
         let acceleration = vmm
             .acceleration
@@ -130,7 +137,10 @@ fn render(report: &Report) -> String {
         ));
     }
     let chosen = status.chosen_vmm.map_or("none", human::vmm);
-    rows.push(("chosen vmm", format!("{chosen}: {}", status.chosen_vmm_reason)));
+    rows.push((
+        "chosen vmm",
+        format!("{chosen}: {}", gist(&status.chosen_vmm_reason)),
+    ));
     let machines: Vec<String> = status
         .machines
         .iter()
@@ -169,6 +179,7 @@ mod tests {
             socket: "/run/banger/bangerd.sock".into(),
             state_directory: "/var/lib/banger".into(),
             config_file: None,
+            config_unknown_keys: Vec::new(),
             memory: 19 << 20,
             agent: found("0.1.0"),
             vmms: vec![Vmm {
@@ -187,6 +198,8 @@ mod tests {
             service: None,
         };
         insta::assert_snapshot!("daemon_status", render(&report));
+        report.daemon.config_unknown_keys = vec!["vm.memroy".into(), "colour".into()];
+        assert!(render(&report).contains("vm.memroy, colour (in the configuration, without effect)"));
         let mut service = ServiceStatus {
             unit: "/etc/systemd/system/bangerd.service".into(),
             runs_this: true,

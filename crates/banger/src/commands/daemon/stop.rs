@@ -29,12 +29,15 @@ pub(crate) struct Stop {}
 
 impl Stop {
     pub(crate) async fn run(self, context: &Context) -> Result<u8, CliError> {
-        if !spawn::listens(context.socket()) {
-            // What was asked for is so.
-            say!("the daemon is not running");
-            return Ok(0);
-        }
-        let client = context.running_client().await?;
+        let client = match context.running_client().await {
+            Ok(client) => client,
+            Err(error) if error.kind == Kind::Unreachable && !spawn::listens(context.socket()) => {
+                // What was asked for is so.
+                say!("the daemon is not running");
+                return Ok(0);
+            }
+            Err(error) => return Err(error),
+        };
         let pid = client.daemon_status(Empty {}).await?.pid;
         shut_down(context, &client, pid).await?;
         Ok(0)

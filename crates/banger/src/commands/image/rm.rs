@@ -4,14 +4,17 @@ use banger_api::types::ImageRef;
 use clap::Args;
 
 use crate::context::Context;
+use crate::each;
 use crate::error::CliError;
-use crate::stdio;
 
 /// Remove images that no machine uses
+///
+/// One that cannot be removed keeps no other from it; the exit code is the first failure's.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   banger image rm tiny
+  banger image ls -q | xargs -r banger image rm
 ")]
 pub(crate) struct Rm {
     /// Images, by name or id
@@ -22,10 +25,9 @@ pub(crate) struct Rm {
 impl Rm {
     pub(crate) async fn run(self, context: &Context) -> Result<u8, CliError> {
         let client = context.client().await?;
-        for image in self.images {
-            let removed = client.image_remove(ImageRef { image }).await?;
-            stdio::print(&format!("{}\n", removed.name))?;
-        }
-        Ok(0)
+        each::in_turn(self.images, async |image| {
+            Ok(client.image_remove(ImageRef { image }).await?.name)
+        })
+        .await
     }
 }

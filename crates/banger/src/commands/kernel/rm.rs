@@ -4,10 +4,12 @@ use banger_api::types::KernelRef;
 use clap::Args;
 
 use crate::context::Context;
+use crate::each;
 use crate::error::CliError;
-use crate::stdio;
 
 /// Remove kernels that neither image nor machine uses
+///
+/// One that cannot be removed keeps no other from it; the exit code is the first failure's.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -22,10 +24,9 @@ pub(crate) struct Rm {
 impl Rm {
     pub(crate) async fn run(self, context: &Context) -> Result<u8, CliError> {
         let client = context.client().await?;
-        for kernel in self.kernels {
-            let removed = client.kernel_remove(KernelRef { kernel }).await?;
-            stdio::print(&format!("{}\n", removed.name))?;
-        }
-        Ok(0)
+        each::in_turn(self.kernels, async |kernel| {
+            Ok(client.kernel_remove(KernelRef { kernel }).await?.name)
+        })
+        .await
     }
 }

@@ -6,36 +6,37 @@ use jiff::Timestamp;
 
 use crate::context::Context;
 use crate::error::{CliError, Kind};
-use crate::{human, stdio};
+use crate::{each, human};
 
-/// Cancel an operation, and wait until it has cleaned up
+/// Cancel operations, and wait until they have cleaned up
+///
+/// One that cannot be cancelled keeps no other from it; the exit code is the first failure's.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   banger op cancel k3v9x0q2ab
 ")]
 pub(crate) struct Cancel {
-    /// Operation, by id
-    #[arg(value_name = "ID")]
-    operation: String,
+    /// Operations, by id
+    #[arg(value_name = "ID", required = true)]
+    operations: Vec<String>,
 }
 
 impl Cancel {
     pub(crate) async fn run(self, context: &Context) -> Result<u8, CliError> {
         let client = context.client().await?;
-        let operation = client
-            .op_cancel(OperationRef {
-                operation: self.operation,
-            })
-            .await?;
-        match operation.state {
-            OperationState::Cancelled => stdio::finish(&format!("{}\n", operation.id)),
-            OperationState::Succeeded | OperationState::Failed => Err(had_ended(&operation)),
-            OperationState::Running | OperationState::Cancelling => Err(CliError::general(format!(
-                "{} of {} did not end",
-                operation.kind, operation.subject
-            ))),
-        }
+        each::in_turn(self.operations, async |operation| {
+            let operation = client.op_cancel(OperationRef { operation }).await?;
+            match operation.state {
+                OperationState::Cancelled => Ok(operation.id),
+                OperationState::Succeeded | OperationState::Failed => Err(had_ended(&operation)),
+                OperationState::Running | OperationState::Cancelling => Err(CliError::general(format!(
+                    "{} of {} did not end",
+                    operation.kind, operation.subject
+                ))),
+            }
+        })
+        .await
     }
 }
 

@@ -6,7 +6,7 @@ use clap::Args;
 
 use crate::context::Context;
 use crate::error::{CliError, Kind, chain};
-use crate::stdio::{self, WriteError};
+use crate::stdio::{self, WriteError, say};
 
 /// Print a machine's serial console
 #[derive(Debug, Args)]
@@ -36,16 +36,23 @@ impl Logs {
             follow: self.follow,
             tail: self.tail,
         };
+        let nothing_wanted = open.tail == Some(0);
         let mut stream = client.vm_logs(open).await?;
+        let mut empty = true;
         // No signal is caught: there is nothing to put back, so Ctrl-C may simply end it.
         loop {
             match stream.next().await {
                 Ok(Some(Frame::Data(bytes))) => match stdio::write_out(&bytes) {
-                    Ok(()) => {}
+                    Ok(()) => empty &= bytes.is_empty(),
                     Err(WriteError::Closed) => return Ok(stdio::BROKEN_PIPE),
                     Err(WriteError::Failed(error)) => return Err(error),
                 },
-                Ok(Some(Frame::End)) => return Ok(0),
+                Ok(Some(Frame::End)) => {
+                    if empty && !nothing_wanted {
+                        say!("the console is empty so far");
+                    }
+                    return Ok(0);
+                }
                 Ok(Some(Frame::Error(error))) => return Err(error.into()),
                 Ok(Some(
                     Frame::Stdin(_)

@@ -1,4 +1,4 @@
-//! `banger vm ls`, `banger ps`, `banger ls`: all machines.
+//! `banger ls`, `banger ps`, `banger vm ls`: all machines.
 
 use banger_api::types::{Vm, VmList};
 use clap::Args;
@@ -15,10 +15,10 @@ use crate::table::{self, Column};
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  banger ps
-  banger vm ls --label team=infra --label stage
-  banger vm ls -o json
-  banger vm ls -q
+  banger ls
+  banger ls --label team=infra --label stage
+  banger ls -o json
+  banger ls -q
 ")]
 pub(crate) struct Ls {
     #[command(flatten)]
