@@ -6,7 +6,9 @@
 //! put there (owners, devices, privileged attributes) is kept in the [`Tree`], for [`crate::ext4::populate`] to write
 //! into the image. Formats read: ustar, GNU and pax (POSIX.1-2001, `pax` "Extended Header"); no sparse entries.
 
-use std::collections::BTreeMap;
+mod header;
+mod tree;
+
 use std::ffi::OsStr;
 use std::fs::{self, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
@@ -14,7 +16,11 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, Mode, Timespec, Timestamps};
+use rustix::fs::{CWD, Mode};
+
+use header::{Extended, checksum, clean, parse_pax, show, until_nul};
+use tree::set_mtime;
+pub use tree::{Kind, Node, Tree};
 
 const RECORD: usize = 512;
 /// A long name or a set of pax records may take this many bytes; real ones take hundreds.
@@ -130,165 +136,6 @@ pub enum Error {
     },
 }
 
-/// What an inode is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Kind {
-    /// A regular file; its contents are on the disk.
-    File {
-        /// In bytes.
-        size: u64,
-    },
-    /// A directory.
-    Directory,
-    /// A symbolic link.
-    Symlink {
-        /// Where to, not interpreted.
-        target: Vec<u8>,
-    },
-    /// Another name of an inode that came before.
-    Link {
-        /// The path of the first name.
-        to: Vec<u8>,
-    },
-    /// A character device; only here, not on the disk.
-    CharDevice {
-        /// Major number.
-        major: u32,
-        /// Minor number.
-        minor: u32,
-    },
-    /// A block device; only here, not on the disk.
-    BlockDevice {
-        /// Major number.
-        major: u32,
-        /// Minor number.
-        minor: u32,
-    },
-    /// A named pipe.
-    Fifo,
-}
-
-/// One name in the tree.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Node {
-    /// What it is.
-    pub kind: Kind,
-    /// Owner.
-    pub uid: u32,
-    /// Group.
-    pub gid: u32,
-    /// The lower twelve bits: permissions, set-uid, set-gid, sticky.
-    pub mode: u32,
-    /// Seconds since 1970; earlier ones are taken as 0.
-    pub mtime: u64,
-    /// Names and values of the extended attributes that are kept.
-    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
-}
-
-/// All names of an unpacked archive. Paths are relative, `a/b/c`; the top is the empty path and always there, and so
-/// is every directory on the way to an entry.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Tree {
-    nodes: BTreeMap<Vec<u8>, Node>,
-    bytes: u64,
-}
-
-impl Tree {
-    fn new() -> Self {
-        Self {
-            nodes: BTreeMap::from([(Vec::new(), Node::implied())]),
-            bytes: 0,
-        }
-    }
-
-    /// Every path, parents before children.
-    pub fn iter(&self) -> impl Iterator<Item = (&[u8], &Node)> {
-        self.nodes.iter().map(|(path, node)| (path.as_slice(), node))
-    }
-
-    /// The bytes of all files.
-    #[must_use]
-    pub fn bytes(&self) -> u64 {
-        self.bytes
-    }
-
-    /// Makes a directory below `dir`, where the archive was unpacked, and adds it to the tree, unless there is
-    /// something of that name already. For directories at the top, which need no parents.
-    pub fn add_directory(&mut self, dir: &Path, name: &str, mode: u32) -> io::Result<()> {
-        if name.is_empty() || name.contains('/') || self.nodes.contains_key(name.as_bytes()) {
-            return Ok(());
-        }
-        let disk = dir.join(name);
-        fs::create_dir(&disk)?;
-        set_mtime(&disk, 0)?;
-        let node = Node {
-            mode: mode & 0o7777,
-            ..Node::implied()
-        };
-        self.nodes.insert(name.as_bytes().to_vec(), node);
-        Ok(())
-    }
-
-    /// Follows `path` from the top as the kernel would, symbolic links and all; gives the path it leads to and what is
-    /// there.
-    #[must_use]
-    pub fn lookup(&self, path: &str) -> Option<(Vec<u8>, &Node)> {
-        let mut at: Vec<u8> = Vec::new();
-        let mut rest: Vec<Vec<u8>> = path
-            .bytes()
-            .collect::<Vec<_>>()
-            .rsplit(|b| *b == b'/')
-            .map(<[u8]>::to_vec)
-            .collect();
-        let mut hops = 0;
-        while let Some(part) = rest.pop() {
-            match part.as_slice() {
-                b"" | b"." => continue,
-                b".." => {
-                    at.truncate(at.iter().rposition(|byte| *byte == b'/').unwrap_or(0));
-                    continue;
-                }
-                _ => {}
-            }
-            let next = join(&at, &part);
-            match &self.nodes.get(&next)?.kind {
-                Kind::Symlink { target } => {
-                    hops += 1;
-                    if hops > 40 {
-                        return None;
-                    }
-                    if target.starts_with(b"/") {
-                        at.clear();
-                    }
-                    rest.extend(target.rsplit(|byte| *byte == b'/').map(<[u8]>::to_vec));
-                }
-                Kind::Link { to } => at = to.clone(),
-                Kind::File { .. }
-                | Kind::Directory
-                | Kind::CharDevice { .. }
-                | Kind::BlockDevice { .. }
-                | Kind::Fifo => at = next,
-            }
-        }
-        let node = self.nodes.get(&at)?;
-        Some((at, node))
-    }
-}
-
-impl Node {
-    /// A directory that the archive does not mention itself.
-    fn implied() -> Self {
-        Self {
-            kind: Kind::Directory,
-            uid: 0,
-            gid: 0,
-            mode: 0o755,
-            mtime: 0,
-            xattrs: Vec::new(),
-        }
-    }
-}
-
 /// Unpacks `archive` below the empty directory `dir`, which must belong to this user alone. `watch` is called with the
 /// bytes unpacked so far, at least once per megabyte and entry; its error ends the work, which is how a caller cancels.
 /// After an error `dir` holds a part of the tree.
@@ -321,20 +168,6 @@ struct Unpacker<'a, R, W> {
     entries: u64,
     metadata: usize,
     buffer: Vec<u8>,
-}
-
-/// What the extended headers before an entry say of it.
-#[derive(Debug, Default)]
-struct Extended {
-    path: Option<Vec<u8>>,
-    link: Option<Vec<u8>>,
-    size: Option<u64>,
-    uid: Option<u64>,
-    gid: Option<u64>,
-    mtime: Option<u64>,
-    xattrs: Vec<(Vec<u8>, Vec<u8>)>,
-    sparse: bool,
-    seen: bool,
 }
 
 impl<R: Read, W: FnMut(u64) -> io::Result<()>> Unpacker<'_, R, W> {
@@ -704,148 +537,5 @@ impl<R: Read, W: FnMut(u64) -> io::Result<()>> Unpacker<'_, R, W> {
     }
 }
 
-/// Takes a name apart and puts it together again as `a/b/c`, or says what is wrong with it.
-fn clean(name: &[u8]) -> Result<Vec<u8>, &'static str> {
-    if name.starts_with(b"/") {
-        return Err("its name is absolute");
-    }
-    if name.is_empty() || name.contains(&0) {
-        return Err("it has no proper name");
-    }
-    let mut path = Vec::new();
-    let mut depth = 0;
-    for part in name.split(|byte| *byte == b'/') {
-        match part {
-            b"" | b"." => {}
-            b".." => return Err("its name leads upwards"),
-            _ if part.len() > 255 => return Err("its name is too long"),
-            _ => {
-                path = join(&path, part);
-                depth += 1;
-            }
-        }
-        // Checked on the way, for joining again and again takes time.
-        if depth > DEPTH_LIMIT || path.len() > PATH_LIMIT {
-            return Err("its name is too long");
-        }
-    }
-    Ok(path)
-}
-
-fn join(path: &[u8], part: &[u8]) -> Vec<u8> {
-    if path.is_empty() {
-        part.to_vec()
-    } else {
-        [path, b"/", part].concat()
-    }
-}
-
-/// Pax records are `LENGTH KEY=VALUE\n`, where the length counts all of that.
-fn parse_pax(mut records: &[u8], extended: &mut Extended) -> Result<(), &'static str> {
-    while !records.is_empty() {
-        let bad = "bad pax record";
-        let space = records
-            .iter()
-            .take(20)
-            .position(|byte| *byte == b' ')
-            .ok_or(bad)?;
-        let (len, _) = records.split_at(space);
-        let len: usize = std::str::from_utf8(len)
-            .ok()
-            .and_then(|len| len.parse().ok())
-            .ok_or(bad)?;
-        let record = records
-            .get(space + 1..len)
-            .and_then(|record| record.strip_suffix(b"\n"))
-            .ok_or(bad)?;
-        records = records.get(len..).ok_or(bad)?;
-        let equals = record.iter().position(|byte| *byte == b'=').ok_or(bad)?;
-        let (key, value) = record.split_at(equals);
-        let value = value.get(1..).unwrap_or_default();
-        let number = || {
-            std::str::from_utf8(value)
-                .ok()
-                .and_then(|value| value.parse::<u64>().ok())
-        };
-        match key {
-            b"path" => extended.path = Some(value.to_vec()),
-            b"linkpath" => extended.link = Some(value.to_vec()),
-            b"size" => extended.size = Some(number().ok_or("bad size")?),
-            b"uid" => extended.uid = Some(number().ok_or("bad owner")?),
-            b"gid" => extended.gid = Some(number().ok_or("bad group")?),
-            b"mtime" => {
-                let seconds = value.split(|byte| *byte == b'.').next().unwrap_or_default();
-                let seconds = std::str::from_utf8(seconds)
-                    .ok()
-                    .and_then(|text| text.parse::<i64>().ok());
-                extended.mtime = Some(u64::try_from(seconds.ok_or("bad time")?).unwrap_or(0));
-            }
-            _ if key.starts_with(b"GNU.sparse.") => extended.sparse = true,
-            _ => {
-                if let Some(name) = key.strip_prefix(b"SCHILY.xattr.".as_slice())
-                    && is_kept(name)
-                {
-                    extended.xattrs.push((name.to_vec(), value.to_vec()));
-                }
-            }
-        }
-    }
-    let attributes: usize = extended
-        .xattrs
-        .iter()
-        .map(|(name, value)| name.len() + value.len() + 20)
-        .sum();
-    if attributes > XATTR_LIMIT {
-        Err("too large extended attributes")
-    } else {
-        Ok(())
-    }
-}
-
-/// Attributes that belong to a file wherever it is: users' and capabilities. Others belong to the host that made the
-/// archive (labels of its security policy) or would change what an overlay on top shows (`trusted.overlay.*`).
-fn is_kept(name: &[u8]) -> bool {
-    name == b"security.capability"
-        || (name.starts_with(b"user.") && name.len() > 5 && name.len() < 255 && !name.contains(&0))
-}
-
-fn until_nul(mut bytes: Vec<u8>) -> Vec<u8> {
-    bytes.truncate(bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len()));
-    bytes
-}
-
-/// The sum of all bytes, with those of the checksum itself taken as spaces.
-fn checksum(header: &[u8; RECORD]) -> u32 {
-    header
-        .iter()
-        .enumerate()
-        .map(|(at, byte)| {
-            if (148..156).contains(&at) {
-                32
-            } else {
-                u32::from(*byte)
-            }
-        })
-        .sum()
-}
-
-fn show(name: &[u8]) -> String {
-    let shown: String = String::from_utf8_lossy(name).chars().take(200).collect();
-    if shown.is_empty() { ".".to_owned() } else { shown }
-}
-
-fn set_mtime(path: &Path, seconds: u64) -> io::Result<()> {
-    let time = Timespec {
-        tv_sec: i64::try_from(seconds).unwrap_or(i64::MAX),
-        tv_nsec: 0,
-    };
-    let times = Timestamps {
-        last_access: time,
-        last_modification: time,
-    };
-    rustix::fs::utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW).map_err(io::Error::from)
-}
-
 #[cfg(test)]
-#[path = "rootfs_tar_tests.rs"]
 mod tests;
