@@ -53,7 +53,8 @@ pub(crate) fn programs(prefix: &Path) -> Result<Vec<InstallFile>, CliError> {
 
 fn programs_of(prefix: &Path, client: &Path, daemon: &Path) -> Result<Vec<InstallFile>, CliError> {
     let bin = daemon.parent().unwrap_or(Path::new("/"));
-    let places = [bin.join("../libexec/banger"), bin.to_owned()];
+    let release = bin.parent().unwrap_or(bin);
+    let places = [release.join("libexec/banger"), bin.to_owned()];
     let mut sources = vec![("banger", client.to_owned()), ("bangerd", daemon.to_owned())];
     for (name, needed) in COMPANIONS {
         let found = places

@@ -162,22 +162,25 @@ pub(super) fn check(scope: Scope) -> Result<(), CliError> {
 
 /// Starts the service, or restarts it where it runs something else than what is installed now. Machines go on running.
 async fn start(context: &Context, manager: Systemctl, changed: bool) -> Result<(), CliError> {
-    let runs = manager.activity().await?.state == "active";
-    if runs && changed {
-        manager.run(&["restart", DAEMON]).await?;
-        say!("{DAEMON} was restarted");
-    } else if runs {
-        say!("{DAEMON} runs already");
-    } else {
-        // One that a command has started would keep the service's from its state.
-        if context.paths().socket_is_default && spawn::listens(context.socket()) {
-            let client = context.running_client().await?;
-            let pid = client.daemon_status(Empty {}).await?.pid;
-            stop::shut_down(context, &client, pid).await?;
-            say!("the daemon that ran by itself (process {pid}) was stopped");
+    let before = manager.activity().await?;
+    // One that a command has started would keep the service's from its state.
+    if before.pid.is_none() && context.paths().socket_is_default && spawn::listens(context.socket()) {
+        let client = context.running_client().await?;
+        let pid = client.daemon_status(Empty {}).await?.pid;
+        stop::shut_down(context, &client, pid).await?;
+        say!("the daemon that ran by itself (process {pid}) was stopped");
+    }
+    match (before.pid.is_some(), changed) {
+        (true, false) => say!("{DAEMON} runs already"),
+        (true, true) => {
+            manager.run(&["restart", DAEMON]).await?;
+            say!("{DAEMON} was restarted");
         }
-        manager.run(&["start", DAEMON]).await?;
-        say!("{DAEMON} runs");
+        (false, _) => {
+            // Also where systemd is about to start it again after a failure: with what is installed now.
+            manager.run(&["restart", DAEMON]).await?;
+            say!("{DAEMON} runs");
+        }
     }
     manager.run(&["start", MACHINES]).await.map(|_| ())
 }

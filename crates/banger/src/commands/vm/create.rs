@@ -125,7 +125,9 @@ impl ExpiryArgs {
         let Some(ttl) = self.ttl else {
             return Ok(self.expires);
         };
-        match now.checked_add(ttl) {
+        // Whole seconds, and never too soon: people read it.
+        let whole = |time: Timestamp| Timestamp::from_second(time.as_second().saturating_add(1));
+        match now.checked_add(ttl).and_then(whole) {
             Ok(expires) => Ok(Some(expires)),
             Err(_) => Err(CliError::usage("--ttl is beyond the end of the clock")),
         }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use banger_api::client::Client;
-use banger_api::types::{Applies, RestartPolicy, VmChange, VmRef, VmReset, VmSet, VmSetReply, VmmKind};
+use banger_api::types::{Applies, RestartPolicy, Vm, VmChange, VmRef, VmReset, VmSet, VmSetReply, VmmKind};
 use clap::{ArgGroup, Args};
 use jiff::Timestamp;
 
@@ -169,17 +169,28 @@ async fn reset(
     };
     let end = Follow::cancelling(false, false)
         .to_end(client, &mut interrupts, client.vm_reset(params))
-        .await?;
-    match end {
-        End::Done(_) => {}
-        End::Detached(operation) => {
-            say!("{} goes on as operation {}", operation.kind, operation.id);
-            return Ok(());
-        }
-        End::TooLate(operation) => return Err(too_late(&operation)),
+        .await;
+    if let Ok(End::Detached(operation)) = &end {
+        say!("{} goes on as operation {}", operation.kind, operation.id);
+        return Ok(());
     }
+    // Also where it failed: it may have moved, and not come up again.
     let vm = vm.to_owned();
-    let before = std::mem::replace(&mut reply.vm, client.vm_show(VmRef { vm }).await?);
+    match (client.vm_show(VmRef { vm }).await, &end) {
+        (Ok(vm), _) => moved(reply, vm),
+        (Err(error), Ok(_)) => return Err(error.into()),
+        // The first error says more.
+        (Err(_), Err(_)) => {}
+    }
+    match end? {
+        End::Done(_) | End::Detached(_) => Ok(()),
+        End::TooLate(operation) => Err(too_late(&operation)),
+    }
+}
+
+/// Enters the machine as it is now, and its image among the changes.
+fn moved(reply: &mut VmSetReply, vm: Vm) {
+    let before = std::mem::replace(&mut reply.vm, vm);
     if before.image_id != reply.vm.image_id {
         reply.changes.push(VmChange {
             setting: "image".into(),
@@ -188,10 +199,7 @@ async fn reset(
             applies: Applies::Now,
             reason: None,
         });
-    } else {
-        say!("{} has a new system disk of the same image", reply.vm.name);
     }
-    Ok(())
 }
 
 fn print(reply: &VmSetReply, output: Format) -> Result<u8, CliError> {
@@ -229,14 +237,14 @@ mod tests {
     use super::*;
     use crate::cli::Cli;
     use crate::commands::Command;
-    use crate::commands::vm::Vm;
+    use crate::commands::vm;
 
     fn params(words: &str) -> Result<VmSet, String> {
         let words = ["banger", "vm", "set", "dev"]
             .into_iter()
             .chain(words.split_whitespace());
         let cli = Cli::try_parse_from(words).map_err(|error| error.to_string())?;
-        let Command::Vm(Vm::Set(set)) = cli.command else {
+        let Command::Vm(vm::Vm::Set(set)) = cli.command else {
             panic!("not a set")
         };
         let now = "2026-02-01T00:00:00Z".parse().unwrap();
@@ -264,7 +272,7 @@ mod tests {
                 nat: Some(false),
                 autostart: Some(true),
                 restart: Some(RestartPolicy::OnFailure),
-                expires: Some("2026-02-01T01:00:00Z".parse().unwrap()),
+                expires: Some("2026-02-01T01:00:01Z".parse().unwrap()),
                 ..empty.clone()
             })
         );
