@@ -7,6 +7,7 @@
 //! stops still report how they ended, pings are answered to the very end, and systemd waits for nobody.
 
 use crate::boot::{Disks, InitMode};
+use crate::exec;
 use crate::listen::{self, Unix, Vsock};
 use crate::log;
 use crate::server::{self, Context, Role};
@@ -86,8 +87,14 @@ fn serve_in_guest(mode: InitMode, layers: Vec<OwnedFd>, disks: Option<Disks>) ->
     };
     let result = run(async move {
         let listener = Vsock::bind()?;
-        let hello = tokio::spawn(listen::say_hello(role.info()));
-        server::serve(listener, context(role, disks)).await;
+        let info = role.info();
+        let context = context(role, disks);
+        let open_files = context.open_files;
+        let hello = tokio::spawn(async move {
+            listen::say_hello(info).await;
+            exec::rehearse(open_files).await;
+        });
+        server::serve(listener, context).await;
         hello.abort();
         Ok(())
     });

@@ -184,6 +184,21 @@ pub(crate) async fn start(
     Ok(receiver)
 }
 
+/// Does once what starting a command takes, up to the point where a process would run: reads the guest's users, makes a
+/// thread for blocking work and a child that finds no program.
+///
+/// To be called while the host makes up its mind: where processors are emulated, code and files that are used for the
+/// first time cost milliseconds, and the first command of a guest is one that somebody waits for.
+pub(crate) async fn rehearse(open_files: libc::rlimit) {
+    let start = ExecStart {
+        // Below a file there is nothing.
+        argv: vec!["/proc/version/none".to_owned()],
+        ..ExecStart::default()
+    };
+    // It fails, as it should.
+    let _not_found = tokio::task::spawn_blocking(move || launch(&start, open_files)).await;
+}
+
 /// Makes the streams and starts the process. Blocks.
 fn launch(start: &ExecStart, open_files: libc::rlimit) -> Result<Ends, Failure> {
     let prepared = prepare::prepare(start)?;
