@@ -77,7 +77,7 @@ impl Settings {
         self
     }
 
-    /// The state directory lies in a new file system of that kind (`xfs`, `btrfs`) in a file of 8 GiB, which only the
+    /// The state directory lies in a new file system of that kind (`xfs`, `btrfs`, `ext4`) in a file of 8 GiB, which only the
     /// daemon sees. Needs root and `mkfs.KIND`.
     #[must_use]
     pub fn file_system(mut self, kind: &'static str) -> Self {
@@ -169,7 +169,7 @@ impl Daemon {
 
     /// The file with the daemon's own file system, made when it is asked for first.
     fn image(&self, kind: &str) -> PathBuf {
-        let image = self.home.path().join("disk.img");
+        let image = self.disk_image();
         if !image.exists() {
             let file = std::fs::File::create_new(&image).expect("make an image");
             file.set_len(8 << 30).expect("make an image");
@@ -180,6 +180,12 @@ impl Daemon {
             assert!(made.expect("run mkfs").success(), "mkfs.{kind} failed");
         }
         image
+    }
+
+    /// The file with the daemon's own file system, see [`Settings::file_system`].
+    #[must_use]
+    pub fn disk_image(&self) -> PathBuf {
+        self.home.path().join("disk.img")
     }
 
     fn program(&self) -> PathBuf {

@@ -110,6 +110,6 @@ pub fn skip(why: &str) {
 }
 
 /// A part that set-up installs is missing: a failure in a full run, else a reason to skip.
-fn require(what: &str) {
+pub fn require(what: &str) {
     testkit::missing::<()>(what);
 }
