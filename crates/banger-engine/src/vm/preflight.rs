@@ -6,10 +6,11 @@ use std::sync::Arc;
 use banger_store::vms::VmRow;
 use banger_vmm::{SpecProblem, Vmm, VmmKind};
 
-use crate::doctor::Check;
+use crate::doctor::{Check, Outcome};
 use crate::error::{Error, chain};
 use crate::host::Host;
 use crate::operation::Progress;
+use crate::space;
 use crate::vm::capability::Start;
 use crate::vm::lifecycle;
 use crate::vm::state::{Paths, vmm_kind};
@@ -37,7 +38,7 @@ pub(crate) async fn examine<'a>(
     progress: Option<&'a Progress>,
 ) -> Result<Examined<'a>, Error> {
     let pinned = row.vmm.as_deref().and_then(vmm_kind);
-    let mut checks = Vec::new();
+    let mut checks = vec![room(host)];
     let (vmm, slow) = match host.vmms.choose(pinned).await {
         Ok(Chosen { vmm, reason, slow }) => {
             let shown = format!("{}: {reason}", vmm.kind());
@@ -91,6 +92,18 @@ pub(crate) async fn examine<'a>(
         slow,
         plan: Some(plan),
     })
+}
+
+/// A start makes nothing that takes room, so that it goes on below the floor.
+fn room(host: &Host) -> Check {
+    let check = space::pressure(host);
+    match check.outcome {
+        Outcome::Fine | Outcome::Warning => check,
+        Outcome::Failure => Check {
+            outcome: Outcome::Warning,
+            ..check
+        },
+    }
 }
 
 /// The machine as it will be, judged by the VMM, apart from what a start has yet to make.

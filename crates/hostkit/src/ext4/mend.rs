@@ -19,6 +19,8 @@ use crate::process::Exit;
 
 /// Lines of a repair's output that are kept.
 const LINES: usize = 8;
+/// Characters of each.
+const LINE: usize = 200;
 
 /// Why a file system was not repaired.
 #[derive(Debug, thiserror::Error)]
@@ -150,13 +152,17 @@ fn no_path(path: &Path) -> MendError {
     }
 }
 
-/// e2fsck begins its lines with the file's name, which the reader knows.
+/// e2fsck begins its lines with the file's name, which the reader knows. Labels and names in them are what somebody wrote
+/// into the file system who may mean harm to a terminal.
 fn shorten(line: &str, path: &Path) -> String {
     let name = path.to_string_lossy();
     line.strip_prefix(&*name)
         .and_then(|rest| rest.strip_prefix(": "))
         .unwrap_or(line)
-        .to_owned()
+        .chars()
+        .take(LINE)
+        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
+        .collect()
 }
 
 async fn lock(path: &Path, end: Instant) -> Result<File, MendError> {
@@ -241,6 +247,14 @@ mod tests {
         std::fs::write(&path, [0; 4096]).unwrap();
         let error = mend(&tools, &path, MINUTE).await.unwrap_err();
         assert!(matches!(error, MendError::Superblock(_)), "{error}");
+    }
+
+    #[test]
+    fn what_is_written_in_a_file_system_does_no_harm_to_a_terminal() {
+        let path = Path::new("/state/work.img");
+        assert_eq!(shorten("/state/work.img: clean", path), "clean");
+        assert_eq!(shorten("a\u{1b}[2Jb: clean", path), "a\u{fffd}[2Jb: clean");
+        assert_eq!(shorten(&"x".repeat(5000), path).len(), LINE);
     }
 
     #[tokio::test]

@@ -104,15 +104,19 @@ pub struct Obstacle {
     pub fix: String,
 }
 
+async fn obstacle(host: &Host, kind: SystemDiskKind) -> Option<Obstacle> {
+    match kind {
+        SystemDiskKind::Overlay => None,
+        SystemDiskKind::Reflink => reflink::obstacle(host).await,
+        SystemDiskKind::Dm => dm::obstacle().await,
+    }
+}
+
 /// Each kind, the best first, with what stands in its way on this host.
 pub(crate) async fn available(host: &Host) -> Vec<Availability> {
     let mut all = Vec::new();
     for kind in SystemDiskKind::ALL {
-        let obstacle = match kind {
-            SystemDiskKind::Overlay => None,
-            SystemDiskKind::Reflink => reflink::obstacle(host).await,
-            SystemDiskKind::Dm => dm::obstacle().await,
-        };
+        let obstacle = obstacle(host, kind).await;
         all.push(Availability { kind, obstacle });
     }
     all
@@ -125,27 +129,23 @@ pub(crate) async fn choose(
     image: &str,
     disk: u64,
 ) -> Result<SystemDiskKind, Error> {
-    let mut refused = None;
-    for Availability { kind, obstacle } in available(host).await {
-        let fits = holds(host, kind, image, disk);
-        match (wanted, obstacle, fits) {
-            (Some(wanted), ..) if wanted != kind => {}
-            (Some(_) | None, None, Ok(())) => return Ok(kind),
-            (None, ..) => {}
-            (Some(_), Some(Obstacle { reason, fix }), _) => {
-                refused = Some(Error::Unavailable {
-                    what: format!("a system disk of kind {:?}", kind.as_str()),
-                    reason,
-                    fix,
-                });
-            }
-            (Some(_), None, Err(e)) => refused = Some(e),
+    if let Some(kind) = wanted {
+        if let Some(Obstacle { reason, fix }) = obstacle(host, kind).await {
+            return Err(Error::Unavailable {
+                what: format!("a system disk of kind {:?}", kind.as_str()),
+                reason,
+                fix,
+            });
+        }
+        holds(host, kind, image, disk)?;
+        return Ok(kind);
+    }
+    for kind in SystemDiskKind::ALL {
+        if holds(host, kind, image, disk).is_ok() && obstacle(host, kind).await.is_none() {
+            return Ok(kind);
         }
     }
-    match refused {
-        Some(refused) => Err(refused),
-        None => Ok(SystemDiskKind::Overlay),
-    }
+    Ok(SystemDiskKind::Overlay)
 }
 
 /// The row's kind.
