@@ -21,6 +21,7 @@ mod qemu_busybox;
 mod qemu_debian;
 mod races;
 mod random_kills;
+mod requests;
 mod reset;
 mod restart_policy;
 mod set;

@@ -47,6 +47,9 @@ fn render(vm: &Vm, now: Timestamp) -> String {
         ("state", human::vm_state(vm.state).to_owned()),
     ];
     rows.extend(vm.failure.iter().map(|failure| ("failure", failure.clone())));
+    if !vm.last_lines.is_empty() {
+        rows.push(("last lines", vm.last_lines.join("\n")));
+    }
     rows.extend([
         ("image", format!("{} ({})", vm.image, vm.image_id)),
         ("kernel", vm.kernel.clone()),
