@@ -67,6 +67,9 @@ fn each_listing_in_each_format() {
         &["daemon", "status"],
         &["version"],
         &["doctor"],
+        &["op", "ls"],
+        &["vm", "health"],
+        &["vm", "start", "--dry-run", "--all"],
     ] {
         daemon.banger(show).args(["--output", "json"]).json();
         assert!(daemon.banger(show).args(["--output", "yaml"]).ok().contains(": "));
