@@ -106,6 +106,7 @@ fn look(daemon: &Daemon, wire: &mut Wire) -> Vec<String> {
         }
     }
     rows(daemon, &all, &running, &mut lies);
+    devices(daemon, &all, &running, &mut lies);
     let garbage = wire.call("gc.run", &json!({"dry_run": true})).expect("garbage");
     for piece in garbage["garbage"].as_array().expect("a list") {
         lies.push(format!("garbage: {piece}"));
@@ -158,6 +159,34 @@ fn processes(daemon: &Daemon, running: &BTreeSet<String>, lies: &mut Vec<String>
 
 fn first_word(command: &str) -> &str {
     command.split(' ').next().unwrap_or_default()
+}
+
+/// Loop devices on the daemon's files, mapped devices and mounts are those of machines that run.
+fn devices(daemon: &Daemon, all: &BTreeSet<String>, running: &BTreeSet<String>, lies: &mut Vec<String>) {
+    let state = daemon.state().display().to_string();
+    let belongs = |text: &str| running.iter().any(|token| text.contains(token));
+    let loops = names(Path::new("/sys/block"), "loop")
+        .into_iter()
+        .filter_map(|name| {
+            let file = std::fs::read_to_string(format!("/sys/block/{name}/loop/backing_file")).ok()?;
+            Some(format!("{name} on {}", file.trim()))
+        });
+    // A base of all machines with an image is on the image's file: it lives as long as any of them.
+    let ours = loops
+        .filter(|device| device.contains(&state) && !(device.contains("/images/") && !running.is_empty()));
+    lies.extend(ours.filter(|device| !belongs(device)));
+    // Other daemons may have some as well.
+    let mapped = names(Path::new("/dev/mapper"), "bgr").into_iter();
+    let ours = mapped.filter(|name| all.iter().any(|token| name.contains(token)));
+    lies.extend(
+        ours.filter(|name| !belongs(name))
+            .map(|name| format!("mapped device {name}")),
+    );
+    // proc_pid_mountinfo(5): the fifth field is the mount point.
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let points = mounts.lines().filter_map(|line| line.split(' ').nth(4));
+    let ours = points.filter(|point| point.contains(&state));
+    lies.extend(ours.map(|point| format!("mount {point}")));
 }
 
 /// The ledger speaks of every machine, of every run, and of nothing else.

@@ -7,11 +7,13 @@
 //! that a step which is added later is either part of a scenario or fails it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use e2e::{Daemon, Settings, Testbed, Wire, truth, wait_for};
+use std::os::unix::process::ExitStatusExt;
+
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
@@ -29,6 +31,9 @@ struct Scenario {
     before: Before,
     /// Asks the guest to end.
     ends: bool,
+    /// What is done to the state of a daemon that does not run. The scenario is then the daemon's own start, and what it
+    /// does by itself.
+    left: Option<fn(&Bench)>,
     /// Does it; `None` once the daemon has died. Panics when it fails otherwise.
     act: fn(&Bench, &mut Wire) -> Option<()>,
 }
@@ -39,6 +44,15 @@ enum Before {
     Absent,
     Stopped,
     Running,
+    /// Stopped, with a system disk of that kind. For hosts that have it.
+    Mapped,
+}
+
+/// What a host without device-mapper cannot do: these kinds of objects have no steps there.
+const MAPPED: [&str; 2] = ["loop-device.", "mapped-device."];
+
+fn has_device_mapper() -> bool {
+    Path::new("/dev/mapper/control").exists() && Path::new("/sys/class/misc/device-mapper").exists()
 }
 
 const SCENARIOS: &[Scenario] = &[
@@ -46,103 +60,141 @@ const SCENARIOS: &[Scenario] = &[
         name: "create",
         before: Before::Absent,
         ends: false,
+        left: None,
         act: create,
     },
     Scenario {
         name: "create, cancelled",
         before: Before::Absent,
         ends: false,
+        left: None,
         act: create_cancelled,
     },
     Scenario {
         name: "change",
         before: Before::Stopped,
         ends: false,
+        left: None,
         act: change,
     },
     Scenario {
         name: "rename",
         before: Before::Stopped,
         ends: false,
+        left: None,
         act: rename,
     },
     Scenario {
         name: "reset",
         before: Before::Stopped,
         ends: false,
+        left: None,
         act: reset,
     },
     Scenario {
         name: "remove",
         before: Before::Stopped,
         ends: false,
+        left: None,
         act: remove,
     },
     Scenario {
         name: "images",
         before: Before::Absent,
         ends: false,
+        left: None,
         act: images,
     },
     Scenario {
         name: "kernels",
         before: Before::Absent,
         ends: false,
+        left: None,
         act: kernels,
     },
     Scenario {
         name: "doctor",
         before: Before::Absent,
         ends: false,
+        left: None,
         act: doctor,
     },
     Scenario {
         name: "start",
         before: Before::Stopped,
         ends: false,
+        left: None,
         act: start,
     },
     Scenario {
         name: "start, failing",
         before: Before::Stopped,
         ends: false,
+        left: None,
         act: start_failing,
     },
     Scenario {
         name: "stop",
         before: Before::Running,
         ends: true,
+        left: None,
         act: stop,
     },
     Scenario {
         name: "kill",
         before: Before::Running,
         ends: false,
+        left: None,
         act: kill,
     },
     Scenario {
         name: "restart",
         before: Before::Running,
         ends: true,
+        left: None,
         act: restart,
     },
     Scenario {
         name: "remove by force",
         before: Before::Running,
         ends: false,
+        left: None,
         act: remove_running,
     },
     Scenario {
         name: "grow while running",
         before: Before::Running,
         ends: false,
+        left: None,
         act: grow_running,
     },
     Scenario {
         name: "end by itself",
         before: Before::Running,
         ends: false,
+        left: None,
         act: end_by_itself,
+    },
+    Scenario {
+        name: "the host has booted",
+        before: Before::Stopped,
+        ends: false,
+        left: Some(another_boot),
+        act: comes_up,
+    },
+    Scenario {
+        name: "take up a start that was broken off",
+        before: Before::Stopped,
+        ends: false,
+        left: Some(broken_off),
+        act: settles,
+    },
+    Scenario {
+        name: "start on device-mapper, failing",
+        before: Before::Mapped,
+        ends: false,
+        left: None,
+        act: start_failing,
     },
 ];
 
@@ -269,6 +321,51 @@ fn start_failing(bench: &Bench, wire: &mut Wire) -> Option<()> {
     Some(())
 }
 
+/// The machine is to be started when the host has booted, and the state file knows another boot than this.
+fn another_boot(bench: &Bench) {
+    let connection =
+        rusqlite::Connection::open(bench.daemon.state().join("banger.db")).expect("open the state file");
+    connection
+        .execute("UPDATE vms SET autostart = 1", [])
+        .expect("set autostart");
+    connection
+        .execute("UPDATE facts SET value = 'another' WHERE key = 'boot_id'", [])
+        .expect("forget the boot");
+}
+
+fn comes_up(_: &Bench, wire: &mut Wire) -> Option<()> {
+    let up = wait_for(STEP, || match wire.ask("vm.show", &json!({"vm": VM})) {
+        None => Some(None),
+        Some(vm) => (vm.expect("a machine")["state"] == "running").then_some(Some(())),
+    });
+    up.expect("a machine that was started by itself")
+}
+
+/// A start that its daemon did not outlive: processes, sockets and rows of a run that nobody knows to have begun.
+fn broken_off(bench: &Bench) {
+    // The daemon that is to take it up must not be the one that left it, so another one is started for a moment.
+    let mut daemon = std::process::Command::new(bench.daemon.bed().crash_daemon.as_ref().expect("a daemon"));
+    daemon
+        .arg("run")
+        .envs(bench.daemon.environment())
+        .env("BANGER_CRASH_AT", "stage.booting");
+    let log = std::fs::File::create(bench.daemon.scratch().join("broken-off.log")).expect("make a log");
+    let mut daemon = daemon
+        .stdout(log.try_clone().expect("share the log"))
+        .stderr(log)
+        .spawn()
+        .expect("run bangerd");
+    let wire = wait_for(STEP, || Wire::open(&bench.daemon.socket()).ok());
+    let told = wire.expect("a daemon").operate("vm.start", &json!({"vm": VM}));
+    assert!(told.is_none(), "{told:?}");
+    daemon.wait().expect("its end");
+}
+
+fn settles(_: &Bench, wire: &mut Wire) -> Option<()> {
+    asked(wire, "vm.list", &json!({}))?;
+    Some(())
+}
+
 fn stop(_: &Bench, wire: &mut Wire) -> Option<()> {
     done(wire, "vm.stop", &json!({"vm": VM}))?;
     Some(())
@@ -381,18 +478,27 @@ impl Bench {
                 "{removed:?}"
             );
         }
+        if before == Before::Mapped {
+            if self.state().is_some() {
+                good("vm.remove", json!({"vm": VM, "force": true}));
+            }
+            let mut new = new_vm();
+            new["system_disk"] = json!("dm");
+            good("vm.create", new);
+            return;
+        }
         let now = self.state();
         match (before, now.as_deref()) {
             (Before::Absent, None)
             | (Before::Running, Some("running"))
             | (Before::Stopped, Some("stopped")) => {}
             (Before::Absent, Some(_)) => drop(good("vm.remove", json!({"vm": VM, "force": true}))),
-            (Before::Stopped | Before::Running, None) => {
+            (Before::Stopped | Before::Running | Before::Mapped, None) => {
                 good("vm.create", new_vm());
                 self.bring(before);
             }
             (Before::Running, Some(_)) => drop(good("vm.start", json!({"vm": VM}))),
-            (Before::Stopped, Some(_)) => {
+            (Before::Stopped | Before::Mapped, Some(_)) => {
                 // Out of `failed` leads a start.
                 good("vm.kill", json!({"vm": VM}));
                 if self.state().as_deref() != Some("stopped") {
@@ -412,19 +518,31 @@ impl Bench {
         Some(vm["state"].as_str().expect("a state").to_owned())
     }
 
-    /// Starts the daemon anew with these variables; what it then does for a scenario is counted.
-    fn arm(&mut self, name: &str, value: &str) {
+    /// Starts the daemon anew with this variable; what it then does for a scenario is counted. `None` when it died of that
+    /// before it was ready.
+    fn arm(&mut self, scenario: &Scenario, name: &str, value: &str) -> Option<()> {
         drop(std::fs::remove_file(&self.from));
+        let count = || std::fs::write(&self.from, "").expect("count from here");
+        if let Some(left) = scenario.left {
+            left(self);
+            count();
+        }
         let from = self.from.display().to_string();
         let launched = self
             .daemon
             .launch_with(&[(name, value), ("BANGER_CRASH_FROM", &from)]);
-        assert!(launched.is_ok(), "{launched:?}: {}", self.daemon.log());
-        // Its answer waits for what a daemon does once at its start.
-        Wire::connect(&self.daemon)
-            .call("daemon.status", &json!({}))
-            .expect("the status");
-        std::fs::write(&self.from, "").expect("count from here");
+        if let Err(status) = launched {
+            let died = scenario.left.is_some() && status.signal() == Some(Signal::KILL.as_raw());
+            assert!(died, "{status}: {}", self.daemon.log());
+            return None;
+        }
+        if scenario.left.is_none() {
+            // Its answer waits for what a daemon does once at its start.
+            let mut wire = Wire::connect(&self.daemon);
+            wire.call("daemon.status", &json!({})).expect("the status");
+            count();
+        }
+        Some(())
     }
 
     /// Runs a scenario to its end; the points it passes, in order.
@@ -433,7 +551,8 @@ impl Bench {
         self.daemon.terminate();
         drop(std::fs::remove_file(&self.record));
         let record = self.record.display().to_string();
-        self.arm("BANGER_CRASH_RECORD", &record);
+        let armed = self.arm(scenario, "BANGER_CRASH_RECORD", &record);
+        assert!(armed.is_some(), "{} died of nothing", scenario.name);
         let mut wire = Wire::connect(&self.daemon);
         let acted = (scenario.act)(self, &mut wire);
         assert!(acted.is_some(), "{} died of nothing", scenario.name);
@@ -450,11 +569,13 @@ impl Bench {
         self.bring(scenario.before);
         // As a crash leaves it: neither start nor end is part of what is tried here.
         self.daemon.kill();
-        self.arm("BANGER_CRASH_AT", point);
-        let mut wire = Wire::connect(&self.daemon);
-        // What the daemon does after its answer may be what it dies of.
-        let _acted = (scenario.act)(self, &mut wire);
-        self.daemon.wait_killed(DEATH);
+        if self.arm(scenario, "BANGER_CRASH_AT", point).is_some() {
+            // What the daemon does after its answer may be what it dies of, and what it does at once may be.
+            if let Ok(mut wire) = Wire::open(&self.daemon.socket()) {
+                let _acted = (scenario.act)(self, &mut wire);
+            }
+            self.daemon.wait_killed(DEATH);
+        }
         self.daemon.launch();
         let vms = truth::assert_true(&self.daemon);
         assert!(vms.len() <= 1, "{vms:#?}");
@@ -583,10 +704,11 @@ fn every_point_is_part_of_a_scenario() {
     let listed = e2e::Banger::new(bed.crash_daemon.as_ref().expect("a daemon"))
         .args(["crash-points"])
         .ok();
-    let all: BTreeSet<&str> = listed.lines().collect();
+    let mut all: BTreeSet<&str> = listed.lines().collect();
     let mut bench = Bench::new(&bed);
     let mut reached = BTreeSet::new();
-    for scenario in SCENARIOS {
+    let mapped = has_device_mapper();
+    for scenario in SCENARIOS.iter().filter(|s| mapped || s.before != Before::Mapped) {
         let record = bench.record(scenario);
         println!("{}: {} points", scenario.name, counted(&record).len());
         reached.extend(record);
@@ -596,6 +718,14 @@ fn every_point_is_part_of_a_scenario() {
         .filter(|point| !all.contains(point.as_str()))
         .collect();
     assert!(unknown.is_empty(), "{unknown:?}");
+    let listed = all.len();
+    if !mapped {
+        all.retain(|point| !MAPPED.iter().any(|kind| point.starts_with(kind)));
+        println!(
+            "this host has no device-mapper, whose {} points are tried where there is one",
+            listed - all.len()
+        );
+    }
     let missed: Vec<_> = all.iter().filter(|point| !reached.contains(**point)).collect();
     assert!(missed.is_empty(), "no scenario passes {missed:#?}");
     println!("crash points: {} of {}", reached.len(), all.len());
@@ -631,4 +761,20 @@ fn dying_while_running() {
         "end by itself",
     ];
     die_everywhere(&scenarios, Deaths::New);
+}
+
+#[test]
+fn dying_while_taking_up_what_was_left() {
+    let scenarios = ["take up a start that was broken off", "the host has booted"];
+    die_everywhere(&scenarios, Deaths::New);
+}
+
+/// Loop devices and mapped devices. Needs no guest to boot, so that it can be run within one.
+#[test]
+fn dying_with_device_mapper() {
+    if !has_device_mapper() {
+        e2e::testbed::skip("this host has no device-mapper");
+        return;
+    }
+    die_everywhere(&["start on device-mapper, failing"], Deaths::New);
 }
