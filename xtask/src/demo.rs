@@ -113,10 +113,9 @@ pub(crate) fn clean() -> Result {
             }
         } else if let Some(state) = state {
             println!(
-                "{} stays, for what the demo did not make is in it: {}\nso does the banger command, which removes that; \
-                 then make clean-demo again",
-                state.display(),
-                stays.join(", ")
+                "left: {}\n{} stays, and so does the banger command, which removes what is left; then make clean-demo again",
+                stays.join(", "),
+                state.display()
             );
             return Ok(());
         }
