@@ -162,7 +162,15 @@ pub struct MachineExit {
 
 impl fmt::Display for MachineExit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ended: {}", self.role, self.exit)?;
+        match self.exit {
+            // It was adopted: its status went where it came from.
+            Exit::Unknown => write!(
+                f,
+                "{} ended, and nobody saw how: what started it was gone",
+                self.role
+            )?,
+            exit @ (Exit::Code(_) | Exit::Signal(_)) => write!(f, "{} ended: {exit}", self.role)?,
+        }
         match &self.reason {
             Some(reason) => write!(f, " ({reason})"),
             None => Ok(()),
@@ -255,4 +263,27 @@ pub trait Machine: Send + Sync + fmt::Debug {
 
     /// Its processes that a signal has stopped (SIGSTOP, a debugger), so that they do nothing.
     fn stopped_processes(&self) -> Vec<ProcessRole>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_end_is_told_as_far_as_it_was_seen() {
+        let exit = |exit, reason: Option<&str>| {
+            let reason = reason.map(str::to_owned);
+            let role = ProcessRole::Vmm;
+            MachineExit { role, exit, reason }.to_string()
+        };
+        assert_eq!(exit(Exit::Signal(9), None), "vmm ended: signal 9 (SIGKILL)");
+        assert_eq!(
+            exit(Exit::Code(0), Some("guest-reset")),
+            "vmm ended: exit code 0 (guest-reset)"
+        );
+        assert_eq!(
+            exit(Exit::Unknown, None),
+            "vmm ended, and nobody saw how: what started it was gone"
+        );
+    }
 }
