@@ -218,13 +218,19 @@ mod tests {
             if words.first().is_some_and(|word| word == "xargs") {
                 words.push("dev".into());
             }
-            // What stands before is a variable, `xargs`, `sudo`; what stands behind may go to a file.
-            let Some(at) = words
-                .iter()
-                .position(|word| word == "banger" || word == "<(banger")
-            else {
-                continue;
+            // What stands before is a variable or a command that runs another; what stands behind may go to a file.
+            let before = |word: &&String| {
+                ["xargs", "sudo", "source", "eval"].contains(&word.as_str())
+                    || word.starts_with('-')
+                    || word.split_once('=').is_some_and(|(name, _)| !name.is_empty())
             };
+            let at = words.iter().take_while(before).count();
+            if !words
+                .get(at)
+                .is_some_and(|word| word == "banger" || word == "<(banger")
+            {
+                continue;
+            }
             let mut words = words.split_off(at);
             if let Some(end) = words.iter().position(|word| word == ">") {
                 words.truncate(end);
@@ -234,7 +240,10 @@ mod tests {
             {
                 *last = last.trim_end_matches(')').to_owned();
             }
-            if let Err(error) = Cli::try_parse_from(&words) {
+            // Help and version are what was asked for.
+            if let Err(error) = Cli::try_parse_from(&words)
+                && error.use_stderr()
+            {
                 panic!("`{line}` does not parse: {error}");
             }
             checked += 1;
@@ -277,13 +286,21 @@ mod tests {
             .map(|line| check(line.strip_prefix("$ ").unwrap_or(line)))
             .sum();
         assert!(checked > 15, "only {checked} found in the README");
-        // In running text they are between backticks.
+        // In running text they are between backticks, and may leave out what they are about.
         let spans = readme.split('`').skip(1).step_by(2);
         for span in spans.filter(|span| span.starts_with("banger ") && !span.contains(['[', '|', '…'])) {
             let words = span.split(' ').filter(|word| !word.is_empty());
             let is_placeholder = |word: &str| word.chars().all(|c| c.is_ascii_uppercase());
-            if !words.clone().any(is_placeholder) {
-                check(span);
+            if !words.clone().any(is_placeholder)
+                && let Err(error) = Cli::try_parse_from(words)
+                && error.use_stderr()
+            {
+                let kind = error.kind();
+                assert_eq!(
+                    kind,
+                    clap::error::ErrorKind::MissingRequiredArgument,
+                    "{span}: {error}"
+                );
             }
         }
         let demo = read("xtask/src/demo.rs");

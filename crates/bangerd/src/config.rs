@@ -309,6 +309,21 @@ mod tests {
     }
 
     #[test]
+    fn the_readme_s_example_is_a_configuration() {
+        let readme = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../README.md");
+        let readme = std::fs::read_to_string(readme).unwrap();
+        let begin = readme.find("    [daemon]\n").unwrap();
+        let example = readme[begin..]
+            .lines()
+            .take_while(|line| line.is_empty() || line.starts_with("    "));
+        let example: String = example.flat_map(|line| [line.trim_start(), "\n"]).collect();
+        let loaded = parse(&example).unwrap();
+        assert_eq!(loaded.unknown_keys, [""; 0]);
+        assert_eq!(loaded.config.daemon.group.as_deref(), Some("banger"));
+        assert_eq!(loaded.config.vmm.choice, VmmChoice::Qemu);
+    }
+
+    #[test]
     fn unknown_keys_are_told_with_their_path() {
         let loaded = parse("colour = 1\n[vm]\nmemroy = \"1GiB\"\nvcpus = 4\n[vm.nested]\na = 1\n").unwrap();
         assert_eq!(loaded.unknown_keys, ["colour", "vm.memroy", "vm.nested"]);
