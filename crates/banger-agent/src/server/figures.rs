@@ -28,8 +28,9 @@ const MAX_MOUNT: usize = 512;
 /// Of `/proc/self/mountinfo`, in bytes: some thousand mounts.
 const MAX_TABLE: u64 = 1024 * 1024;
 
-/// For all file systems together. They answer from memory, unless something is wrong.
-const FILE_SYSTEMS_TIME: Duration = Duration::from_millis(500);
+/// For all file systems together, within what callers wait for the whole answer. They answer from memory, unless
+/// something is wrong.
+const FILE_SYSTEMS_TIME: Duration = Duration::from_secs(1);
 
 /// Kinds whose superblock is in the kernel's memory while they are mounted.
 const LOCAL: [&str; 9] = [
