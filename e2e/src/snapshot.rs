@@ -86,6 +86,10 @@ fn files(directory: &Path, what: &str, all: &mut BTreeSet<String>) {
             if what == "state" && transient {
                 continue;
             }
+            // What the command line has told its user once today.
+            if what == "runtime" && relative.starts_with("told") {
+                continue;
+            }
             if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
                 stack.push(path);
             }

@@ -12,5 +12,8 @@ pub fn session_directory(xdg_runtime_dir: Option<PathBuf>, uid: u32) -> Option<P
         .or_else(|| Some(PathBuf::from(format!("/run/user/{uid}"))).filter(|directory| directory.is_dir()))
 }
 
+/// Name of a file in the directory for sockets: what the command line has told its user, for the daemon to know as ours.
+pub const TOLD: &str = "told";
+
 /// Name of the directory for sockets within the state directory, for users without a session.
 pub const RUNTIME_WITHOUT_SESSION: &str = "run";

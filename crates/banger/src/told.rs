@@ -7,14 +7,12 @@
 use std::fs;
 use std::io::Read as _;
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use banger_api::places::TOLD;
 use jiff::Timestamp;
 
 use crate::paths::Paths;
-
-/// The file's name: a line for each note, the second it was said in and its text.
-const FILE: &str = "told";
 
 /// How long a note needs no repeating, in seconds.
 const LASTS: i64 = 24 * 60 * 60;
@@ -32,7 +30,7 @@ pub(crate) fn is_news(note: &str) -> bool {
 
 fn is_news_in(directory: &Path, note: &str, now: i64) -> bool {
     let note = note.replace('\n', " ");
-    let path = directory.join(FILE);
+    let path = directory.join(TOLD);
     let mut said = lines(&path);
     // A clock that went back makes what was said then news again.
     said.retain(|(at, _)| (0..LASTS).contains(&now.saturating_sub(*at)));
@@ -45,7 +43,8 @@ fn is_news_in(directory: &Path, note: &str, now: i64) -> bool {
     true
 }
 
-fn lines(path: &PathBuf) -> Vec<(i64, String)> {
+/// A line for each note: the second it was said in, and its text.
+fn lines(path: &Path) -> Vec<(i64, String)> {
     let mut text = String::new();
     let read = fs::File::open(path).and_then(|file| file.take(MAX_FILE).read_to_string(&mut text));
     if read.is_err() {
@@ -62,7 +61,7 @@ fn lines(path: &PathBuf) -> Vec<(i64, String)> {
 /// By way of a name of our own: another command may be at the same.
 fn save(directory: &Path, path: &Path, said: &[(i64, String)]) -> std::io::Result<()> {
     let text: String = said.iter().map(|(at, text)| format!("{at} {text}\n")).collect();
-    let new = directory.join(format!("{FILE}.{}", std::process::id()));
+    let new = directory.join(format!("{TOLD}.{}", std::process::id()));
     let mut file = fs::OpenOptions::new()
         .write(true)
         .create_new(true)
@@ -100,7 +99,7 @@ mod tests {
         assert!(is_news_in(nowhere, "slow", 1) && is_news_in(nowhere, "slow", 1));
         // What is there is no list: it is replaced.
         let directory = tempfile::tempdir().unwrap();
-        fs::write(directory.path().join(FILE), b"\xff\xfe\nnonsense\n").unwrap();
+        fs::write(directory.path().join(TOLD), b"\xff\xfe\nnonsense\n").unwrap();
         assert!(is_news_in(directory.path(), "slow", 1));
         assert!(!is_news_in(directory.path(), "slow", 1));
     }

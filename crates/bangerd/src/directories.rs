@@ -282,7 +282,13 @@ impl Directories {
     /// Makes the runtime directory: mode 0700, or 0750 and a group whose members may reach the socket.
     pub(crate) fn make_runtime(&self, group: Option<u32>) -> Result<(), DirectoryError> {
         let mode = if group.is_some() { 0o750 } else { 0o700 };
-        make("runtime directory", &self.runtime, mode, group, &["bangerd.sock"])
+        make(
+            "runtime directory",
+            &self.runtime,
+            mode,
+            group,
+            &["bangerd.sock", banger_api::places::TOLD],
+        )
     }
 }
 
@@ -529,6 +535,10 @@ mod tests {
         let group = rustix::process::getegid().as_raw();
         found.make_runtime(Some(group)).unwrap();
         assert_eq!(mode(&found.runtime), 0o750);
+        // What the command line leaves there makes it no stranger's.
+        std::fs::write(found.runtime.join("told"), "").unwrap();
+        found.make_runtime(None).unwrap();
+        assert_eq!(mode(&found.runtime), 0o700);
     }
 
     #[test]
