@@ -67,19 +67,18 @@ pub(crate) async fn run(host: &Arc<Host>, machines: &Machines) -> Result<(), Err
             None
         }
     };
-    let boot = boot_id()?;
-    let before = host.store.read(|tx| banger_store::facts::find(tx, BOOT)).await?;
+    let boot = booted(host).await;
     let scene = Scene {
         host,
         machines,
         runs: owners,
-        booted: before.as_deref() != Some(&boot),
+        booted: boot.is_some(),
     };
     for row in rows {
         take_up(&scene, row, &mut tally).await;
     }
     // Last: each machine that is to be started says so in its row by now, so none is forgotten should we die here.
-    if scene.booted {
+    if let Some(boot) = boot {
         let kept = host.store.write(Write::Booted, move |tx| {
             banger_store::facts::replace(tx, BOOT, &boot).map(drop)
         });
@@ -243,6 +242,23 @@ async fn adopt(host: &Arc<Host>, row: &VmRow, running: &Running) -> Result<Adopt
             }
             // Nobody saw its exit status.
             Err(NotAdopted::Ended(console::unseen_ending(&paths.console())))
+        }
+    }
+}
+
+/// The host's boot, if it is another than the last daemon's. Where that cannot be known nothing is started: it is better
+/// to be told what is down than to have started what somebody stopped.
+async fn booted(host: &Host) -> Option<String> {
+    let known = async {
+        let now = boot_id()?;
+        let before = host.store.read(|tx| banger_store::facts::find(tx, BOOT)).await?;
+        Ok((before.as_ref() != Some(&now)).then_some(now))
+    };
+    match known.await {
+        Ok(boot) => boot,
+        Err::<_, Error>(e) => {
+            tracing::error!(error = chain(&e), "the host's boot is not known");
+            None
         }
     }
 }

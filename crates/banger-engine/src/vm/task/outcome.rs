@@ -214,11 +214,13 @@ impl Task {
                     Next::Settle(Phase::Stopped, DONE)
                 }
             }
-            Outcome::Stopped(Err(e)) => match self.phase.running().cloned() {
-                // Still there, and still a run: nothing is hidden, and a kill may be tried again.
-                Some(running) if self.machine.is_some() => Next::Settle(Phase::Running(running), Err(e)),
-                Some(_) | None => Next::Settle(Phase::Failed(Failure::of(&e)), Err(e)),
-            },
+            Outcome::Stopped(Err(e)) => {
+                // Where it is still there it is still a run: nothing is hidden, and a kill may be tried again. Where only
+                // something of it could not be removed, the next start or daemon tries that again.
+                let run = self.phase.running().cloned().filter(|_| self.still_runs());
+                let phase = run.map_or_else(|| Phase::Failed(Failure::of(&e)), Phase::Running);
+                Next::Settle(phase, Err(e))
+            }
             Outcome::StopCancelled => {
                 let running = self.phase.running().cloned();
                 let phase = running.map_or(Phase::Stopped, Phase::Running);
@@ -255,20 +257,23 @@ impl Task {
                 None => Next::Leave(DONE),
             },
             Outcome::Removed(Err(e)) => {
-                let runs = match &self.machine {
-                    Some(machine) => machine.exited().now_or_never().is_none(),
-                    None => false,
-                };
-                if !runs {
-                    self.machine = None;
-                    self.guest = None;
-                }
-                let run = self.before.running().filter(|_| runs).cloned();
+                let run = self.before.running().cloned().filter(|_| self.still_runs());
                 // Its name and its image are taken still, so it is shown, and can be removed once the host lets it.
                 let phase = run.map_or_else(|| Phase::Failed(Failure::of(&e)), Phase::Running);
                 Next::Settle(phase, Err(self.undoing.take().unwrap_or(e)))
             }
         }
+    }
+
+    /// Whether the VMM is there. One that is not is forgotten, so that its end is not taken for one by itself.
+    fn still_runs(&mut self) -> bool {
+        let ended =
+            |machine: &std::sync::Arc<dyn banger_vmm::Machine>| machine.exited().now_or_never().is_some();
+        if self.machine.as_ref().is_none_or(ended) {
+            self.machine = None;
+            self.guest = None;
+        }
+        self.machine.is_some()
     }
 
     /// A run ended that nobody ended.

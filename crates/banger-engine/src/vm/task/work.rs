@@ -64,6 +64,10 @@ impl Task {
     }
 
     async fn begin_start(&mut self, caller: Option<Caller>, terms: Terms, rest: &'static [Step]) {
+        // Every start is an operation's, also those that the task makes by itself.
+        let Some(progress) = progress_of(caller.as_ref()) else {
+            return;
+        };
         self.before = self.phase.clone();
         match self.kept {
             // The row says what is to become of this should the daemon die: undone, or started by the next one.
@@ -86,9 +90,6 @@ impl Task {
         }
         let (host, row, paths) = (self.host.clone(), self.row.clone(), self.paths.clone());
         let timeout = terms.start_timeout.unwrap_or(host.settings.vm.start_timeout);
-        let Some(progress) = progress_of(caller.as_ref()) else {
-            return;
-        };
         let future = Box::pin(async move {
             let run = Owner::Run(row.id.clone());
             let started = async {
