@@ -109,7 +109,10 @@ fn look(daemon: &Daemon, wire: &mut Wire) -> Vec<String> {
     devices(daemon, &all, &running, &mut lies);
     let garbage = wire.call("gc.run", &json!({"dry_run": true})).expect("garbage");
     for piece in garbage["garbage"].as_array().expect("a list") {
-        lies.push(format!("garbage: {piece}"));
+        // A cache: the prepared state may have archives of an older build of the guest's agent.
+        if piece["kind"] != "initramfs" {
+            lies.push(format!("garbage: {piece}"));
+        }
     }
     lies
 }

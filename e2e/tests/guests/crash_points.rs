@@ -425,11 +425,17 @@ impl Bench {
     fn new(bed: &Testbed) -> Self {
         let daemon = Daemon::start(bed, Settings::prepared().crash_points(bed));
         let scratch = daemon.scratch();
-        Self {
+        let bench = Self {
             daemon,
             from: scratch.join("from"),
             record: scratch.join("record"),
+        };
+        // Prepared state of an older build: its archive would be garbage, and the first start would make another.
+        let garbage = Wire::connect(&bench.daemon).call("gc.run", &json!({"dry_run": false}));
+        if garbage.expect("a report")["garbage"] != json!([]) {
+            bench.bring(Before::Running);
         }
+        bench
     }
 
     fn died(&self) -> bool {

@@ -19,6 +19,13 @@ fn garbage(daemon: &Daemon, dry_run: bool) -> Vec<Value> {
     report["garbage"].as_array().expect("a list").clone()
 }
 
+/// Starts a daemon on prepared state without what an older build of the guest's agent has left in it.
+fn tidy_daemon(bed: &Testbed) -> Daemon {
+    let daemon = Daemon::start(bed, Settings::prepared());
+    garbage(&daemon, false);
+    daemon
+}
+
 /// A process that looks like a machine's VMM: its arguments say so, and it does nothing. Killed when dropped.
 struct Impostor(Child);
 
@@ -89,7 +96,7 @@ fn names(report: &[Value]) -> Vec<(String, String)> {
 #[test]
 fn garbage_is_said_then_collected_and_nothing_else_is() {
     let Some(bed) = Testbed::find() else { return };
-    let daemon = Daemon::start(&bed, Settings::prepared());
+    let daemon = tidy_daemon(&bed);
     let runs = Guest::start_with(&daemon, "runs", "busybox", &SMALL);
     Guest::create_with(&daemon, "rests", "busybox", &SMALL);
     assert_eq!(
@@ -145,7 +152,7 @@ fn garbage_is_said_then_collected_and_nothing_else_is() {
 #[test]
 fn a_daemon_starts_over_what_an_orphan_holds() {
     let Some(bed) = Testbed::find() else { return };
-    let mut daemon = Daemon::start(&bed, Settings::prepared());
+    let mut daemon = tidy_daemon(&bed);
     let before = daemon.snapshot();
     let state = daemon.state();
     Guest::start_with(&daemon, "lost", "busybox", &SMALL);
@@ -208,7 +215,7 @@ fn processes_of(daemon: &Daemon, id: &str) -> usize {
 #[test]
 fn disks_that_no_row_names() {
     let Some(bed) = Testbed::find() else { return };
-    let mut daemon = Daemon::start(&bed, Settings::prepared());
+    let mut daemon = tidy_daemon(&bed);
     let guest = Guest::create_with(&daemon, "disks", "busybox", &["--system-disk", "overlay"]);
     let directory = daemon
         .state()
@@ -253,7 +260,7 @@ fn only_disk(directory: &Path) -> std::path::PathBuf {
 #[test]
 fn collecting_takes_nothing_from_what_is_under_way() {
     let Some(bed) = Testbed::find() else { return };
-    let daemon = Daemon::start(&bed, Settings::prepared());
+    let daemon = tidy_daemon(&bed);
     let kernels = std::fs::read_dir(daemon.state().join("kernels"))
         .expect("kernels")
         .flatten();
