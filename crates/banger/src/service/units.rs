@@ -13,7 +13,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{DAEMON, Scope};
+use super::{DAEMON, MACHINES, Scope};
 
 /// First line of what is written here.
 const MARK: &str =
@@ -37,6 +37,7 @@ pub(crate) fn daemon(scope: Scope, program: &Path, state: Option<&Path>) -> Stri
         "{MARK}\n\
          [Unit]\n\
          Description=Banger: disposable Linux machines\n\
+         Wants={MACHINES}\n\
          {after}{mounts}\
          StartLimitIntervalSec=0\n\
          \n\
@@ -59,13 +60,9 @@ pub(crate) fn daemon(scope: Scope, program: &Path, state: Option<&Path>) -> Stri
 }
 
 /// The unit that asks the guests to shut down before the host does: otherwise the last thing they see is a power cut.
-/// `client`: the command line's program.
-pub(crate) fn machines(scope: Scope, client: &Path) -> String {
+/// The daemon's unit pulls it in, and it is stopped with the host only. `client`: the command line's program.
+pub(crate) fn machines(client: &Path) -> String {
     let client = quote(client);
-    let target = match scope {
-        Scope::System => "multi-user.target",
-        Scope::User => "default.target",
-    };
     format!(
         "{MARK}\n\
          [Unit]\n\
@@ -77,10 +74,7 @@ pub(crate) fn machines(scope: Scope, client: &Path) -> String {
          Type=oneshot\n\
          RemainAfterExit=yes\n\
          ExecStop={client} --no-start vm stop --all --quiet\n\
-         TimeoutStopSec=300\n\
-         \n\
-         [Install]\n\
-         WantedBy={target}\n"
+         TimeoutStopSec=300\n"
     )
 }
 
@@ -142,10 +136,7 @@ mod tests {
             "user",
             daemon(Scope::User, Path::new("/home/u/.local/bin/bangerd"), None)
         );
-        insta::assert_snapshot!(
-            "machines",
-            machines(Scope::System, Path::new("/usr/local/bin/banger"))
-        );
+        insta::assert_snapshot!("machines", machines(Path::new("/usr/local/bin/banger")));
     }
 
     #[test]
@@ -171,10 +162,10 @@ mod tests {
         let program = Path::new("/bin/true");
         let state = Some(Path::new("/var/lib/x"));
         std::fs::write(at(DAEMON), daemon(Scope::System, program, state)).unwrap();
-        std::fs::write(at(super::super::MACHINES), machines(Scope::System, program)).unwrap();
+        std::fs::write(at(MACHINES), machines(program)).unwrap();
         let output = tokio::process::Command::new("systemd-analyze")
             .args(["verify", "--man=no", "--recursive-errors=no"])
-            .args([at(DAEMON), at(super::super::MACHINES)])
+            .args([at(DAEMON), at(MACHINES)])
             .output();
         let Ok(output) = output.await else {
             testkit::missing::<()>("systemd-analyze");

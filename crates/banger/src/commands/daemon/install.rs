@@ -70,7 +70,7 @@ impl Install {
         }
         let manager = Systemctl::new(scope);
         manager.run(&["daemon-reload"]).await?;
-        manager.run(&["enable", "--quiet", DAEMON, MACHINES]).await?;
+        manager.run(&["enable", "--quiet", DAEMON]).await?;
         if context.no_start() {
             say!(
                 "{DAEMON} is enabled; `{}` starts it",
@@ -104,7 +104,7 @@ fn plan(scope: Scope, prefix: &Path, state: Option<&Path>) -> Result<Vec<Install
         DAEMON,
         units::daemon(scope, &prefix.join("bin/bangerd"), state),
     ));
-    files.push(unit(MACHINES, units::machines(scope, &prefix.join("bin/banger"))));
+    files.push(unit(MACHINES, units::machines(&prefix.join("bin/banger"))));
     Ok(files)
 }
 
@@ -127,7 +127,7 @@ fn describe(scope: Scope, files: &[InstallFile], start: bool) -> String {
     let manager = Systemctl::new(scope);
     let mut commands = vec![
         manager.shown(&["daemon-reload"]),
-        manager.shown(&["enable", DAEMON, MACHINES]),
+        manager.shown(&["enable", DAEMON]),
     ];
     if start {
         commands.push(manager.shown(&["restart", DAEMON]));
@@ -208,7 +208,7 @@ mod tests {
 
             [Service]
         run systemctl daemon-reload
-        run systemctl enable bangerd.service banger-machines.service
+        run systemctl enable bangerd.service
         run systemctl restart bangerd.service
         run systemctl start banger-machines.service
         ");

@@ -76,8 +76,8 @@ impl Uninstall {
             ask::confirm(&question, self.yes).await?;
         }
         let manager = Systemctl::new(scope);
-        // Not stopped: stopping this one stops machines.
-        manager.run(&["disable", "--quiet", MACHINES]).await?;
+        // The other unit is not stopped: that would stop machines. Without its file it does nothing when the host goes
+        // down.
         manager.run(&["disable", "--quiet", "--now", DAEMON]).await?;
         remove_files(&installed)?;
         manager.run(&["daemon-reload"]).await?;
@@ -158,6 +158,8 @@ fn remove_tree(path: Option<&Path>) -> Result<(), CliError> {
     let Some(path) = path else { return Ok(()) };
     match std::fs::remove_dir_all(path) {
         Ok(()) => stdio::print(&format!("{}\n", path.display())),
+        // A file system of its own: it is empty, and mounted by somebody else.
+        Err(error) if error.kind() == std::io::ErrorKind::ResourceBusy => Ok(()),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(CliError::new(
             Kind::of_io(&error),
