@@ -97,12 +97,6 @@ impl<'d> Host<'d> {
         assert_ne!(self.sh("cat /proc/sys/kernel/random/boot_id"), before);
     }
 
-    /// Takes its power away and gives it back.
-    pub fn power_cycle(&self) {
-        self.guest.banger("kill").ok();
-        self.power_on();
-    }
-
     /// Does a step of the suite; says how long it took.
     pub fn step<T>(&self, name: &'static str, step: impl FnOnce() -> T) -> T {
         self.step.set(name);

@@ -32,7 +32,7 @@ fn state_directory(host: &Host<'_>) {
 
 fn install(host: &Host<'_>) {
     // A machine in a machine in a machine is slow to start.
-    host.sh("mkdir -p /etc/banger; printf '[vm]\\nstart_timeout = \"300s\"\\n' > /etc/banger/config.toml");
+    host.sh("mkdir -p /etc/banger; printf '[vm]\\nstart_timeout = \"600s\"\\n' > /etc/banger/config.toml");
     host.sh(&format!("{RELEASE}/bin/banger daemon install"));
     assert_eq!(host.sh("systemctl is-active bangerd"), "active");
     assert_eq!(host.sh("systemctl is-enabled bangerd"), "enabled");
@@ -45,7 +45,15 @@ fn install(host: &Host<'_>) {
     let pid = host.sh("systemctl show --value --property MainPID bangerd");
     assert_eq!(status["pid"].to_string(), pid);
     let doctor = host.banger(["doctor", "--output", "json"]).json();
-    println!("{doctor}");
+    for disk in ["reflink", "dm", "overlay"] {
+        let checks = doctor["checks"].as_array().expect("checks");
+        let check = checks.iter().find(|check| check["name"] == disk);
+        assert_eq!(
+            check.map(|check| &check["state"]),
+            Some(&"ok".into()),
+            "{disk}: {doctor}"
+        );
+    }
 }
 
 /// After `daemon uninstall` there is nothing that `daemon install` made, and nothing that ran. Machines are the user's.
