@@ -124,6 +124,8 @@ struct Known {
     machines: HashMap<String, Option<banger_store::vms::VmRow>>,
     images: HashSet<String>,
     kernels: Vec<String>,
+    /// Owners that the ledger still has: a machine that was being removed has none any more.
+    owners: Vec<Owner>,
     /// Machines with a run in the ledger.
     runs: HashSet<String>,
     /// What is being made or removed at this moment.
@@ -253,20 +255,21 @@ async fn who_needs(host: &Host) -> Result<Known, Error> {
             Ok((rows, unreadable, images, kernels))
         })
         .await?;
-    let runs = host.ledger.owners().await?;
+    let owners = host.ledger.owners().await?;
     let readable = rows.into_iter().map(|row| (row.id.clone(), Some(row)));
     let unreadable = unreadable.into_iter().filter_map(|row| Some((row.id?, None)));
     Ok(Known {
         machines: readable.chain(unreadable).collect(),
         images: images.into_iter().map(|row| row.id).collect(),
         kernels: kernels.into_iter().map(|row| row.name).collect(),
-        runs: runs
-            .into_iter()
+        runs: owners
+            .iter()
             .filter_map(|owner| match owner {
-                Owner::Run(id) => Some(id),
+                Owner::Run(id) => Some(id.clone()),
                 Owner::Machine(_) => None,
             })
             .collect(),
+        owners,
         held,
     })
 }
@@ -282,7 +285,7 @@ fn orphans(
     for owner in found
         .owners
         .iter()
-        .filter(|o| !known.machines.contains_key(o.vm()))
+        .filter(|o| !known.machines.contains_key(o.vm()) && known.owners.contains(o))
     {
         garbage.push(Garbage {
             kind: GarbageKind::Ledger,
@@ -297,7 +300,8 @@ fn orphans(
         let Some(id) = id::of_token(token) else { continue };
         let paths = Paths::new(&host.settings.state_dir, &host.settings.runtime_dir, id);
         let ours = ledger::mentions(line, &paths.state) || ledger::mentions(line, &paths.runtime);
-        if !ours || known.runs.contains(id) || ledger::is_anothers(token, &paths.state)? {
+        let ends = hostkit::process::command_line(line.id).is_none_or(|line| line.args.is_empty());
+        if !ours || ends || known.runs.contains(id) || ledger::is_anothers(token, &paths.state)? {
             continue;
         }
         garbage.push(Garbage {
@@ -316,6 +320,10 @@ fn orphans(
         let Some(id) = device.vm().filter(|id| !known.runs.contains(*id)) else {
             continue;
         };
+        // A start may make one of the same name at this moment.
+        if when == When::Running && known.machines.contains_key(id) {
+            continue;
+        }
         garbage.push(Garbage {
             kind: match device {
                 Device::Mapped { .. } => GarbageKind::Device,
@@ -343,6 +351,10 @@ fn orphans(
             }
             (Some(_), When::Starting | When::Running) => continue,
         };
+        // Its machine was being removed when it was listed.
+        if !path.exists() {
+            continue;
+        }
         if ledger::is_anothers(token, &paths.state)? {
             tracing::warn!(path = %path.display(), "left alone: a machine of a daemon with another state directory");
             continue;
