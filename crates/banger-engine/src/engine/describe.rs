@@ -70,7 +70,11 @@ impl Engine {
             ephemeral: row.ephemeral,
             system_disk: SystemDiskKind::parse(&row.system_disk),
             work_disk: row.work_disk,
-            work_disk_used: work_disk::usage(&paths),
+            work_disk_used: if row.work_disk == 0 {
+                0
+            } else {
+                work_disk::usage(&paths)
+            },
             nat: row.nat,
             autostart: row.autostart,
             restart: Restart::of(&row.restart),
