@@ -39,6 +39,8 @@ if [[ ${1:-} == test ]]; then
     # File systems that share blocks, for system disks of that kind.
     need mkfs.xfs xfsprogs
     need mkfs.btrfs btrfs-progs
+    # A clock that jumps.
+    [[ -e /usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1 ]] || missing+=(libfaketime)
     # Any way to reach pip will do; the test bed fetches a wheel with it.
     command -v pip3 >/dev/null || python3 -m pip --version >/dev/null 2>&1 || missing+=(python3-pip)
 fi
