@@ -82,6 +82,11 @@ fn lives(daemon: &Daemon, kind: &str) {
     );
 }
 
+/// Text without the line breaks that fit it to a terminal.
+fn unwrapped(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
 /// The disks in a machine's directory.
 fn disks(daemon: &Daemon, shown: &Value) -> Vec<String> {
     let id = shown["id"].as_str().expect("an id");
@@ -209,7 +214,7 @@ fn preflight_says_everything_at_once_and_touches_nothing() {
             start = start.args(["--dry-run"]);
         }
         let broken = start.run().expect(6);
-        let said = format!("{}{}", broken.out(), broken.err());
+        let said = unwrapped(&format!("{}{}", broken.out(), broken.err()));
         assert!(
             said.contains("the system disk: ") && said.contains("the work disk: "),
             "{broken}"
@@ -251,7 +256,7 @@ fn below_the_floor_nothing_new_is_made_and_what_is_there_goes_on() {
     before.assert_nothing_left(&daemon);
     assert_eq!(show(&daemon, "there")["disk"], 64 * MIB);
     let doctor = daemon.banger(["doctor"]).run();
-    assert!(doctor.out().contains("below the floor"), "{doctor}");
+    assert!(unwrapped(&doctor.out()).contains("below the floor"), "{doctor}");
     daemon.banger(["vm", "start", "there"]).ok();
     assert_eq!(
         daemon.banger(["exec", "there", "--", "echo", "still"]).ok(),
