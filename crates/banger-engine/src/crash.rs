@@ -157,6 +157,10 @@ named! {
         TreeRemoved = "tree-removed",
         /// A machine's system disk is there.
         DiskMade = "disk-made",
+        /// A disk's file has grown; whoever runs on it does not know.
+        DiskExtended = "disk-extended",
+        /// A disk that a reset has replaced is gone.
+        DiskRemoved = "disk-removed",
         /// The guest has connected and said hello.
         HelloHeard = "hello-heard",
         /// The guest's agent has answered.

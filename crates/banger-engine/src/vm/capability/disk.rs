@@ -10,6 +10,7 @@ use hostkit::ext4::superblock::{self, State};
 use hostkit::ext4::{self, E2fsTools};
 
 use super::Start;
+use crate::crash::{self, Moment, Point};
 use crate::doctor::Check;
 use crate::error::{Error, Problem, chain, io};
 use crate::host::Host;
@@ -134,6 +135,7 @@ pub(super) fn extend(path: &Path, size: u64) -> Result<(), Error> {
     let length = file.metadata().map_err(io("look at", path))?.len();
     if length < size {
         file.set_len(size).map_err(io("extend", path))?;
+        crash::point(Point::Moment(Moment::DiskExtended));
     }
     Ok(())
 }
@@ -141,7 +143,10 @@ pub(super) fn extend(path: &Path, size: u64) -> Result<(), Error> {
 /// Removes a file; one that is gone already is fine.
 pub(crate) fn remove_file(path: &Path) -> Result<(), Error> {
     match std::fs::remove_file(path) {
-        Ok(()) => Ok(()),
+        Ok(()) => {
+            crash::point(Point::Moment(Moment::DiskRemoved));
+            Ok(())
+        }
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
         Err(e) => Err(io("remove", path)(e)),
     }
