@@ -432,6 +432,11 @@ async fn make(
     // Dropping the build removes its work directory.
     let made = progress.or_cancelled(build).await?;
     let row = image_row(&id, image, kernel, source, &made, &rootfs_path(state, &id));
+    // The one before goes after its row has.
+    let _former = find(host, image)
+        .await
+        .ok()
+        .map(|former| work::hold(&image_dir(state, &former.id)));
     let inserted = host
         .store
         .write(Write::ImageInsert, move |tx| {
