@@ -176,7 +176,7 @@ fn devices(daemon: &Daemon, all: &BTreeSet<String>, running: &BTreeSet<String>, 
         });
     // A base of all machines with an image is on the image's file: it lives as long as any of them.
     let ours = loops
-        .filter(|device| device.contains(&state) && !(device.contains("/images/") && !running.is_empty()));
+        .filter(|device| device.contains(&state) && (running.is_empty() || !device.contains("/images/")));
     lies.extend(ours.filter(|device| !belongs(device)));
     // Other daemons may have some as well.
     let mapped = names(Path::new("/dev/mapper"), "bgr").into_iter();

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use e2e::{Daemon, Guest, Settings, Testbed, Wire, testbed, truth, wait_for};
+use e2e::{Banger, Daemon, Guest, Settings, Testbed, Wire, testbed, truth, wait_for};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use serde_json::{Value, json};
 
@@ -294,11 +294,8 @@ fn a_state_directory_that_turns_read_only() {
 
 /// The loop device of the daemon's own file system.
 fn loop_device(daemon: &Daemon) -> Option<String> {
-    let losetup = Command::new("losetup")
-        .arg("--associated")
-        .arg(daemon.disk_image())
-        .output();
-    let text = String::from_utf8(losetup.expect("run losetup").stdout).expect("text");
+    let losetup = Banger::new("losetup").args(["--associated"]);
+    let text = losetup.args([daemon.disk_image()]).ok();
     let (device, _) = text.split_once(':')?;
     Some(device.strip_prefix("/dev/")?.to_owned())
 }
@@ -333,13 +330,10 @@ fn mend(daemon: &Daemon) {
     let free = wait_for(NOTICED, || loop_device(daemon).is_none().then_some(()));
     assert!(free.is_some(), "still mounted");
     let e2fsck = testbed::find_program("e2fsck").expect("e2fsck");
-    let mended = Command::new(e2fsck)
-        .args(["-f", "-y"])
-        .arg(daemon.disk_image())
-        .output()
-        .expect("run e2fsck");
+    let mended = Banger::new(e2fsck).args(["-f", "-y"]);
+    let mended = mended.args([daemon.disk_image()]).run();
     // Bit 0: errors were corrected (e2fsck(8)).
-    assert!(mended.status.code().is_some_and(|code| code <= 1), "{mended:?}");
+    assert!(mended.code() <= 1, "{mended}");
 }
 
 /// No room for a single row: refused, said, not half-done; with room again all goes on from what was last confirmed.
