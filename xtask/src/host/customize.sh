@@ -22,10 +22,6 @@ rm -f "$root/etc/hostname" "$root/etc/resolv.conf" "$root/var/lib/dbus/machine-i
 # The suite reads the journal of the time before a reboot.
 mkdir -p "$root/var/log/journal"
 
-# Guests in this host are emulated like the host itself. An emulated processor has virtualization too, which is several
-# times faster, but now and then a guest hangs on it.
-printf 'blacklist kvm_amd\nblacklist kvm_intel\n' > "$root/etc/modprobe.d/kvm.conf"
-
 # The agent is the way in, and nobody keeps this host up to date. What is left is what a host has: udev above all, which
 # looks into every disk that appears.
 chroot "$root" systemctl --quiet set-default multi-user.target
