@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
+use tokio::task::JoinSet;
 
 /// `sun_path` of unix(7) without its terminating NUL.
 const MAX_SOCKET_PATH: usize = 107;
@@ -18,11 +19,19 @@ const MAX_SOCKET_PATH: usize = 107;
 /// Longest reply: `OK `, ten digits, newline.
 const MAX_REPLY: usize = 14;
 
-/// After this long without an answer a second attempt is made beside the first. vhost-device-vsock (0.3.0) knows its
-/// connections by descriptor and forgets a closed one late: a connection that gets the number of one just closed is
-/// taken for it, and its CONNECT is never read. So it goes to dials right after another connection has ended, as the
-/// one after a guest's hello is. The second attempt, made while the first is open, has another number.
-const SECOND_ATTEMPT: Duration = Duration::from_millis(250);
+/// After these times without an answer another attempt is made beside those under way. vhost-device-vsock (0.3.0) knows
+/// its connections by descriptor and forgets closed ones late: a connection that gets the number of one just closed is
+/// taken for it, and its CONNECT is never read. So it goes to dials right after others have ended, as the one after a
+/// guest's hello has, and all of a daemon that was killed. Earlier attempts stay open, so that each has a number of its
+/// own, until one is answered.
+const FURTHER_ATTEMPTS: [Duration; 6] = [
+    Duration::from_millis(250),
+    Duration::from_millis(250),
+    Duration::from_millis(500),
+    Duration::from_millis(500),
+    Duration::from_secs(1),
+    Duration::from_secs(2),
+];
 
 /// Shortest reply, `OK 0\n`: that much can be read at once without reading past the newline.
 const MIN_REPLY: usize = 5;
@@ -109,7 +118,7 @@ pub async fn dial(path: &Path, port: u32, timeout: Duration) -> Result<UnixStrea
             path: path.to_owned(),
         });
     }
-    match tokio::time::timeout(timeout, one_of_two(path, port)).await {
+    match tokio::time::timeout(timeout, first_of_several(path, port)).await {
         Ok(result) => result,
         Err(_elapsed) => Err(DialError::TimedOut {
             path: path.to_owned(),
@@ -119,25 +128,39 @@ pub async fn dial(path: &Path, port: u32, timeout: Duration) -> Result<UnixStrea
     }
 }
 
-/// The exchange, and once more beside it where it takes long; the first connection wins.
-async fn one_of_two(path: &Path, port: u32) -> Result<UnixStream, DialError> {
-    let mut first = std::pin::pin!(exchange(path, port));
-    // Dropping the timer loses nothing, and the exchange goes on below.
-    tokio::select! {
-        result = &mut first => return result,
-        () = tokio::time::sleep(SECOND_ATTEMPT) => {}
-    }
-    let mut second = std::pin::pin!(exchange(path, port));
-    // Whichever ends second is only polled on where the other has failed.
-    tokio::select! {
-        result = &mut first => match result {
-            Ok(stream) => Ok(stream),
-            Err(_) => second.await,
-        },
-        result = &mut second => match result {
-            Ok(stream) => Ok(stream),
-            Err(_) => first.await,
-        },
+/// The exchange, and more of them beside it where it takes long; the first connection wins. An error ends it only when
+/// no attempt is left under way.
+async fn first_of_several(path: &Path, port: u32) -> Result<UnixStream, DialError> {
+    let mut further = FURTHER_ATTEMPTS.into_iter();
+    // Dropped with this future, which ends its tasks.
+    let mut attempts = JoinSet::new();
+    let attempt = |attempts: &mut JoinSet<_>| {
+        let path = path.to_owned();
+        attempts.spawn(async move { exchange(&path, port).await });
+    };
+    attempt(&mut attempts);
+    loop {
+        let pause = further.next();
+        let next = async {
+            match pause {
+                Some(pause) => tokio::time::sleep(pause).await,
+                None => std::future::pending().await,
+            }
+        };
+        // Neither arm loses anything when the other wins.
+        tokio::select! {
+            ended = attempts.join_next() => match ended {
+                Some(Ok(Ok(stream))) => return Ok(stream),
+                Some(Ok(Err(error))) if attempts.is_empty() => return Err(error),
+                Some(Ok(Err(_))) => {}
+                Some(Err(_)) | None => return Err(DialError::Io {
+                    path: path.to_owned(),
+                    port,
+                    source: io::Error::other("an attempt ended without an outcome"),
+                }),
+            },
+            () = next => attempt(&mut attempts),
+        }
     }
 }
 
@@ -275,15 +298,18 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_attempt_that_is_never_answered_costs_no_more_than_a_second_one() {
+    async fn attempts_that_are_never_answered_cost_no_more_than_further_ones() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let path = dir.path().join("vsock.sock");
         let listener = UnixListener::bind(&path).expect("bind");
         let peer = tokio::spawn(async move {
-            let (lost, _) = listener.accept().await.expect("accept");
+            let mut lost = Vec::new();
+            for _ in 0..3 {
+                lost.push(listener.accept().await.expect("accept"));
+            }
             let (mut stream, _) = listener.accept().await.expect("accept again");
             stream.write_all(b"OK 7\n").await.expect("reply");
-            // The lost one is open until the other has been answered.
+            // The lost ones are open until another has been answered.
             (lost, stream)
         });
         dial(&path, 1024, TIMEOUT).await.expect("connected");
