@@ -219,7 +219,7 @@ impl Daemon {
                 let script = r#"case $1 in
                         tmpfs) mount -t tmpfs -o "size=$2" tmpfs "$3" ;;
                         *) mount -t "$1" -o loop "$2" "$3" ;;
-                    esac && { [ -e "$3/banger.db" ] || cp -a "$4/." "$3"; } &&
+                    esac && { [ -e "$3/banger.db" ] || { cp -a "$4/." "$3" && sync -f "$3"; }; } &&
                     mount --bind "$3" "$4" && shift 4 && exec "$@""#;
                 let mount_point = self.home.path().join("disk");
                 std::fs::create_dir_all(&mount_point).expect("make a directory");

@@ -154,16 +154,6 @@ impl AgentClient {
         Ok(Duration::from_millis(reply.uptime_ms))
     }
 
-    /// Connects in the background, if there is no connection yet, so that the next call need not: in a guest without
-    /// hardware virtualization the first call on a connection takes tens of milliseconds. A failure is the next call's
-    /// to tell.
-    ///
-    /// Must be called within a tokio runtime.
-    pub fn connect_in_background(&self) {
-        let client = self.clone();
-        drop(tokio::spawn(async move { client.ping(DIAL_TIMEOUT).await.ok() }));
-    }
-
     /// Starts a command and waits until it runs (or cannot).
     ///
     /// Dropping the [`ExecOutput`] ends the command: SIGHUP to its process group, then SIGKILL. Dropping the

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
-use tokio::task::JoinSet;
+use tokio::sync::mpsc;
 
 /// `sun_path` of unix(7) without its terminating NUL.
 const MAX_SOCKET_PATH: usize = 107;
@@ -32,6 +32,9 @@ const FURTHER_ATTEMPTS: [Duration; 6] = [
     Duration::from_secs(1),
     Duration::from_secs(2),
 ];
+
+/// The longest that one attempt stays open.
+const ATTEMPT: Duration = Duration::from_secs(60);
 
 /// Shortest reply, `OK 0\n`: that much can be read at once without reading past the newline.
 const MIN_REPLY: usize = 5;
@@ -132,13 +135,21 @@ pub async fn dial(path: &Path, port: u32, timeout: Duration) -> Result<UnixStrea
 /// no attempt is left under way.
 async fn first_of_several(path: &Path, port: u32) -> Result<UnixStream, DialError> {
     let mut further = FURTHER_ATTEMPTS.into_iter();
-    // Dropped with this future, which ends its tasks.
-    let mut attempts = JoinSet::new();
-    let attempt = |attempts: &mut JoinSet<_>| {
-        let path = path.to_owned();
-        attempts.spawn(async move { exchange(&path, port).await });
+    let (out, mut outcomes) = mpsc::channel(1 + FURTHER_ATTEMPTS.len());
+    let mut under_way = 0;
+    let attempt = || {
+        let (path, out) = (path.to_owned(), out.clone());
+        // On its own to its end, whether or not anybody waits any more: vhost-device-vsock may be stuck for good when a
+        // connection is closed between CONNECT and OK.
+        drop(tokio::spawn(async move {
+            if let Ok(outcome) = tokio::time::timeout(ATTEMPT, exchange(&path, port)).await {
+                // Whoever waited may have another by now; then this one is closed.
+                drop(out.send(outcome).await);
+            }
+        }));
     };
-    attempt(&mut attempts);
+    attempt();
+    under_way += 1;
     loop {
         let pause = further.next();
         let next = async {
@@ -149,17 +160,18 @@ async fn first_of_several(path: &Path, port: u32) -> Result<UnixStream, DialErro
         };
         // Neither arm loses anything when the other wins.
         tokio::select! {
-            ended = attempts.join_next() => match ended {
-                Some(Ok(Ok(stream))) => return Ok(stream),
-                Some(Ok(Err(error))) if attempts.is_empty() => return Err(error),
-                Some(Ok(Err(_))) => {}
-                Some(Err(_)) | None => return Err(DialError::Io {
-                    path: path.to_owned(),
-                    port,
-                    source: io::Error::other("an attempt ended without an outcome"),
-                }),
-            },
-            () = next => attempt(&mut attempts),
+            outcome = outcomes.recv() => {
+                under_way -= 1;
+                match outcome {
+                    Some(Ok(stream)) => return Ok(stream),
+                    Some(Err(error)) if under_way == 0 => return Err(error),
+                    Some(Err(_)) | None => {}
+                }
+            }
+            () = next => {
+                attempt();
+                under_way += 1;
+            }
         }
     }
 }

@@ -112,6 +112,10 @@ fn health_says_what_is_wrong_and_a_hung_machine_costs_nobody_else() {
         "busybox",
         &["--memory", "256M", "--vcpus", "1", "--disk", "64M"],
     );
+    // The kernel brings a link up a moment after it was told to.
+    e2e::wait_for(std::time::Duration::from_secs(20), || {
+        health(&daemon, "hung").1.then_some(())
+    });
     let (state, well) = health(&daemon, "hung");
     assert_eq!((&state["health"], well), (&json!("healthy"), true), "{state:#}");
     for (group, name) in [

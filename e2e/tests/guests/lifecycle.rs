@@ -273,6 +273,8 @@ fn many_starts_at_once_do_one_start() {
         daemons.retain(|p| p.command.ends_with("bangerd run"));
         daemons
     };
+    // Those that came second may be at their last instructions.
+    wait_for(Duration::from_secs(10), || (running().len() == 1).then_some(()));
     let daemons = running();
     assert_eq!(daemons.len(), 1, "{daemons:?}");
     assert_eq!(u64::try_from(daemons[0].pid).ok(), status["pid"].as_u64());
@@ -285,6 +287,8 @@ fn many_starts_at_once_do_one_start() {
     assert!(gone.is_some());
     // It was killed, not ended: its socket stays, and the next daemon takes it over.
     daemon.banger(["ls"]).env_remove("BANGER_NO_AUTOSTART").ok();
+    // Those that came second may be at their last instructions.
+    wait_for(Duration::from_secs(10), || (running().len() == 1).then_some(()));
     let daemons = running();
     assert_eq!(daemons.len(), 1, "{daemons:?}");
     let pid = rustix::process::Pid::from_raw(daemons[0].pid).expect("a pid");
@@ -321,5 +325,23 @@ fn unfinished_work_goes_with_those_who_are_at_it() {
         worker.wait().expect("wait for sh");
         panic!("still at work: {}", daemon.log());
     }
+    daemon.finish();
+}
+
+/// Everything in a state directory is its state file's. Without that, nothing may be taken for garbage.
+#[test]
+fn a_lost_state_file_costs_nothing_else() {
+    let Some(bed) = Testbed::find() else { return };
+    let mut daemon = Daemon::start(&bed, Settings::prepared());
+    Guest::create_with(&daemon, "kept", "busybox", &["--disk", "64M"]);
+    daemon.terminate();
+    let (file, away) = (daemon.state().join("banger.db"), daemon.state().join("away.db"));
+    std::fs::rename(&file, &away).expect("move the state file away");
+    let refused = daemon.banger(["daemon", "run"]).run();
+    assert_ne!(refused.code(), 0, "{refused}");
+    assert!(refused.err().contains("banger.db is lost"), "{refused}");
+    std::fs::rename(&away, &file).expect("put it back");
+    daemon.launch();
+    assert_eq!(daemon.banger(["ls", "-q"]).ok(), "kept");
     daemon.finish();
 }

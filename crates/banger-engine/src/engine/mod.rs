@@ -58,6 +58,18 @@ pub enum OpenError {
     /// The state file.
     #[error(transparent)]
     Store(#[from] banger_store::OpenError),
+    /// With a new one everything in the state directory would be nobody's, and collected.
+    #[error(
+        "the state file {} is lost, and {} is there, which only it speaks for: put the file back (copies from before \
+         upgrades are beside it), or move what is there away",
+        file.display(), left.display()
+    )]
+    StateLost {
+        /// Where it should be.
+        file: PathBuf,
+        /// One of those that would be lost.
+        left: PathBuf,
+    },
     /// What was found at the start could not be dealt with.
     #[error("failed to take up what was there")]
     Reconcile(#[source] Error),
@@ -108,7 +120,12 @@ impl Engine {
     /// Opens the state directory and takes up what an earlier daemon left: adopts what runs, reaps what died, collects
     /// what is orphaned. The caller holds the state directory's lock.
     pub async fn open(settings: Settings) -> Result<Self, OpenError> {
-        let store = Store::open(&settings.state_dir.join("banger.db"))?;
+        let file = settings.state_dir.join("banger.db");
+        let is_there = std::fs::metadata(&file).is_ok_and(|found| found.len() > 0);
+        if let Some(left) = first_of_what_is_kept(&settings).filter(|_| !is_there) {
+            return Err(OpenError::StateLost { file, left });
+        }
+        let store = Store::open(&file)?;
         let rows = Rows::new(store.clone());
         for directory in registry::directories(&settings.state_dir) {
             std::fs::create_dir_all(&directory).map_err(|source| OpenError::Directory {
@@ -368,6 +385,19 @@ impl Engine {
     pub async fn cancel_operation(&self, id: &str) -> Result<Operation, Error> {
         self.host.operations.cancel(id).await
     }
+}
+
+/// Something that only the state file speaks for: a machine's disks, an image.
+fn first_of_what_is_kept(settings: &Settings) -> Option<PathBuf> {
+    let machines = crate::vm::state::machines_dir(&settings.state_dir);
+    let images = registry::images_dir(&settings.state_dir);
+    [machines, images]
+        .into_iter()
+        .filter_map(|directory| std::fs::read_dir(directory).ok())
+        .flat_map(|entries| entries.flatten())
+        // What begins with a dot is unfinished work.
+        .find(|entry| !entry.file_name().as_encoded_bytes().starts_with(b"."))
+        .map(|entry| entry.path())
 }
 
 /// A phase's name, as in the contract.

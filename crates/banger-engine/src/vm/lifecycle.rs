@@ -28,6 +28,8 @@ use crate::vm::console::{self, Ending};
 use crate::vm::preflight::{self, Examined};
 use crate::vm::state::{Paths, Running, vmm_kind};
 
+/// How long the first connection to an agent that has said hello may take.
+const CONNECTING: Duration = Duration::from_secs(10);
 /// One attempt of the guest to say hello, once it is connected.
 const HELLO: Duration = Duration::from_secs(5);
 
@@ -143,7 +145,15 @@ pub(crate) async fn start(
             });
         }
     };
-    guest.connect_in_background();
+    // Before it is said to run: a connection that is broken off while it is being made, as by the daemon's death, can leave
+    // vhost-device-vsock deaf for good, and a start that is broken off is undone. The next call uses the connection.
+    if let Err(e) = guest.ping(CONNECTING).await {
+        tracing::warn!(
+            vm = row.name,
+            error = crate::error::chain(&e),
+            "no connection to the agent yet"
+        );
+    }
     for capability in capability::ALL {
         capability.started(&plan).await;
     }
