@@ -196,6 +196,9 @@ fn start(run: Run) -> Result<(), MainError> {
         .worker_threads(2)
         .max_blocking_threads(64)
         .thread_name("bangerd")
+        // As the first thread has. Unoptimised builds keep every copy of a future that they move; what is not touched
+        // costs nothing.
+        .thread_stack_size(8 << 20)
         .enable_all()
         .build()
         .map_err(MainError::Runtime)?;
