@@ -1,5 +1,7 @@
 //! The figures, one function a group.
 
+use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -26,7 +28,7 @@ pub(crate) fn idle(report: &mut Report, daemon: &Daemon, what: &str, window: Dur
     let began = Instant::now();
     std::thread::sleep(window);
     #[expect(clippy::cast_precision_loss, reason = "a count of a few thousand at most")]
-    let per_minute = (wake_ups(daemon.pid()) - before) as f64 * 60.0 / began.elapsed().as_secs_f64();
+    let per_minute = wake_ups_since(daemon.pid(), &before) as f64 * 60.0 / began.elapsed().as_secs_f64();
     report.add(
         &format!("daemon resident, {what}"),
         "MiB",
@@ -43,8 +45,8 @@ pub(crate) fn idle(report: &mut Report, daemon: &Daemon, what: &str, window: Dur
     );
 }
 
-/// Voluntary context switches of all threads: each is a thread that slept and was woken (proc_pid_status(5)).
-fn wake_ups(pid: u32) -> u64 {
+/// Voluntary context switches of each thread: each is a thread that slept and was woken (proc_pid_status(5)).
+fn wake_ups(pid: u32) -> BTreeMap<OsString, u64> {
     let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).expect("list the threads");
     let of_one = |status: String| {
         let line = status
@@ -54,8 +56,18 @@ fn wake_ups(pid: u32) -> u64 {
     };
     tasks
         .flatten()
-        .filter_map(|task| std::fs::read_to_string(task.path().join("status")).ok())
-        .filter_map(of_one)
+        .filter_map(|task| {
+            let status = std::fs::read_to_string(task.path().join("status")).ok()?;
+            Some((task.file_name(), of_one(status)?))
+        })
+        .collect()
+}
+
+/// Those since then. What threads did that have ended meanwhile is not known.
+fn wake_ups_since(pid: u32, before: &BTreeMap<OsString, u64>) -> u64 {
+    let now = wake_ups(pid);
+    now.iter()
+        .map(|(thread, count)| count - before.get(thread).unwrap_or(&0))
         .sum()
 }
 
