@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use rusqlite::{Row, Transaction, params};
+use rusqlite::types::Value;
+use rusqlite::{Row, Transaction, params_from_iter};
 
 use crate::{StoreError, exists_or, from_json, maybe_time, signed, time, to_json, unsigned};
 
@@ -50,7 +51,7 @@ pub struct VmRow {
     pub expires: Option<Timestamp>,
 }
 
-/// In the order of [`parse`] and of [`insert`].
+/// In the order of [`parse`].
 const COLUMNS: &str = "id, name, image, kernel, vcpus, memory_mib, disk, vmm, labels, ephemeral, phase, created, \
      system_disk, generation, work_disk, nat, autostart, restart, expires";
 
@@ -125,6 +126,22 @@ pub fn insert(tx: &Transaction<'_>, row: &VmRow) -> Result<(), StoreError> {
             name: row.name.clone(),
         });
     }
+    needs(tx, row)?;
+    let mut values = settings(row)?.to_vec();
+    values.push(("id", row.id.clone().into()));
+    values.push(("phase", row.phase.clone().into()));
+    values.push(("created", row.created.to_string().into()));
+    let columns: Vec<_> = values.iter().map(|(column, _)| *column).collect();
+    let columns = columns.join(", ");
+    let marks = vec!["?"; values.len()].join(", ");
+    tx.prepare_cached(&format!("INSERT INTO vms ({columns}) VALUES ({marks})"))?
+        .execute(params_from_iter(values.into_iter().map(|(_, value)| value)))
+        .map_err(|e| exists_or(e, "machine", &row.name))?;
+    Ok(())
+}
+
+/// What a machine is made of and boots with must be there: as long as it has them, they cannot be removed.
+fn needs(tx: &Transaction<'_>, row: &VmRow) -> Result<(), StoreError> {
     if crate::images::find(tx, &row.image)?.is_none() {
         return Err(StoreError::Missing {
             what: "image",
@@ -137,66 +154,42 @@ pub fn insert(tx: &Transaction<'_>, row: &VmRow) -> Result<(), StoreError> {
             name: row.kernel.clone(),
         });
     }
-    let marks = (1..=19).map(|n| format!("?{n}")).collect::<Vec<_>>().join(", ");
-    tx.prepare_cached(&format!("INSERT INTO vms ({COLUMNS}) VALUES ({marks})"))?
-        .execute(params![
-            row.id,
-            row.name,
-            row.image,
-            row.kernel,
-            row.vcpus,
-            row.memory_mib,
-            signed(row.disk),
-            row.vmm,
-            to_json("vms", "labels", &row.labels)?,
-            row.ephemeral,
-            row.phase,
-            row.created.to_string(),
-            row.system_disk,
-            row.generation,
-            signed(row.work_disk),
-            row.nat,
-            row.autostart,
-            row.restart,
-            row.expires.map(|t| t.to_string()),
-        ])
-        .map_err(|e| exists_or(e, "machine", &row.name))?;
     Ok(())
 }
 
-/// Replaces all of a row but its phase, its id and its creation. A new name must be free, a new image must exist.
+/// Every column that may change by [`update`], with its value.
+fn settings(row: &VmRow) -> Result<[(&'static str, Value); 16], StoreError> {
+    Ok([
+        ("name", row.name.clone().into()),
+        ("image", row.image.clone().into()),
+        ("kernel", row.kernel.clone().into()),
+        ("vcpus", row.vcpus.into()),
+        ("memory_mib", row.memory_mib.into()),
+        ("disk", signed(row.disk).into()),
+        ("vmm", row.vmm.clone().into()),
+        ("labels", to_json("vms", "labels", &row.labels)?.into()),
+        ("ephemeral", row.ephemeral.into()),
+        ("system_disk", row.system_disk.clone().into()),
+        ("generation", row.generation.into()),
+        ("work_disk", signed(row.work_disk).into()),
+        ("nat", row.nat.into()),
+        ("autostart", row.autostart.into()),
+        ("restart", row.restart.clone().into()),
+        ("expires", row.expires.map(|t| t.to_string()).into()),
+    ])
+}
+
+/// Replaces all of a row but its phase, its id and its creation. A new name must be free, image and kernel must exist.
 pub fn update(tx: &Transaction<'_>, row: &VmRow) -> Result<(), StoreError> {
-    if crate::images::find(tx, &row.image)?.is_none() {
-        return Err(StoreError::Missing {
-            what: "image",
-            name: row.image.clone(),
-        });
-    }
+    needs(tx, row)?;
+    let values = settings(row)?;
+    let columns: Vec<_> = values.iter().map(|(column, _)| format!("{column} = ?")).collect();
+    let id = [Value::from(row.id.clone())];
     let changed = tx
-        .prepare_cached(
-            "UPDATE vms SET name = ?2, image = ?3, kernel = ?4, vcpus = ?5, memory_mib = ?6, disk = ?7, vmm = ?8, \
-             labels = ?9, ephemeral = ?10, system_disk = ?11, generation = ?12, work_disk = ?13, nat = ?14, \
-             autostart = ?15, restart = ?16, expires = ?17 WHERE id = ?1",
-        )?
-        .execute(params![
-            row.id,
-            row.name,
-            row.image,
-            row.kernel,
-            row.vcpus,
-            row.memory_mib,
-            signed(row.disk),
-            row.vmm,
-            to_json("vms", "labels", &row.labels)?,
-            row.ephemeral,
-            row.system_disk,
-            row.generation,
-            signed(row.work_disk),
-            row.nat,
-            row.autostart,
-            row.restart,
-            row.expires.map(|t| t.to_string()),
-        ])
+        .prepare_cached(&format!("UPDATE vms SET {} WHERE id = ?", columns.join(", ")))?
+        .execute(params_from_iter(
+            values.into_iter().map(|(_, value)| value).chain(id),
+        ))
         .map_err(|e| exists_or(e, "machine", &row.name))?;
     one(changed, &row.id)
 }

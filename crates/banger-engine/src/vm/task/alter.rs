@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use banger_agent_api::{AgentClient, AgentError, DiskRole};
-use banger_store::StoreError;
 use banger_store::vms::VmRow;
 use banger_vmm::Machine;
 use jiff::Timestamp;
@@ -85,16 +84,8 @@ impl Task {
     }
 
     async fn update(&mut self, row: VmRow) -> Result<(), Error> {
-        let written = self.host.store.write(Write::VmUpdate, move |tx| {
-            // What it boots next must be there then: a kernel that a machine has cannot be removed.
-            if banger_store::kernels::find(tx, &row.kernel)?.is_none() {
-                return Err(StoreError::Missing {
-                    what: "kernel",
-                    name: row.kernel,
-                });
-            }
-            banger_store::vms::update(tx, &row)
-        });
+        let rows = &self.host.store;
+        let written = rows.write(Write::VmUpdate, move |tx| banger_store::vms::update(tx, &row));
         Ok(written.await?)
     }
 
