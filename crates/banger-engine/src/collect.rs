@@ -1,12 +1,13 @@
 //! Garbage: what is on the host and nothing speaks for any more. Found and removed at the daemon's start, before anything
 //! is taken up, and on request (`gc.run`), while everything else goes on.
 //!
-//! What somebody is about to make is never taken. Everything has a row, or is held ([`work::hold`]), before it exists; so
+//! What somebody is about to make is never taken. Everything has a row, or is held ([`held::hold`]), before it exists; so
 //! [`find`] first lists what exists and then reads who speaks for it, and what is missing from the second list was not
 //! being made when the first was taken. Where a machine's own task makes things under a row that is there already (the
 //! next disk of a reset, the sockets of a start), only the start of the daemon looks, when no task is at work yet.
 //!
-//! Removing is idempotent: whoever owned a thing may be removing it at the same moment.
+//! The same for what loses its row before it is removed (a former system disk, an image that was replaced): its owner holds
+//! it until it is gone. Removing is idempotent.
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -16,6 +17,7 @@ use jiff::Timestamp;
 
 use crate::crash::Write;
 use crate::error::{Error, chain, io};
+use crate::held;
 use crate::host::Host;
 use crate::id;
 use crate::image::registry;
@@ -245,8 +247,9 @@ async fn list(host: &Host) -> Result<Found, Error> {
 }
 
 async fn who_needs(host: &Host) -> Result<Known, Error> {
-    // Before the rows: what is entered and then no longer held is found there.
-    let held = work::held();
+    // Before the rows: what is entered and then no longer held is found there. And after them: what lost its row a moment
+    // ago is held until it is gone.
+    let mut held = held::all();
     let (rows, unreadable, images, kernels) = host
         .store
         .read(|tx| {
@@ -255,6 +258,7 @@ async fn who_needs(host: &Host) -> Result<Known, Error> {
             Ok((rows, unreadable, images, kernels))
         })
         .await?;
+    held.extend(held::all());
     let owners = host.ledger.owners().await?;
     let readable = rows.into_iter().map(|row| (row.id.clone(), Some(row)));
     let unreadable = unreadable.into_iter().filter_map(|row| Some((row.id?, None)));
@@ -391,8 +395,9 @@ fn disks(host: &Host, known: &Known, when: When, garbage: &mut Vec<Garbage>) {
     for row in known.machines.values().flatten() {
         let paths = Paths::new(&host.settings.state_dir, &host.settings.runtime_dir, &row.id);
         for (path, generation) in system_disk::others(row, &paths) {
-            // A newer one may be in the making.
-            if when == When::Running && generation > row.generation {
+            // A newer one may be in the making, an older one about to be removed by who renewed it.
+            let under_way = generation > row.generation || known.held.contains(&path) || !path.exists();
+            if when == When::Running && under_way {
                 continue;
             }
             garbage.push(Garbage {

@@ -21,6 +21,7 @@ mod engine;
 mod error;
 pub mod figures;
 pub mod guest;
+mod held;
 mod host;
 mod id;
 pub mod image;

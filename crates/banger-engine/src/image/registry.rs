@@ -15,10 +15,11 @@ use tokio::sync::Mutex;
 
 use super::kernel::{self, KernelError, KernelFiles};
 use super::rootfs::{self, Rootfs, RootfsError};
-use super::work::{self, Reporter};
+use super::work::Reporter;
 use super::{busybox, debian};
 use crate::crash::{self, Moment, Point, Write};
 use crate::error::{Error, chain};
+use crate::held;
 use crate::host::Host;
 use crate::operation::{Operation, Progress};
 use crate::vm::lifecycle::taken;
@@ -231,7 +232,7 @@ fn missing<'a>(what: &'static str, reference: &str, known: impl Iterator<Item = 
 pub(crate) async fn remove(host: &Host, reference: &str) -> Result<Image, Error> {
     let row = find(host, reference).await?;
     let id = row.id.clone();
-    let _held = work::hold(&image_dir(&host.settings.state_dir, &id));
+    let _held = held::hold(&image_dir(&host.settings.state_dir, &id));
     let row = host
         .store
         .write(Write::ImageRemove, move |tx| {
@@ -250,7 +251,7 @@ pub(crate) async fn remove_kernel(host: &Host, name: &str) -> Result<Kernel, Err
     let row = find_kernel(host, name).await?;
     // Not while one of that name is being made.
     let _making = KERNEL_MAKING.lock().await;
-    let _held = work::hold(&kernels_dir(&host.settings.state_dir).join(&row.name));
+    let _held = held::hold(&kernels_dir(&host.settings.state_dir).join(&row.name));
     let row = host
         .store
         .write(Write::KernelRemove, move |tx| {
@@ -418,7 +419,7 @@ async fn make(
     let id = id::new();
     let target = image_dir(state, &id);
     // Published before it is entered.
-    let _held = work::hold(&target);
+    let _held = held::hold(&target);
     let tools = &host.settings.tool_dirs();
     let report = reporter(progress);
     let build = async {
@@ -436,7 +437,7 @@ async fn make(
     let _former = find(host, image)
         .await
         .ok()
-        .map(|former| work::hold(&image_dir(state, &former.id)));
+        .map(|former| held::hold(&image_dir(state, &former.id)));
     let inserted = host
         .store
         .write(Write::ImageInsert, move |tx| {
@@ -505,7 +506,7 @@ async fn make_kernel(
 ) -> Result<(), Error> {
     let target = kernels_dir(&host.settings.state_dir).join(name);
     // Published before it is entered.
-    let _held = work::hold(&target);
+    let _held = held::hold(&target);
     let report = reporter(progress);
     let build = async {
         let made = match source {

@@ -6,16 +6,16 @@
 //! [`Published`] in that very moment is taken back. What a killed
 //! daemon leaves is recognised by its name, and by nobody's holding it, and collected at the next start.
 
-use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::RenameFlags;
 
 use crate::crash::{self, Moment, Point};
+use crate::held::{self, Held};
 
 /// How every unfinished thing is called, with random letters after it.
 pub const PREFIX: &str = ".bgr-tmp-";
@@ -83,55 +83,18 @@ pub struct WorkDir(Arc<Owned>);
 #[derive(Debug)]
 struct Owned(Held);
 
-/// Paths that somebody is at work on, with how many are.
-static HELD: Mutex<BTreeMap<PathBuf, u32>> = Mutex::new(BTreeMap::new());
-
-/// Says that somebody is at work on a path, until it is dropped: what is there without a row is no garbage meanwhile.
-#[derive(Debug)]
-#[must_use = "a path is held until this is dropped"]
-pub struct Held(PathBuf);
-
-/// Holds a path that is not there yet, or whose row is about to go.
-pub fn hold(path: &Path) -> Held {
-    let mut held = HELD.lock().unwrap_or_else(PoisonError::into_inner);
-    hold_in(&mut held, path.to_owned())
-}
-
-fn hold_in(held: &mut BTreeMap<PathBuf, u32>, path: PathBuf) -> Held {
-    *held.entry(path.clone()).or_default() += 1;
-    Held(path)
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        let mut held = HELD.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = held.get_mut(&self.0) {
-            *count -= 1;
-            if *count == 0 {
-                held.remove(&self.0);
-            }
-        }
-    }
-}
-
-/// All paths that somebody is at work on.
-pub fn held() -> HashSet<PathBuf> {
-    let held = HELD.lock().unwrap_or_else(PoisonError::into_inner);
-    held.keys().cloned().collect()
-}
-
 impl Drop for Owned {
     fn drop(&mut self) {
         // A command that was just killed may still be creating files; its last process is gone within moments.
         for _ in 0..20 {
-            match fs::remove_dir_all(&self.0.0) {
+            match fs::remove_dir_all(self.0.path()) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     std::thread::sleep(std::time::Duration::from_millis(10));
                 }
                 Ok(()) | Err(_) => return,
             }
         }
-        tracing::warn!(path = %self.0.0.display(), "unfinished work is left until the next start");
+        tracing::warn!(path = %self.0.path().display(), "unfinished work is left until the next start");
     }
 }
 
@@ -140,14 +103,15 @@ impl WorkDir {
     pub fn new_in(parent: &Path) -> io::Result<Self> {
         use std::os::unix::fs::PermissionsExt;
         fs::create_dir_all(parent)?;
-        // Under the lock: whoever sees the directory and then asks who is at work on it gets the answer.
-        let mut held = HELD.lock().unwrap_or_else(PoisonError::into_inner);
-        let made = tempfile::Builder::new()
-            .prefix(PREFIX)
-            .permissions(fs::Permissions::from_mode(0o700))
-            .tempdir_in(parent)?;
-        crash::point(Point::Moment(Moment::WorkBegun));
-        Ok(Self(Arc::new(Owned(hold_in(&mut held, made.keep())))))
+        let held = held::hold_made(|| {
+            let made = tempfile::Builder::new()
+                .prefix(PREFIX)
+                .permissions(fs::Permissions::from_mode(0o700))
+                .tempdir_in(parent)?;
+            crash::point(Point::Moment(Moment::WorkBegun));
+            Ok(made.keep())
+        })?;
+        Ok(Self(Arc::new(Owned(held))))
     }
 
     /// Makes one in the directory that `target` will be in.
@@ -158,7 +122,7 @@ impl WorkDir {
     /// Where it is.
     #[must_use]
     pub fn path(&self) -> &Path {
-        &self.0.0.0
+        self.0.0.path()
     }
 
     /// Moves `name` out of here to `target` in one step, on disk when this returns. Fails with
@@ -293,21 +257,15 @@ mod tests {
     }
 
     #[test]
-    fn a_path_is_held_as_long_as_anybody_is_at_work_on_it() {
+    fn the_last_clone_removes_the_directory_and_lets_it_go() {
         let top = tempfile::tempdir().unwrap();
         let work = WorkDir::new_in(top.path()).unwrap();
         let path = work.path().to_owned();
         let other = work.clone();
         drop(work);
-        assert!(held().contains(&path));
+        assert!(held::all().contains(&path));
         drop(other);
-        assert!(!held().contains(&path) && !path.exists());
-
-        let (one, two) = (hold(&path), hold(&path));
-        drop(one);
-        assert!(held().contains(&path));
-        drop(two);
-        assert!(!held().contains(&path));
+        assert!(!held::all().contains(&path) && !path.exists());
     }
 
     #[tokio::test]

@@ -14,6 +14,7 @@ use banger_store::vms::VmRow;
 
 use crate::crash::Write;
 use crate::error::{Error, chain};
+use crate::held;
 use crate::host::Host;
 use crate::operation::Progress;
 use crate::vm::capability::system_disk;
@@ -37,6 +38,8 @@ pub(crate) async fn renew(
     if let Some(image) = image.filter(|image| *image != row.image) {
         move_to(host, &mut next, image).await?;
     }
+    // Its row names the other one from the transaction on: until it is removed below, it is no garbage.
+    let _held = held::hold(&system_disk::file(row, paths)?);
     let made = async {
         let making = system_disk::create_generation(host, &next, paths);
         match progress {
