@@ -1,21 +1,17 @@
-//! A daemon for tests of the command line: the real server of `banger-api`, with a service behind it whose "machine" is
-//! this host. `exec` runs real processes, copies go to and from memory, operations take as long as they are told.
-//! It behaves like the daemon where the command line can tell, and knows nothing of virtual machines.
+//! What the daemon of these tests knows and does: canned, but for commands, which are real processes.
 
 use std::collections::BTreeMap;
-use std::process::{Output, Stdio};
+use std::process::Stdio;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use banger_api::contract::{Caller, Events, Service, StreamHandler};
-use banger_api::frame::{ExitStatus, Frame, FrameStream};
-use banger_api::server::{Access, Server, bind};
+use banger_api::frame::Frame;
 use banger_api::types::*;
 use banger_api::{ErrorKind, RpcError};
-use bytes::{Bytes, BytesMut};
-use tempfile::TempDir;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
+
+use super::process::exec;
 
 /// What the service has seen and keeps.
 #[derive(Default)]
@@ -34,108 +30,8 @@ pub(crate) struct World {
     pub(crate) samples: Mutex<u64>,
 }
 
-/// A running daemon.
-pub(crate) struct Daemon {
-    pub(crate) world: Arc<World>,
-    directory: TempDir,
-    _runtime: tokio::runtime::Runtime,
-}
-
-impl Daemon {
-    pub(crate) fn start() -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let world = Arc::new(World::default());
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .enable_all()
-            .build()
-            .unwrap();
-        let (listener, bound) = runtime.block_on(async { bind(&directory.path().join("s"), None).unwrap() });
-        let service = Arc::new(Local(world.clone()));
-        runtime.spawn(async move {
-            let _bound = bound;
-            Server::new(Access::of_this_process(None))
-                .serve(listener, service, std::future::pending())
-                .await;
-        });
-        Self {
-            world,
-            directory,
-            _runtime: runtime,
-        }
-    }
-
-    /// A machine that runs.
-    pub(crate) fn add_vm(&self, name: &str) {
-        self.world.vms.lock().unwrap().insert(name.into(), vm(name));
-    }
-
-    /// A machine that runs and carries a label.
-    pub(crate) fn add_labelled(&self, name: &str, key: &str, value: &str) {
-        let mut machine = vm(name);
-        machine.labels.insert(key.into(), value.into());
-        self.world.vms.lock().unwrap().insert(name.into(), machine);
-    }
-
-    pub(crate) fn socket(&self) -> std::path::PathBuf {
-        self.directory.path().join("s")
-    }
-
-    /// The command line, joined to this daemon. Standard input is empty.
-    pub(crate) fn banger(&self, arguments: &[&str]) -> std::process::Command {
-        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_banger"));
-        command
-            .args(arguments)
-            .env_clear()
-            .env("BANGER_SOCKET", self.socket());
-        // Not there: nothing is remembered from one command to the next, and nothing of this host's is touched.
-        command
-            .env("BANGER_RUNTIME_DIR", self.directory.path().join("run"))
-            .env("HOME", self.directory.path())
-            .env("PATH", std::env::var_os("PATH").unwrap());
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        command
-    }
-
-    /// Runs it to its end.
-    pub(crate) fn run(&self, arguments: &[&str]) -> Ended {
-        Ended::from(
-            self.banger(arguments)
-                .spawn()
-                .unwrap()
-                .wait_with_output()
-                .unwrap(),
-        )
-    }
-
-    /// Names of the methods called, in order.
-    pub(crate) fn calls(&self) -> Vec<String> {
-        self.world.calls.lock().unwrap().clone()
-    }
-}
-
-/// How a command ended.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Ended {
-    pub(crate) code: Option<i32>,
-    pub(crate) stdout: String,
-    pub(crate) stderr: String,
-}
-
-impl From<Output> for Ended {
-    fn from(output: Output) -> Self {
-        Self {
-            code: output.status.code(),
-            stdout: String::from_utf8(output.stdout).unwrap(),
-            stderr: String::from_utf8(output.stderr).unwrap(),
-        }
-    }
-}
-
-fn vm(name: &str) -> Vm {
+/// A machine that runs.
+pub(super) fn vm(name: &str) -> Vm {
     let created = "2026-02-01T00:00:00Z".parse().unwrap();
     Vm {
         id: format!("{name:x<10}"),
@@ -168,7 +64,8 @@ fn vm(name: &str) -> Vm {
     }
 }
 
-struct Local(Arc<World>);
+/// The service of one daemon.
+pub(super) struct Local(pub(super) Arc<World>);
 
 impl Local {
     fn find(&self, name: &str) -> Result<Vm, RpcError> {
@@ -635,90 +532,5 @@ impl Service for Local {
                 stream.send(Frame::End).await.ok();
             })
         }))
-    }
-}
-
-/// Joins a process to a stream, as the daemon joins a guest's command.
-async fn exec(stream: FrameStream, mut child: tokio::process::Child) {
-    let (mut reader, mut writer) = stream.split();
-    let pid = i32::try_from(child.id().unwrap()).unwrap();
-    let mut stdin = child.stdin.take();
-    let (frames, mut queue) = mpsc::channel::<Frame>(4);
-    let out = tokio::spawn(pump(child.stdout.take().unwrap(), frames.clone(), Frame::Stdout));
-    let err = tokio::spawn(pump(child.stderr.take().unwrap(), frames.clone(), Frame::Stderr));
-    drop(frames);
-    let (closed, mut gone) = mpsc::channel::<()>(1);
-    let input = tokio::spawn(async move {
-        let _closed = closed;
-        while let Ok(Some(frame)) = reader.next().await {
-            match (frame, &mut stdin) {
-                (Frame::Stdin(bytes), Some(pipe)) => {
-                    if pipe.write_all(&bytes).await.is_err() {
-                        stdin = None;
-                    }
-                }
-                (Frame::StdinEof, _) => stdin = None,
-                (Frame::Signal(number), _) => {
-                    let pid = rustix::process::Pid::from_raw(pid).unwrap();
-                    let signal = rustix::process::Signal::from_named_raw(number).unwrap();
-                    rustix::process::kill_process_group(pid, signal).ok();
-                }
-                (_, _) => {}
-            }
-        }
-    });
-    let output = async {
-        while let Some(frame) = queue.recv().await {
-            if writer.send(frame).await.is_err() {
-                return None;
-            }
-        }
-        child.wait().await.ok()
-    };
-    let status = tokio::select! {
-        status = output => status,
-        _ = gone.recv() => None,
-    };
-    if let Some(status) = status {
-        use std::os::unix::process::ExitStatusExt as _;
-        let status = match (status.code(), status.signal()) {
-            (Some(code), _) => ExitStatus::Code(code),
-            (None, signal) => ExitStatus::Signal(signal.unwrap()),
-        };
-        writer.send(Frame::Exit(status)).await.ok();
-    }
-    for task in [out, err, input] {
-        task.abort();
-    }
-}
-
-async fn pump(
-    mut from: impl tokio::io::AsyncRead + Unpin,
-    to: mpsc::Sender<Frame>,
-    frame: fn(Bytes) -> Frame,
-) {
-    let mut buffer = BytesMut::new();
-    loop {
-        buffer.reserve(64 << 10);
-        match from.read_buf(&mut buffer).await {
-            Ok(0) | Err(_) => return,
-            Ok(_) => {
-                if to.send(frame(buffer.split().freeze())).await.is_err() {
-                    return;
-                }
-            }
-        }
-    }
-}
-
-/// Waits for something to become true; fails loudly when it does not in 20 s.
-pub(crate) fn eventually(what: &str, mut check: impl FnMut() -> bool) {
-    let deadline = std::time::Instant::now() + Duration::from_secs(20);
-    while !check() {
-        assert!(
-            std::time::Instant::now() < deadline,
-            "{what} did not happen in 20 s"
-        );
-        std::thread::sleep(Duration::from_millis(10));
     }
 }
