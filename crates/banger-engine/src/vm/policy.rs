@@ -177,8 +177,9 @@ impl Refusal {
 pub fn decide(state: State, request: Request) -> Decision {
     use Decision::{Done, Preempt, Queue, Refuse, Run};
     match (state, request) {
+        // No VMM runs, but one may be meant to afterwards: a stop waits to see.
         (
-            State::Creating,
+            State::Creating | State::Resetting,
             Request::Start
             | Request::Stop
             | Request::Kill
@@ -189,7 +190,7 @@ pub fn decide(state: State, request: Request) -> Decision {
             | Request::Remove { force: false }
             | Request::Expire,
         ) => Queue,
-        (State::Creating, Request::Remove { force: true }) => Preempt,
+        (State::Creating | State::Resetting, Request::Remove { force: true }) => Preempt,
 
         (
             State::Stopped | State::Failed,
@@ -261,21 +262,6 @@ pub fn decide(state: State, request: Request) -> Decision {
             | Request::Expire,
         ) => Queue,
         (State::Stopping, Request::Kill | Request::Remove { force: true }) => Preempt,
-
-        // No VMM runs, but one may be meant to afterwards: a stop waits to see.
-        (
-            State::Resetting,
-            Request::Start
-            | Request::Stop
-            | Request::Kill
-            | Request::Restart
-            | Request::Reset { .. }
-            | Request::Set
-            | Request::Rename
-            | Request::Remove { force: false }
-            | Request::Expire,
-        ) => Queue,
-        (State::Resetting, Request::Remove { force: true }) => Preempt,
 
         (State::Removing, Request::Remove { .. }) => Queue,
         (State::Removing, Request::Expire) => Done,
