@@ -86,16 +86,22 @@ fn wrap(line: &str, indent: usize) -> String {
     text
 }
 
-/// Checks of a machine, for tests of how they are printed.
+/// A check, for tests of how they are printed.
 #[cfg(test)]
-pub(crate) fn examples() -> Vec<Check> {
-    let check = |group: &str, name: &str, state, reason: &str, fix: Option<&str>| Check {
+pub(crate) fn example(group: &str, name: &str, state: CheckState, reason: &str, fix: Option<&str>) -> Check {
+    Check {
         group: group.into(),
         name: name.into(),
         state,
         reason: reason.into(),
         fix: fix.map(Into::into),
-    };
+    }
+}
+
+/// Checks of a machine, likewise.
+#[cfg(test)]
+pub(crate) fn examples() -> Vec<Check> {
+    use example as check;
     vec![
         check("system disk", "image", CheckState::Ok, "debian, 370MiB", None),
         check(
@@ -122,13 +128,9 @@ mod tests {
     #[test]
     fn long_reasons_go_on_below_themselves() {
         let places: Vec<String> = (0..12).map(|n| format!("/some/where/{n}")).collect();
-        let check = Check {
-            group: "vmm".into(),
-            name: "firecracker".into(),
-            state: CheckState::Warning,
-            reason: format!("firecracker was not found in {}", places.join(", ")),
-            fix: Some("put it on PATH".into()),
-        };
+        let reason = format!("firecracker was not found in {}", places.join(", "));
+        let fix = Some("put it on PATH");
+        let check = example("vmm", "firecracker", CheckState::Warning, &reason, fix);
         let text = section("vmm", &[check]);
         assert!(text.lines().all(|line| line.chars().count() <= COLUMNS), "{text}");
         let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();

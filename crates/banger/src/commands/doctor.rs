@@ -87,17 +87,12 @@ fn plural(count: usize, word: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use crate::checks::example as check;
+
     use super::*;
 
     #[test]
     fn grouped_with_fixes() {
-        let check = |group: &str, name: &str, state, reason: &str, fix: Option<&str>| Check {
-            group: group.into(),
-            name: name.into(),
-            state,
-            reason: reason.into(),
-            fix: fix.map(Into::into),
-        };
         let report = DoctorReport {
             checks: vec![
                 check("host", "cpu", CheckState::Ok, "x86_64", None),
