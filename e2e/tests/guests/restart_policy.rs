@@ -29,6 +29,16 @@ fn kill_vmm(daemon: &Daemon, vm: &str) {
     e2e::processes::kill(&vmm);
 }
 
+/// It is in that state, and nothing will start it again by itself.
+#[track_caller]
+fn assert_rests(shown: &Value, state: &str) {
+    assert_eq!(
+        (&shown["state"], &shown["restarts_at"]),
+        (&state.into(), &Value::Null),
+        "{shown:#}"
+    );
+}
+
 fn is_again(times: u64) -> impl Fn(&Value) -> bool {
     move |shown| shown["state"] == "running" && shown["restarts"] == times
 }
@@ -65,20 +75,12 @@ fn what_dies_is_started_again_ever_later_until_somebody_stops_it() {
     kill_vmm(&daemon, "dies");
     wait_until(&daemon, "dies", |shown| !shown["restarts_at"].is_null());
     guest.banger("stop").ok();
-    let stopped = guest.show();
-    assert_eq!(
-        (&stopped["state"], &stopped["restarts_at"]),
-        (&"failed".into(), &Value::Null)
-    );
+    assert_rests(&guest.show(), "failed");
     assert!(daemon.machine_processes().is_empty());
     guest.banger("start").ok();
     assert_eq!(guest.show()["restarts"], 0);
     guest.banger("stop").ok();
-    let stopped = guest.show();
-    assert_eq!(
-        (&stopped["state"], &stopped["restarts_at"]),
-        (&"stopped".into(), &Value::Null)
-    );
+    assert_rests(&guest.show(), "stopped");
     daemon.finish();
 }
 
@@ -91,10 +93,8 @@ fn a_shutdown_from_within_is_no_failure() {
     // The command's connection breaks with its guest.
     guest.exec(["reboot", "-f"]).fails(125);
     let ended = wait_until(&daemon, "leaves", |shown| shown["state"] == "stopped");
-    assert_eq!(
-        (&ended["restarts_at"], &ended["failure"]),
-        (&Value::Null, &Value::Null)
-    );
+    assert_rests(&ended, "stopped");
+    assert_eq!(ended["failure"], Value::Null);
 
     guest.banger("set").args(["--restart", "always"]).ok();
     guest.banger("start").ok();
@@ -102,11 +102,7 @@ fn a_shutdown_from_within_is_no_failure() {
     wait_until(&daemon, "leaves", is_again(1));
     // Stopped by somebody, it stays so.
     guest.banger("stop").ok();
-    let stopped = guest.show();
-    assert_eq!(
-        (&stopped["state"], &stopped["restarts_at"]),
-        (&"stopped".into(), &Value::Null)
-    );
+    assert_rests(&guest.show(), "stopped");
     daemon.finish();
 }
 
