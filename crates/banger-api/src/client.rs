@@ -198,7 +198,7 @@ impl Client {
             // A daemon that turns us away says why before it closes.
             Err(source) => match connection.answer(method).await {
                 Err(ClientError::Rpc(error)) => Err(ClientError::Rpc(error)),
-                Ok(_) | Err(_) => Err(ClientError::Broken { method, source }),
+                Ok(_) | Err(_) => Err(broken(method, source)),
             },
         }
     }
@@ -319,11 +319,8 @@ impl Connection {
         match self.lines.next().await {
             Ok(Line::Text(line)) => Ok(line),
             Ok(Line::TooLong | Line::Endless) => Err(protocol(method, "it is longer than 64 MiB")),
-            Ok(Line::End) => {
-                let source = io::Error::new(io::ErrorKind::UnexpectedEof, "the daemon closed the connection");
-                Err(ClientError::Broken { method, source })
-            }
-            Err(source) => Err(ClientError::Broken { method, source }),
+            Ok(Line::End) => Err(broken(method, io::ErrorKind::UnexpectedEof.into())),
+            Err(source) => Err(broken(method, source)),
         }
     }
 
@@ -369,6 +366,19 @@ fn request_line<P: Serialize>(method: &'static str, params: &P) -> Result<Vec<u8
 
 fn parse_result<R: DeserializeOwned>(method: &'static str, result: &RawValue) -> Result<R, ClientError> {
     serde_json::from_str(result.get()).map_err(|e| protocol(method, e))
+}
+
+/// A connection that ended, in words that do not depend on what the daemon had yet to read when it did (a socket that is
+/// closed with unread data in it resets its peer, unix(7)).
+fn broken(method: &'static str, source: io::Error) -> ClientError {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    let kind = source.kind();
+    let source = if [BrokenPipe, ConnectionReset, UnexpectedEof].contains(&kind) {
+        io::Error::new(kind, "the daemon closed the connection")
+    } else {
+        source
+    };
+    ClientError::Broken { method, source }
 }
 
 fn protocol(method: &'static str, problem: impl std::fmt::Display) -> ClientError {
