@@ -19,11 +19,19 @@ const PLACES: [(&str, &str); 4] = [
     ("vhost-device-vsock", "libexec/banger/vhost-device-vsock"),
 ];
 
+/// The documented defaults, below the prefix as in a release. Read by people alone.
+const DEFAULTS: &str = "share/banger/config.default.toml";
+
+/// Directories of an installation's own, below the prefix.
+const DIRECTORIES: [&str; 2] = ["libexec/banger", "share/banger"];
+
 /// What a file of the installation is made of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Content {
     /// A copy of a program.
     Program(PathBuf),
+    /// A copy of a file that is read.
+    Data(PathBuf),
     /// A unit file's text.
     Text(String),
 }
@@ -43,15 +51,15 @@ pub(crate) enum Put {
     Unchanged,
 }
 
-/// The programs of the release that this process belongs to, and where they go.
-pub(crate) fn programs(prefix: &Path) -> Result<Vec<InstallFile>, CliError> {
+/// The files of the release that this process belongs to, and where they go.
+pub(crate) fn release(prefix: &Path) -> Result<Vec<InstallFile>, CliError> {
     let client = std::env::current_exe()
         .map_err(|error| CliError::general(format!("failed to find this program: {error}")))?;
     let daemon = spawn::find_program()?;
-    programs_of(prefix, &client, &daemon)
+    release_of(prefix, &client, &daemon)
 }
 
-fn programs_of(prefix: &Path, client: &Path, daemon: &Path) -> Result<Vec<InstallFile>, CliError> {
+fn release_of(prefix: &Path, client: &Path, daemon: &Path) -> Result<Vec<InstallFile>, CliError> {
     let bin = daemon.parent().unwrap_or(Path::new("/"));
     let release = bin.parent().unwrap_or(bin);
     let places = [release.join("libexec/banger"), bin.to_owned()];
@@ -76,7 +84,7 @@ fn programs_of(prefix: &Path, client: &Path, daemon: &Path) -> Result<Vec<Instal
             None => {}
         }
     }
-    Ok(sources
+    let mut files: Vec<InstallFile> = sources
         .into_iter()
         .filter_map(|(name, source)| {
             let (_, place) = PLACES.into_iter().find(|(known, _)| *known == name)?;
@@ -85,13 +93,23 @@ fn programs_of(prefix: &Path, client: &Path, daemon: &Path) -> Result<Vec<Instal
                 content: Content::Program(source),
             })
         })
-        .collect())
+        .collect();
+    // A build that was never staged has none, and runs without.
+    let defaults = release.join(DEFAULTS);
+    if defaults.is_file() {
+        files.push(InstallFile {
+            path: prefix.join(DEFAULTS),
+            content: Content::Data(defaults),
+        });
+    }
+    Ok(files)
 }
 
 /// Everything that an installation may have put under a prefix: files, then directories of its own.
-pub(crate) fn below(prefix: &Path) -> (Vec<PathBuf>, PathBuf) {
-    let files = PLACES.into_iter().map(|(_, place)| prefix.join(place)).collect();
-    (files, prefix.join("libexec/banger"))
+pub(crate) fn below(prefix: &Path) -> (Vec<PathBuf>, [PathBuf; 2]) {
+    let programs = PLACES.into_iter().map(|(_, place)| place);
+    let files = programs.chain([DEFAULTS]).map(|place| prefix.join(place));
+    (files.collect(), DIRECTORIES.map(|place| prefix.join(place)))
 }
 
 /// Puts a file in its place, whole or not at all: a program that runs is replaced, not written to.
@@ -102,16 +120,17 @@ pub(crate) fn put(file: &InstallFile) -> Result<Put, CliError> {
             format!("failed to write {}: {}", file.path.display(), chain(&error)),
         )
     };
+    let open = |source: &Path| {
+        File::open(source).map(Source::File).map_err(|error| {
+            CliError::new(
+                Kind::of_io(&error),
+                format!("failed to read {}: {error}", source.display()),
+            )
+        })
+    };
     let (mode, mut source) = match &file.content {
-        Content::Program(source) => (
-            0o755,
-            File::open(source).map(Source::File).map_err(|error| {
-                CliError::new(
-                    Kind::of_io(&error),
-                    format!("failed to read {}: {error}", source.display()),
-                )
-            })?,
-        ),
+        Content::Program(source) => (0o755, open(source)?),
+        Content::Data(source) => (0o644, open(source)?),
         Content::Text(text) => (0o644, Source::Text(text.as_bytes())),
     };
     if is_same(&file.path, mode, &mut source).map_err(failed)? {
@@ -235,7 +254,7 @@ mod tests {
         for directory in ["bin", "libexec/banger"] {
             fs::create_dir_all(at(directory)).unwrap();
         }
-        let find = || programs_of(Path::new("/p"), &at("bin/banger"), &at("bin/bangerd"));
+        let find = || release_of(Path::new("/p"), &at("bin/banger"), &at("bin/bangerd"));
         let error = find().unwrap_err();
         assert!(
             error.message.contains("banger-agent") && error.details.len() == 2,
@@ -250,6 +269,36 @@ mod tests {
         ];
         assert_eq!(paths(find().unwrap()), expected.map(PathBuf::from));
         fs::write(at("libexec/banger/vhost-device-vsock"), "").unwrap();
-        assert_eq!(paths(find().unwrap()), below(Path::new("/p")).0);
+        fs::create_dir_all(at("share/banger")).unwrap();
+        fs::write(at("share/banger/config.default.toml"), "").unwrap();
+        let files = find().unwrap();
+        assert_eq!(
+            files.last().unwrap(),
+            &InstallFile {
+                path: "/p/share/banger/config.default.toml".into(),
+                content: Content::Data(at("share/banger/config.default.toml")),
+            }
+        );
+        // What is put there is what is removed, and no directory of its own is left.
+        let (all, own) = below(Path::new("/p"));
+        assert_eq!(paths(files), all);
+        let not_own = |path: &&PathBuf| !own.iter().any(|own| path.parent() == Some(own));
+        let shared: Vec<&PathBuf> = all.iter().filter(not_own).collect();
+        assert_eq!(shared, [Path::new("/p/bin/banger"), Path::new("/p/bin/bangerd")]);
+    }
+
+    #[test]
+    fn what_is_read_is_no_program() {
+        let directory = tempfile::tempdir().unwrap();
+        let source = directory.path().join("source");
+        fs::write(&source, "# a key\n").unwrap();
+        let file = InstallFile {
+            path: directory.path().join("share/file"),
+            content: Content::Data(source),
+        };
+        assert_eq!(put(&file).unwrap(), Put::Written);
+        let mode = fs::metadata(&file.path).unwrap().permissions().mode() & 0o7777;
+        assert_eq!(mode, 0o644);
+        assert_eq!(fs::read_to_string(&file.path).unwrap(), "# a key\n");
     }
 }

@@ -31,7 +31,7 @@ pub(crate) struct Install {
     /// Install for this user only, with the user's own service manager
     #[arg(long)]
     user: bool,
-    /// Where programs go: PREFIX/bin and PREFIX/libexec/banger [default: /usr/local, for a user ~/.local]
+    /// Where the release goes: PREFIX/bin, PREFIX/libexec/banger, PREFIX/share/banger [default: /usr/local, for a user ~/.local]
     #[arg(long, value_name = "DIR")]
     prefix: Option<PathBuf>,
     /// Only print what would be written and run
@@ -94,7 +94,7 @@ impl Install {
 
 /// What is written, programs first.
 fn plan(scope: Scope, prefix: &Path, state: Option<&Path>) -> Result<Vec<InstallFile>, CliError> {
-    let mut files = files::programs(prefix)?;
+    let mut files = files::release(prefix)?;
     let directory = scope.unit_directory()?;
     let unit = |name: &str, text: String| InstallFile {
         path: directory.join(name),
@@ -114,7 +114,9 @@ fn describe(scope: Scope, files: &[InstallFile], start: bool) -> String {
     for file in files {
         let path = file.path.display();
         match &file.content {
-            Content::Program(source) => text.push_str(&format!("copy {} to {path}\n", source.display())),
+            Content::Program(source) | Content::Data(source) => {
+                text.push_str(&format!("copy {} to {path}\n", source.display()));
+            }
             Content::Text(content) => {
                 text.push_str(&format!("write {path}:\n"));
                 for line in content.lines() {

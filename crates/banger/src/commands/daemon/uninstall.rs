@@ -134,11 +134,11 @@ async fn running(context: &Context) -> Result<Option<Vec<String>>, CliError> {
 /// Removes units and programs; directories only where they are ours and nothing else is in them.
 fn remove_files(installed: &Installed) -> Result<(), CliError> {
     let mut paths = vec![installed.unit.with_file_name(MACHINES)];
-    let mut own = None;
+    let mut own = Vec::new();
     if let Some(prefix) = installed.prefix() {
-        let (programs, directory) = files::below(prefix);
-        paths.extend(programs);
-        own = Some(directory);
+        let (files, directories) = files::below(prefix);
+        paths.extend(files);
+        own.extend(directories);
     }
     // Last, because it says where the others are: an uninstallation that failed can be run again.
     paths.push(installed.unit.clone());
@@ -147,9 +147,9 @@ fn remove_files(installed: &Installed) -> Result<(), CliError> {
             stdio::print(&format!("{}\n", path.display()))?;
         }
     }
-    if let Some(own) = own {
+    for directory in own {
         // Something else may be in it.
-        std::fs::remove_dir(own).ok();
+        std::fs::remove_dir(directory).ok();
     }
     Ok(())
 }
