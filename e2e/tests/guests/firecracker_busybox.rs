@@ -6,6 +6,8 @@ use std::time::Duration;
 use e2e::state::{TESTBED_IMAGE, TESTBED_KERNEL};
 use e2e::{Daemon, Guest, Settings, Testbed};
 
+use crate::set::{change, set, size};
+
 const SMALL: [&str; 4] = ["--vcpus", "1", "--memory", "128M"];
 
 fn daemon(bed: &Testbed) -> Option<Daemon> {
@@ -92,6 +94,41 @@ fn a_life_from_create_to_rm() {
     daemon.banger(["vm", "stop", "fc"]).ok();
     let shown = daemon.banger(["vm", "show", "fc", "--output", "json"]).json();
     assert_eq!(shown["state"], "stopped", "{shown:#}");
+    daemon.finish();
+}
+
+/// Firecracker is told of the longer file (`PATCH /drives`), its guest's kernel takes the new size, the agent grows the
+/// file system: none of it needs a stop.
+#[test]
+fn disks_grow_under_a_guest() {
+    let Some(bed) = Testbed::find() else { return };
+    let Some(daemon) = daemon(&bed) else { return };
+    let disks = ["--disk", "128M", "--work-disk", "32M"];
+    let guest = Guest::start_with(&daemon, "fc", TESTBED_IMAGE, &[&SMALL[..], &disks].concat());
+    let vmm = guest.vmm_pid();
+    assert!(size(&guest, "/") < 128 && size(&guest, "/root") < 32);
+    guest.sh(
+        "echo kept > /etc/kept; echo kept > /root/kept; cat /proc/sys/kernel/random/boot_id > /root/boot",
+    );
+
+    let answer = set(&guest, &["--disk", "256M", "--work-disk", "96M"]);
+    assert_eq!(
+        change(&answer, "disk"),
+        ("128 MiB", "256 MiB", "now"),
+        "{answer:#}"
+    );
+    assert_eq!(
+        change(&answer, "work_disk"),
+        ("32 MiB", "96 MiB", "now"),
+        "{answer:#}"
+    );
+    assert!(answer["vm"]["pending"].is_null(), "{answer:#}");
+    assert!(size(&guest, "/") > 200 && size(&guest, "/root") > 70);
+    // There is room behind the figures, and what was there is there still, in the same boot.
+    guest.sh("fallocate -l 140M /var/large && fallocate -l 40M /root/large && sync");
+    assert_eq!(guest.sh("cat /etc/kept /root/kept"), "kept\nkept");
+    guest.sh("cmp /root/boot /proc/sys/kernel/random/boot_id");
+    assert_eq!(guest.vmm_pid(), vmm);
     daemon.finish();
 }
 

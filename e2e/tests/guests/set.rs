@@ -4,7 +4,7 @@ use e2e::{Daemon, Guest, Settings, Testbed};
 use serde_json::{Value, json};
 
 /// `vm set` with JSON output.
-fn set(guest: &Guest<'_>, options: &[&str]) -> Value {
+pub(crate) fn set(guest: &Guest<'_>, options: &[&str]) -> Value {
     guest
         .banger("set")
         .args(options)
@@ -13,12 +13,22 @@ fn set(guest: &Guest<'_>, options: &[&str]) -> Value {
 }
 
 /// What an answer says of a setting: from, to, when.
-fn change<'a>(answer: &'a Value, setting: &str) -> (&'a str, &'a str, &'a str) {
+pub(crate) fn change<'a>(answer: &'a Value, setting: &str) -> (&'a str, &'a str, &'a str) {
     let changes = answer["changes"].as_array().expect("changes");
     let change = changes.iter().find(|change| change["setting"] == setting);
     let change = change.unwrap_or_else(|| panic!("no {setting} in {answer:#}"));
     let text = |key: &str| change[key].as_str().expect("a text");
     (text("from"), text("to"), text("applies"))
+}
+
+/// MiB of the file system that is mounted there in the guest.
+pub(crate) fn size(guest: &Guest<'_>, mount: &str) -> u64 {
+    let df = guest.sh(&format!("df -k {mount} | tail -n 1"));
+    let kib = df
+        .split_whitespace()
+        .nth(1)
+        .and_then(|kib| kib.parse::<u64>().ok());
+    kib.unwrap_or_else(|| panic!("{df}")) >> 10
 }
 
 #[test]
@@ -114,14 +124,6 @@ fn what_cannot_be_set_is_refused_whole_and_says_the_way_out() {
 fn a_disk_grows_under_a_guest_and_at_the_next_start() {
     let Some(bed) = Testbed::find() else { return };
     let daemon = Daemon::start(&bed, Settings::prepared());
-    let size = |guest: &Guest<'_>, path: &str| -> u64 {
-        let df = guest.sh(&format!("df -k {path} | tail -1"));
-        let kib = df
-            .split_whitespace()
-            .nth(1)
-            .and_then(|kib| kib.parse::<u64>().ok());
-        kib.unwrap_or_else(|| panic!("{df}")) >> 10
-    };
     let guest = Guest::start_with(
         &daemon,
         "grows",
