@@ -128,10 +128,11 @@ async fn take_up(scene: &Scene<'_>, row: VmRow, tally: &mut Tally) {
         Phase::Running(running) | Phase::Stopping(running) => match adopt(host, &row, &running).await {
             Ok((machine, guest)) => {
                 tally.adopted += 1;
-                let next = Phase::Running(Running {
-                    with: running.with.clone().or_else(|| Some(RanWith::of(&row))),
-                    ..running
-                });
+                let with = running.with.clone().or_else(|| Some(RanWith::of(&row)));
+                let run = Running { with, ..running };
+                // Of one that was being stopped, the task goes on with that.
+                let stopping = matches!(phase, Phase::Stopping(_));
+                let next = if stopping { Phase::Stopping } else { Phase::Running }(run);
                 scene.keep(&row, &phase, &next).await;
                 task::spawn(host.clone(), machines, row, Begin::Adopted(next, machine, guest));
                 return;

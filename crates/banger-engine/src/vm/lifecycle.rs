@@ -30,6 +30,8 @@ use crate::vm::state::{Paths, Running, vmm_kind};
 
 /// How long the first connection to an agent that has said hello may take.
 const CONNECTING: Duration = Duration::from_secs(10);
+/// How long a VMM may take to end whose guest is at its very end.
+const ENDING: Duration = Duration::from_millis(500);
 /// One attempt of the guest to say hello, once it is connected.
 const HELLO: Duration = Duration::from_secs(5);
 
@@ -281,11 +283,13 @@ pub(crate) fn has_ended(error: &Error) -> bool {
 }
 
 /// Asks the guest to stop and waits for its end. An error says, for people, why it must be forced. Dropping this takes
-/// nothing back: a guest that has agreed goes down all the same.
+/// nothing back: a guest that has agreed goes down all the same. One that was asked before (`again`) may have come so far
+/// that its agent does not answer: it has its time all the same.
 pub(crate) async fn ask_to_stop(
     machine: &dyn Machine,
     guest: &AgentClient,
     timeout: Duration,
+    again: bool,
 ) -> Result<(), String> {
     let began = Instant::now();
     match guest
@@ -302,7 +306,12 @@ pub(crate) async fn ask_to_stop(
         }
         Err(e) => {
             // The machine may be ending this very moment, which breaks the connection.
-            let ended = tokio::time::timeout(Duration::from_millis(500), machine.exited()).await;
+            let left = if again {
+                timeout.saturating_sub(began.elapsed())
+            } else {
+                ENDING
+            };
+            let ended = tokio::time::timeout(left, machine.exited()).await;
             ended.map(drop).map_err(|_| {
                 let why = crate::error::chain(&e);
                 format!("its agent did not take the request and it was forced: {why}")

@@ -21,11 +21,12 @@ use crate::vm::capability::system_disk;
 use crate::vm::machines::phase_text;
 use crate::vm::state::{Paths, Phase};
 
-/// Renews the system disk of a machine that does not run; gives the row as it is since. On an error the row and its disk
-/// are as they were. May be dropped anywhere.
+/// Renews the system disk of a machine that does not run; gives the row as it is since, which has then that phase. On an
+/// error the row and its disk are as they were. May be dropped anywhere.
 pub(crate) async fn renew(
     host: &Arc<Host>,
     row: &VmRow,
+    after: &Phase,
     image: Option<&str>,
     paths: &Paths,
     progress: Option<&Progress>,
@@ -46,7 +47,7 @@ pub(crate) async fn renew(
             Some(progress) => progress.or_cancelled(making).await,
             None => making.await,
         }?;
-        let (kept, phase) = (next.clone(), phase_text(&Phase::Stopped)?);
+        let (kept, phase) = (next.clone(), phase_text(after)?);
         host.store
             .write(Write::VmReset, move |tx| {
                 banger_store::vms::update(tx, &kept)?;

@@ -91,7 +91,7 @@ pub(crate) enum Begin {
     },
     /// One that rests, or is to be started by itself.
     Resting(Phase),
-    /// One that an earlier daemon left running.
+    /// One that an earlier daemon left running, or in the middle of being stopped, which then goes on.
     Adopted(Phase, Arc<dyn Machine>, AgentClient),
     /// One that is to be removed.
     Remove,
@@ -184,6 +184,8 @@ pub(crate) fn spawn(host: Arc<Host>, machines: &Machines, row: VmRow, begin: Beg
         } => task.begin_create(progress, reply, start),
         Begin::Remove => task.begin_remove(None, Terms::default()),
         Begin::Resting(_) => task.wait_for_turn(),
+        // Somebody asked for its end, and was not told of another decision since.
+        Begin::Adopted(Phase::Stopping(_), ..) => task.go_on_stopping(),
         Begin::Adopted(..) => {}
     }
     // In the table before the task runs, which may take it out again at once.

@@ -27,8 +27,13 @@ pub(super) enum Outcome {
     Reset(Result<Box<VmRow>, Error>),
     /// Disks of a machine that runs have grown, as far as each change says, to the sizes given.
     Grown(Vec<Change>, Grown),
-    /// The machine ended by itself; the run is collected.
-    Ended(Ending, Result<(), Error>),
+    /// The machine ended by itself, or, where `asked`, as it was asked to by a stop that this task does not wait for any
+    /// more; the run is collected.
+    Ended {
+        ending: Ending,
+        asked: bool,
+        collected: Result<(), Error>,
+    },
     Removed(Result<(), Error>),
 }
 
@@ -45,6 +50,8 @@ enum Next {
     Settle(Phase, Answer),
     /// It stands so, and the row says so.
     Settled(Phase),
+    /// It stands so until the next step; the row says what is to become of it should the daemon die.
+    Passing(Phase),
     /// Its run has ended, and with it the machine.
     Gone(Answer),
     /// Nothing of it may stay: why.
@@ -72,6 +79,7 @@ impl Task {
         self.guest = None;
         // A change that was on its way into the guest comes with the next start.
         let changing = self.work.take();
+        let asked = matches!(self.phase, Phase::Stopping(_));
         if let Some(running) = self.phase.running().cloned() {
             self.publish(Phase::Stopping(running));
         }
@@ -84,7 +92,14 @@ impl Task {
             caller.answer(Ok(changes));
         }
         let (host, run) = (self.host.clone(), Owner::Run(self.row.id.clone()));
-        let future = Box::pin(async move { Outcome::Ended(ending, host.ledger.collect(&run).await) });
+        let future = Box::pin(async move {
+            let collected = host.ledger.collect(&run).await;
+            Outcome::Ended {
+                ending,
+                asked,
+                collected,
+            }
+        });
         self.work(None, super::Terms::default(), &[], future);
     }
 
@@ -121,8 +136,15 @@ impl Task {
                 self.publish(phase);
                 return self.proceed(caller, terms, rest).await;
             }
+            Next::Passing(phase) => {
+                self.publish(phase);
+                return self.proceed(caller, terms, rest).await;
+            }
             Next::Gone(answer) => {
                 if let Some(caller) = caller.take() {
+                    if let (Err(_), Some(progress)) = (&answer, &caller.progress) {
+                        progress.notice("the machine is removed, as it was to be when its run ends");
+                    }
                     caller.answer(answer);
                 }
                 self.begin_remove(None, terms);
@@ -145,8 +167,7 @@ impl Task {
                     self.begin_remove(Some(caller), terms);
                 } else {
                     caller.answer(Err(Error::Cancelled));
-                    // Only what had to be stopped for it has steps to come: its run has ended.
-                    if self.row.ephemeral {
+                    if self.is_spent() {
                         self.begin_remove(None, terms);
                     }
                 }
@@ -176,7 +197,7 @@ impl Task {
         match outcome {
             Outcome::Created(Ok(())) if rest.is_empty() => Next::Settle(Phase::Stopped, DONE),
             // To be started as well: until it has been, its creator was promised nothing, and the row says so.
-            Outcome::Created(Ok(())) => Next::Settled(Phase::Creating),
+            Outcome::Created(Ok(())) => Next::Passing(Phase::Creating),
             Outcome::Created(Err(e)) => Next::Undo(e),
 
             Outcome::Started(Ok(started)) => {
@@ -195,6 +216,7 @@ impl Task {
                 Next::Settle(Phase::Running(running), DONE)
             }
             Outcome::Started(Err(e)) if creating => Next::Undo(e),
+            Outcome::Started(Err(e)) if self.is_spent() => Next::Gone(Err(e)),
             Outcome::Started(Err(e)) if automatic => self.start_failed(e),
             Outcome::Started(Err(e @ Error::Cancelled)) => Next::Settle(Phase::Stopped, Err(e)),
             // A start that the host is not ready for has touched nothing and changes nothing.
@@ -207,11 +229,10 @@ impl Task {
                 self.machine = None;
                 self.guest = None;
                 // A start that was broken off was no run: only the end of one takes the machine with it.
-                let ran = self.phase.running().is_some();
-                if ran && self.row.ephemeral && rest.is_empty() {
-                    Next::Gone(DONE)
-                } else {
-                    Next::Settle(Phase::Stopped, DONE)
+                match (self.is_spent(), rest.is_empty()) {
+                    (true, true) => Next::Gone(DONE),
+                    (true, false) => Next::Passing(Phase::Stopped),
+                    (false, _) => Next::Settle(Phase::Stopped, DONE),
                 }
             }
             Outcome::Stopped(Err(e)) => {
@@ -222,16 +243,27 @@ impl Task {
                 Next::Settle(phase, Err(e))
             }
             Outcome::StopCancelled => {
+                // Nobody takes it back by ending the daemon: the next one goes on with it.
+                let next = if self.host.operations.is_closing() {
+                    Phase::Stopping
+                } else {
+                    Phase::Running
+                };
                 let running = self.phase.running().cloned();
-                let phase = running.map_or(Phase::Stopped, Phase::Running);
+                let phase = running.map_or(Phase::Stopped, next);
                 Next::Settle(phase, Err(Error::Cancelled))
             }
 
             Outcome::Reset(Ok(row)) => {
                 self.row = *row;
                 self.show_row();
-                Next::Settled(Phase::Stopped)
+                if self.is_spent() {
+                    Next::Passing(Phase::Stopped)
+                } else {
+                    Next::Settled(Phase::Stopped)
+                }
             }
+            Outcome::Reset(Err(e)) if self.is_spent() => Next::Gone(Err(e)),
             Outcome::Reset(Err(e)) => Next::Settle(self.before.clone(), Err(e)),
 
             Outcome::Grown(changes, grown) => {
@@ -245,11 +277,15 @@ impl Task {
                 Next::Settle(Phase::Running(running), Ok(changes))
             }
 
-            Outcome::Ended(ending, collected) => {
+            Outcome::Ended {
+                ending,
+                asked,
+                collected,
+            } => {
                 if let Err(e) = &collected {
                     tracing::error!(vm = self.row.name, error = chain(e), "left after a run");
                 }
-                self.ended(ending, collected)
+                self.ended(ending, asked, collected)
             }
 
             Outcome::Removed(Ok(())) => match self.undoing.take() {
@@ -265,6 +301,12 @@ impl Task {
         }
     }
 
+    /// Whether its run is over or ending, and the machine with it, whatever fails meanwhile: an ephemeral one of which the row
+    /// still says that it runs. A start that was no run leaves it alone.
+    pub(super) fn is_spent(&self) -> bool {
+        self.row.ephemeral && self.kept.running().is_some()
+    }
+
     /// Whether the VMM is there. One that is not is forgotten, so that its end is not taken for one by itself.
     fn still_runs(&mut self) -> bool {
         let ended =
@@ -276,12 +318,12 @@ impl Task {
         self.machine.is_some()
     }
 
-    /// A run ended that nobody ended.
-    fn ended(&self, ending: Ending, collected: Result<(), Error>) -> Next {
+    /// A run ended by itself.
+    fn ended(&self, ending: Ending, asked: bool, collected: Result<(), Error>) -> Next {
         let failure = match (ending, collected) {
-            (Ending::Bad(failure), _) => Some(failure),
-            (Ending::Orderly, Err(e)) => Some(Failure::of(&e)),
-            (Ending::Orderly, Ok(())) => None,
+            (Ending::Bad(failure), _) if !asked => Some(failure),
+            (Ending::Bad(_) | Ending::Orderly, Err(e)) => Some(Failure::of(&e)),
+            (Ending::Bad(_) | Ending::Orderly, Ok(())) => None,
         };
         let run = self.phase.running();
         let due = Due {
@@ -290,7 +332,7 @@ impl Task {
             restarts: run.map_or(0, |run| run.restarts),
             streak: run.map_or(0, |run| run.streak),
         };
-        if Restart::of(&self.row.restart).wants(due.failure.is_some()) {
+        if !asked && Restart::of(&self.row.restart).wants(due.failure.is_some()) {
             let due = due.after(self.up_since.elapsed());
             return Next::Settle(Phase::Due(due), DONE);
         }

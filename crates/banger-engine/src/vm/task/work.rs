@@ -16,6 +16,18 @@ use crate::vm::policy::Step;
 use crate::vm::state::Phase;
 use crate::vm::{lifecycle, reset};
 
+/// What is to be known when a stop is taken back.
+const ASKED_ALREADY: &str = "the guest has been asked to shut down already and may still do so";
+
+/// How a run is brought to its end.
+#[derive(Debug, Clone, Copy)]
+struct Stop {
+    /// From asking the guest to forcing it; zero asks nobody.
+    timeout: Duration,
+    /// The guest may have been asked before.
+    again: bool,
+}
+
 impl Task {
     /// Begins the first of these steps; whoever asked is answered when there is none left.
     pub(super) async fn step(&mut self, caller: Option<Caller>, terms: Terms, steps: &'static [Step]) {
@@ -69,24 +81,21 @@ impl Task {
             return;
         };
         self.before = self.phase.clone();
-        match self.kept {
+        let said = match self.kept {
             // The row says what is to become of this should the daemon die: undone, or started by the next one.
-            Phase::Creating | Phase::Due(_) => self.publish(Phase::Starting),
+            Phase::Creating | Phase::Due(_) => true,
+            // Removed.
+            Phase::Running(_) | Phase::Stopping(_) => self.is_spent(),
             // Known before anything exists: without this row a daemon that dies now would find a run nobody wanted.
-            Phase::Stopped
-            | Phase::Starting
-            | Phase::Running(_)
-            | Phase::Stopping(_)
-            | Phase::Resetting
-            | Phase::Failed(_)
-            | Phase::Removing => {
-                if let Err(e) = self.enter(Phase::Starting).await {
-                    if let Some(caller) = caller {
-                        caller.answer(Err(e));
-                    }
-                    return;
-                }
+            Phase::Stopped | Phase::Starting | Phase::Resetting | Phase::Failed(_) | Phase::Removing => false,
+        };
+        if said {
+            self.publish(Phase::Starting);
+        } else if let Err(e) = self.enter(Phase::Starting).await {
+            if let Some(caller) = caller {
+                caller.answer(Err(e));
             }
+            return;
         }
         let (host, row, paths) = (self.host.clone(), self.row.clone(), self.paths.clone());
         let timeout = terms.start_timeout.unwrap_or(host.settings.vm.start_timeout);
@@ -121,20 +130,41 @@ impl Task {
         if let Some(running) = self.phase.running().cloned() {
             self.settle(Phase::Stopping(running)).await;
         }
-        let host = self.host.clone();
-        let (id, name) = (self.row.id.clone(), self.row.name.clone());
-        let (machine, guest) = (self.machine.clone(), self.guest.clone());
         let timeout = if at_once {
             Duration::ZERO
         } else {
-            terms.stop_timeout.unwrap_or(host.settings.vm.stop_timeout)
+            terms.stop_timeout.unwrap_or(self.host.settings.vm.stop_timeout)
         };
+        self.bring_down(
+            caller,
+            terms,
+            rest,
+            Stop {
+                timeout,
+                again: false,
+            },
+        );
+    }
+
+    /// Asks once more for the end that an earlier daemon was asked for. What that one's client wanted afterwards, if it was a
+    /// restart or a reset, ended with its operation.
+    pub(super) fn go_on_stopping(&mut self) {
+        tracing::info!(vm = self.row.name, "it was being stopped, which goes on");
+        let timeout = self.host.settings.vm.stop_timeout;
+        self.bring_down(None, Terms::default(), &[], Stop { timeout, again: true });
+    }
+
+    fn bring_down(&mut self, caller: Option<Caller>, terms: Terms, rest: &'static [Step], stop: Stop) {
+        let Stop { timeout, again } = stop;
+        let host = self.host.clone();
+        let (id, name) = (self.row.id.clone(), self.row.name.clone());
+        let (machine, guest) = (self.machine.clone(), self.guest.clone());
         let progress = progress_of(caller.as_ref());
         let future = Box::pin(async move {
             if let Some(machine) = machine {
                 if let Some(guest) = guest.filter(|_| !timeout.is_zero()) {
                     stage(progress.as_ref(), Stage::Stopping).await;
-                    let asking = lifecycle::ask_to_stop(machine.as_ref(), &guest, timeout);
+                    let asking = lifecycle::ask_to_stop(machine.as_ref(), &guest, timeout, again);
                     // Only the asking can be taken back. What is being killed is dead.
                     match or_cancelled(progress.as_ref(), async { Ok(asking.await) }).await {
                         Ok(Ok(())) => return Outcome::Stopped(host.ledger.collect(&Owner::Run(id)).await),
@@ -143,7 +173,12 @@ impl Task {
                                 progress.notice(why);
                             }
                         }
-                        Err(_) => return Outcome::StopCancelled,
+                        Err(_) => {
+                            if let Some(progress) = &progress {
+                                progress.notice(ASKED_ALREADY);
+                            }
+                            return Outcome::StopCancelled;
+                        }
                     }
                 }
                 stage(progress.as_ref(), Stage::Killing).await;
@@ -158,7 +193,11 @@ impl Task {
 
     async fn begin_reset(&mut self, caller: Option<Caller>, terms: Terms, rest: &'static [Step]) {
         self.before = self.phase.clone();
-        if let Err(e) = self.enter(Phase::Resetting).await {
+        let spent = self.is_spent();
+        let after = if spent { self.kept.clone() } else { Phase::Stopped };
+        if spent {
+            self.publish(Phase::Resetting);
+        } else if let Err(e) = self.enter(Phase::Resetting).await {
             if let Some(caller) = caller {
                 caller.answer(Err(e));
             }
@@ -168,7 +207,8 @@ impl Task {
         let (image, progress) = (terms.image.clone(), progress_of(caller.as_ref()));
         let future = Box::pin(async move {
             stage(progress.as_ref(), Stage::Resetting).await;
-            let renewed = reset::renew(&host, &row, image.as_deref(), &paths, progress.as_ref()).await;
+            let renewed =
+                reset::renew(&host, &row, &after, image.as_deref(), &paths, progress.as_ref()).await;
             Outcome::Reset(renewed.map(Box::new))
         });
         self.work(caller, terms, rest, future);
