@@ -71,7 +71,7 @@ pub enum Error {
         field: &'static str,
         /// As given, for people.
         value: String,
-        /// `below the minimum of 64 MiB`.
+        /// `below the minimum of 64MiB`.
         problem: String,
     },
     /// A disk only grows.

@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 
 use crate::error::{Error, io};
+use crate::host::Host;
+use crate::image::{initramfs, kernel_files};
 
-/// Memory a machine needs at least: the kernel, an initramfs and an agent, with some room.
+/// Memory a machine has at least, whatever its kernel; see [`boot_memory`] for what that needs.
 pub(crate) const MEMORY_MINIMUM: u64 = 64 << 20;
 /// Firecracker's limit, kept for all so that a machine can move between VMMs.
 pub(crate) const VCPUS_MAXIMUM: u32 = 32;
@@ -25,6 +27,30 @@ pub(crate) fn vcpus(vcpus: u32) -> Result<(), Error> {
 pub(crate) fn memory(memory: u64, host: u64) -> Result<u32, Error> {
     in_range("memory", memory, MEMORY_MINIMUM, host, &bytes)?;
     Ok(u32::try_from(memory >> 20).unwrap_or(u32::MAX))
+}
+
+/// Memory in bytes that a kernel needs to come up with its initramfs. What is missing of either counts for nothing: a start
+/// says so.
+pub(crate) fn boot_memory(host: &Host, kernel: &str) -> u64 {
+    let files = kernel_files(&host.settings.state_dir, kernel);
+    let image = std::fs::metadata(files.vmlinux()).map_or(0, |found| found.len());
+    let agent = host.assets.agent();
+    let initramfs = agent.map_or(0, |agent| initramfs::size_limit(&agent, &files));
+    banger_vmm::least_memory(image, initramfs)
+}
+
+/// Whether a machine with that much memory holds its kernel, which needs `needed`; both in bytes.
+pub(crate) fn boots(memory: u64, kernel: &str, needed: u64) -> Result<(), Error> {
+    if memory >= needed {
+        return Ok(());
+    }
+    Err(Error::Contradiction {
+        problem: format!(
+            "memory of {} does not hold kernel {kernel:?} and its initramfs",
+            bytes(&memory)
+        ),
+        hint: format!("give it {} or more: --memory {}M", bytes(&needed), needed >> 20),
+    })
 }
 
 /// The size of a disk in bytes; gives it in whole blocks.
@@ -69,21 +95,22 @@ fn in_range(
     })
 }
 
-/// Bytes for people: the largest binary unit that leaves no fraction, or one decimal.
+/// Bytes for people, in the form of the command line's tables: `512MiB`, `1.5GiB`, `370MiB`; rounded down.
 pub(crate) fn bytes(value: &u64) -> String {
     const UNITS: [(&str, u32); 4] = [("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)];
     for (unit, shift) in UNITS {
         if *value >= 1 << shift {
             let whole = value >> shift;
             let tenth = ((value - (whole << shift)) * 10) >> shift;
-            return if tenth == 0 {
-                format!("{whole} {unit}")
+            // Three digits say enough without a decimal.
+            return if tenth == 0 || whole >= 100 {
+                format!("{whole}{unit}")
             } else {
-                format!("{whole}.{tenth} {unit}")
+                format!("{whole}.{tenth}{unit}")
             };
         }
     }
-    format!("{value} B")
+    format!("{value}B")
 }
 
 /// All of the host's memory in bytes (`MemTotal`, proc_meminfo(5)).
@@ -107,11 +134,12 @@ mod tests {
     #[test]
     fn sizes_for_people() {
         for (value, expected) in [
-            (0, "0 B"),
-            (1023, "1023 B"),
-            (1 << 20, "1 MiB"),
-            (3 << 29, "1.5 GiB"),
-            (4 << 40, "4 TiB"),
+            (0, "0B"),
+            (1023, "1023B"),
+            (1 << 20, "1MiB"),
+            (3 << 29, "1.5GiB"),
+            ((123 << 20) + (900 << 10), "123MiB"),
+            (4 << 40, "4TiB"),
         ] {
             assert_eq!(bytes(&value), expected);
         }
@@ -123,6 +151,15 @@ mod tests {
         assert_eq!(work_disk(0).unwrap(), 0);
         assert!(work_disk(1).is_err() && disk("disk", 0).is_err());
         assert!(disk("disk", DISK_MAXIMUM + 1).is_err());
+    }
+
+    #[test]
+    fn memory_holds_the_kernel() {
+        assert!(boots(82 << 20, "debian", 82 << 20).is_ok());
+        let report = boots(81 << 20, "debian", 82 << 20).unwrap_err().report();
+        assert_eq!(report.kind, crate::error::Kind::InvalidArgument);
+        assert!(report.message.contains("81MiB") && report.message.contains("\"debian\""));
+        assert_eq!(report.hint.unwrap(), "give it 82MiB or more: --memory 82M");
     }
 
     #[test]

@@ -99,7 +99,7 @@ fn each_flaw_is_named() {
         (|spec, _| spec.vcpus = 33, "vcpus: 33 is not between 1 and 32"),
         (
             |spec, _| spec.memory_mib = 31,
-            "memory_mib: 31 MiB do not hold kernel and initramfs",
+            "memory_mib: 31MiB do not hold kernel and initramfs",
         ),
         (
             |spec, dir| {
@@ -109,7 +109,7 @@ fn each_flaw_is_named() {
                     .unwrap();
                 spec.boot.initramfs = dir.join("big");
             },
-            "memory_mib: 256 MiB do not hold kernel and initramfs",
+            "memory_mib: 256MiB do not hold kernel and initramfs",
         ),
         (
             |spec, dir| spec.boot.kernel = dir.join("none"),

@@ -35,7 +35,7 @@ mod supervise;
 mod virtualization;
 mod vmm;
 
-pub use check::SpecProblem;
+pub use check::{SpecProblem, least_memory};
 pub use choice::{Choice, Facts, NoChoice, Preference, choose};
 pub use error::{AdoptError, ControlError, KillError, LaunchError, LogTail, ProbeError};
 pub use figures::{MachineFigures, Moved};

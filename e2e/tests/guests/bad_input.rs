@@ -127,6 +127,7 @@ fn names_and_figures_out_of_range() {
         (&["--vcpus", "-1"], &[]),
         (&["--vcpus", "many"], &["many"]),
         (&["--memory", "1M"], &["memory"]),
+        (&["--memory", "70M"], &["kernel", "--memory"]),
         (&["--memory", "900T"], &["memory"]),
         (&["--memory", "0M"], &[]),
         (&["--memory", "lots"], &["lots"]),

@@ -112,14 +112,10 @@ fn disks_grow_under_a_guest() {
     );
 
     let answer = set(&guest, &["--disk", "256M", "--work-disk", "96M"]);
-    assert_eq!(
-        change(&answer, "disk"),
-        ("128 MiB", "256 MiB", "now"),
-        "{answer:#}"
-    );
+    assert_eq!(change(&answer, "disk"), ("128MiB", "256MiB", "now"), "{answer:#}");
     assert_eq!(
         change(&answer, "work_disk"),
-        ("32 MiB", "96 MiB", "now"),
+        ("32MiB", "96MiB", "now"),
         "{answer:#}"
     );
     assert!(answer["vm"]["pending"].is_null(), "{answer:#}");

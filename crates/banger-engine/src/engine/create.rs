@@ -134,6 +134,8 @@ impl Engine {
             Some(kernel) => registry::find_kernel(&self.host, kernel).await?.name,
             None => image.kernel.clone(),
         };
+        let needed = limits::boot_memory(&self.host, &kernel);
+        limits::boots(u64::from(memory_mib) << 20, &kernel, needed)?;
         let wanted = new.system_disk.or(defaults.system_disk);
         let system_disk = system_disk::choose(&self.host, wanted, &image.id, disk).await?;
         let row = VmRow {

@@ -86,7 +86,7 @@ fn a_full_file_system_is_named_and_the_fullest_of_others() {
     assert_eq!(checks.len(), 1);
     assert_eq!(
         (checks[0].outcome, checks[0].reason.as_str()),
-        (Outcome::Fine, "/root is 50 % full: 50 B of 100 B")
+        (Outcome::Fine, "/root is 50 % full: 50B of 100B")
     );
     let mut full = stats(vec![file_system("/", 96, 4), file_system("/root", 95, 5)]);
     let mut many = file_system("/many", 1, 99);
@@ -102,7 +102,7 @@ fn a_full_file_system_is_named_and_the_fullest_of_others() {
     assert_eq!(
         reasons,
         [
-            (Outcome::Warning, "/ is 96 % full: 96 B of 100 B".to_owned()),
+            (Outcome::Warning, "/ is 96 % full: 96B of 100B".to_owned()),
             (
                 Outcome::Warning,
                 "/many can take 10 more files of 1000".to_owned()
@@ -128,7 +128,7 @@ fn snapshots() {
     }
 }
 
-fn subject(vmm: VmmKind, nat: bool) -> Subject {
+pub(in crate::figures) fn subject(vmm: VmmKind, nat: bool) -> Subject {
     let row = banger_store::vms::VmRow {
         id: "abcdefghij".to_owned(),
         name: "dev".to_owned(),
@@ -197,7 +197,7 @@ fn networks_are_what_the_run_was_given() {
     let check = network(&subject(VmmKind::Qemu, true), Some(&guest));
     assert_eq!(
         (check.outcome, check.reason.as_str()),
-        (Outcome::Fine, "up: eth0 (2 KiB in, 10 B out)")
+        (Outcome::Fine, "up: eth0 (2KiB in, 10B out)")
     );
 }
 

@@ -106,6 +106,19 @@ pub fn build(dir: &Path, agent: &Path, kernel: &KernelFiles) -> Result<Initramfs
     Ok(Initramfs { path, key, size })
 }
 
+/// The most bytes that the initramfs of `agent` and `kernel` takes, without reading them. What is not there counts for
+/// nothing: a start says so.
+pub fn size_limit(agent: &Path, kernel: &KernelFiles) -> u64 {
+    /// Header, name and padding of one file (cpio(5)), and its line in the list of modules.
+    const ENTRY: u64 = 1 << 10;
+    /// Directories, devices, the end.
+    const REST: u64 = 16 << 10;
+    let of = |path: &Path| fs::metadata(path).map_or(0, |found| found.len() + ENTRY);
+    let modules = kernel.modules().unwrap_or_default();
+    let modules: u64 = modules.iter().map(|(_, path)| of(path)).sum();
+    of(agent) + modules + REST
+}
+
 /// Where [`build`] would put the initramfs of `agent` and `kernel`. It reads both and blocks.
 pub fn path_of(dir: &Path, agent: &Path, kernel: &KernelFiles) -> Result<PathBuf, InitramfsError> {
     let key = Inputs::read(agent, kernel)?.key();

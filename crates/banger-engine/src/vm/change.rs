@@ -71,6 +71,8 @@ pub struct Change {
 pub(crate) struct Bounds {
     /// The host's memory in bytes.
     pub(crate) memory: u64,
+    /// Memory that the machine's kernel, as it shall be, needs to come up, in bytes.
+    pub(crate) boot_memory: u64,
     /// Now.
     pub(crate) now: Timestamp,
 }
@@ -124,6 +126,10 @@ pub(crate) fn apply(
     if let Some(kernel) = &set.kernel {
         changed.later("kernel", &row.kernel, kernel, "a guest boots its kernel");
         new.kernel.clone_from(kernel);
+    }
+    // One that has too little already is not kept from other changes.
+    if set.memory.is_some() || set.kernel.is_some() {
+        limits::boots(u64::from(new.memory_mib) << 20, &new.kernel, bounds.boot_memory)?;
     }
     if let Some(vmm) = set.vmm {
         let before = row.vmm.as_deref().unwrap_or("automatic");
@@ -331,6 +337,7 @@ pub(crate) mod tests {
     fn bounds() -> Bounds {
         Bounds {
             memory: 8 << 30,
+            boot_memory: 82 << 20,
             now: Timestamp::from_second(NOW).unwrap(),
         }
     }
@@ -408,9 +415,9 @@ pub(crate) mod tests {
             lines(&changes),
             [
                 "vcpus: 2 -> 4 NextStart",
-                "memory: 1 GiB -> 2 GiB NextStart",
-                "disk: 10 GiB -> 20 GiB NextStart",
-                "work_disk: 0 B -> 1 GiB NextStart",
+                "memory: 1GiB -> 2GiB NextStart",
+                "disk: 10GiB -> 20GiB NextStart",
+                "work_disk: 0B -> 1GiB NextStart",
                 "kernel: debian -> other NextStart",
                 "vmm: automatic -> firecracker NextStart",
                 "label new: absent -> \"x\" Now",
@@ -513,11 +520,11 @@ pub(crate) mod tests {
         for (said, expected) in said.iter().zip([
             "vcpus of 0",
             "vcpus of 33",
-            "memory of 1 MiB",
-            "memory of 4 TiB",
-            "from 10 GiB to 5 GiB",
-            "disk of 17 TiB",
-            "work_disk of 1 B",
+            "memory of 1MiB",
+            "memory of 4TiB",
+            "from 10GiB to 5GiB",
+            "disk of 17TiB",
+            "work_disk of 1B",
             "in the past",
             "\"No\"",
             "\"a b\"",
@@ -526,6 +533,27 @@ pub(crate) mod tests {
             assert!(said.contains(expected), "{said:?} says nothing of {expected:?}");
         }
         assert!(said[4].contains("smaller"), "{}", said[4]);
+    }
+
+    #[test]
+    fn memory_and_kernel_go_together() {
+        let little = VmRow {
+            memory_mib: 70,
+            ..row()
+        };
+        let set = |memory: Option<u64>, kernel: Option<&str>, vcpus| SetVm {
+            memory,
+            kernel: kernel.map(Into::into),
+            vcpus,
+            ..SetVm::default()
+        };
+        let tried = |row: &VmRow, set: &SetVm| apply(row, set, false, bounds()).map(drop);
+        assert!(tried(&row(), &set(Some(81 << 20), None, None)).is_err());
+        assert!(tried(&row(), &set(Some(82 << 20), None, None)).is_ok());
+        assert!(tried(&little, &set(None, Some("larger"), None)).is_err());
+        assert!(tried(&little, &set(Some(82 << 20), Some("larger"), None)).is_ok());
+        // One of an older release may have less.
+        assert!(tried(&little, &set(None, None, Some(3))).is_ok());
     }
 
     #[test]

@@ -125,7 +125,7 @@ fn specification(vmm: &dyn Vmm, plan: &Start<'_>) -> Vec<Check> {
         .filter(|p| !is_made(&p.field))
         .collect();
     if problems.is_empty() {
-        let shown = format!("{} vCPUs, {} MiB", plan.row.vcpus, plan.row.memory_mib);
+        let shown = format!("{} vCPUs, {}MiB", plan.row.vcpus, plan.row.memory_mib);
         return vec![Check::fine(MACHINE, "specification", shown)];
     }
     problems.into_iter().map(of_problem).collect()

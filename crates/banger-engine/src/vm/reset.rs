@@ -16,6 +16,7 @@ use crate::crash::Write;
 use crate::error::{Error, chain};
 use crate::held;
 use crate::host::Host;
+use crate::limits;
 use crate::operation::Progress;
 use crate::vm::capability::system_disk;
 use crate::vm::machines::phase_text;
@@ -84,6 +85,8 @@ async fn move_to(host: &Host, row: &mut VmRow, image: &str) -> Result<(), Error>
         name: image.to_owned(),
     })?;
     if from.is_some_and(|from| from.kernel == row.kernel) {
+        let needed = limits::boot_memory(host, &to.kernel);
+        limits::boots(u64::from(row.memory_mib) << 20, &to.kernel, needed)?;
         row.kernel = to.kernel;
     }
     row.image = to.id;

@@ -52,6 +52,7 @@ impl Task {
     async fn keep_settings(&mut self, set: &SetVm) -> Result<(VmRow, Vec<Change>), Error> {
         let bounds = Bounds {
             memory: limits::host_memory()?,
+            boot_memory: limits::boot_memory(&self.host, set.kernel.as_ref().unwrap_or(&self.row.kernel)),
             now: Timestamp::now(),
         };
         let runs = self.phase.running().is_some();
@@ -167,5 +168,36 @@ impl Run<'_> {
                 format!("the guest did not take it: {}", chain(&e))
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::older_agent::{Vmm, guest};
+
+    /// The VMM has taken the new size, so the next start finishes it: that is what is said, and nothing fails.
+    #[tokio::test]
+    async fn an_agent_of_the_release_before_leaves_growing_to_the_next_start() {
+        let (_directory, client) = guest();
+        let run = Run {
+            machine: &Vmm,
+            guest: Some(&client),
+        };
+        let told = run.tell("root", DiskRole::System, 1 << 30).await;
+        let mut changes = vec![Change {
+            setting: "disk".to_owned(),
+            from: "512 MiB".to_owned(),
+            to: "1 GiB".to_owned(),
+            applies: Applies::Now,
+            reason: None,
+        }];
+        assert!(!said(&mut changes, "disk", told));
+        assert_eq!(changes[0].applies, Applies::NextStart);
+        let reason = changes[0].reason.as_deref();
+        assert_eq!(
+            reason,
+            Some("the guest has an agent of an older release, which cannot do it while it runs")
+        );
     }
 }
