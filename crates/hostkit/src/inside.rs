@@ -1,8 +1,12 @@
-//! Processes at work in a directory: what a program that was killed has left running there.
+//! Processes left at work in a directory: what a program that was killed has left running there.
 //!
-//! A process that nobody waits for any more has no parent that would betray it. What does is where it stands (its
-//! working directory, its root directory, proc_pid_cwd(5), proc_pid_root(5)) and what it was told: a value of its
-//! environment or an argument that is the directory or lies in it. Children inherit the first three.
+//! What betrays them is where they stand (their working directory, their root directory, proc_pid_cwd(5),
+//! proc_pid_root(5)) and what they were told: a value of their environment or an argument that is the directory or lies in
+//! it. Children inherit the first three.
+//!
+//! Others look like that too: a shell whose user has gone there, an editor, whatever was started from such a shell
+//! (`OLDPWD`). What tells them is that somebody waits for them still. A process that does not lead its session, and whose
+//! parent is of another one, has lost the parent that it came from (credentials(7)); it and what it has started are left.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -15,8 +19,11 @@ use crate::process::{self, ProcessId};
 /// Environments are at most a third of the stack's limit; more than this is nobody's.
 const ENVIRONMENT_LIMIT: u64 = 4 << 20;
 
-/// Our user's processes at work in a directory, the caller excepted. A snapshot: ask again after ending them, since they
-/// may have started others meanwhile.
+/// Deeper than any chain of parents of what is left.
+const PARENTS: usize = 1000;
+
+/// Our user's processes that are left at work in a directory. A snapshot: ask again after ending them, since they may have
+/// started others meanwhile. What has the directory for its root is at home nowhere else and always one of them.
 pub fn processes_inside(directory: &Path) -> io::Result<Vec<ProcessId>> {
     let user = rustix::process::geteuid().as_raw();
     let ourselves = std::process::id();
@@ -24,18 +31,44 @@ pub fn processes_inside(directory: &Path) -> io::Result<Vec<ProcessId>> {
     found.retain(|line| {
         line.uid == user
             && line.id.pid != ourselves
-            && (line.args.iter().any(|argument| names(argument, directory))
-                || stands_in(line.id.pid, directory)
-                || was_told(line.id.pid, directory))
+            && (leads_into(line.id.pid, "root", directory)
+                || ((line.args.iter().any(|argument| names(argument, directory))
+                    || leads_into(line.id.pid, "cwd", directory)
+                    || was_told(line.id.pid, directory))
+                    && is_left(line.id.pid)))
     });
     Ok(found.into_iter().map(|line| line.id).collect())
 }
 
-fn stands_in(pid: u32, directory: &Path) -> bool {
-    ["cwd", "root"]
-        .into_iter()
-        .filter_map(|link| std::fs::read_link(format!("/proc/{pid}/{link}")).ok())
-        .any(|place| place.starts_with(directory))
+fn leads_into(pid: u32, link: &str, directory: &Path) -> bool {
+    std::fs::read_link(format!("/proc/{pid}/{link}")).is_ok_and(|place| place.starts_with(directory))
+}
+
+/// Whether a process, or one that it descends from, has lost the parent that it came from.
+fn is_left(pid: u32) -> bool {
+    let mut process = pid;
+    for _ in 0..PARENTS {
+        let Some((parent, session)) = family(process) else {
+            return false;
+        };
+        if session == process {
+            return false;
+        }
+        // In a container that has a shell for its first process both are of one session.
+        if parent <= 1 || family(parent).is_none_or(|(_, of_parent)| of_parent != session) {
+            return true;
+        }
+        process = parent;
+    }
+    false
+}
+
+/// Parent and session of a process, fields 4 and 6 of proc_pid_stat(5).
+fn family(pid: u32) -> Option<(u32, u32)> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name before may hold anything.
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(1);
+    Some((fields.next()?.parse().ok()?, fields.nth(1)?.parse().ok()?))
 }
 
 fn was_told(pid: u32, directory: &Path) -> bool {
@@ -56,40 +89,54 @@ fn names(text: &OsStr, directory: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::process::{Child, Command, Stdio};
+    use std::process::{Command, Stdio};
 
     use super::*;
 
-    struct Ended(Child);
+    /// Ended with the test.
+    struct Ended(u32);
 
     impl Drop for Ended {
         fn drop(&mut self) {
-            drop(self.0.kill());
-            drop(self.0.wait());
+            let pid = i32::try_from(self.0)
+                .ok()
+                .and_then(rustix::process::Pid::from_raw);
+            if let Some(pid) = pid {
+                // It may have been ended by the test.
+                rustix::process::kill_process(pid, rustix::process::Signal::KILL).ok();
+            }
         }
     }
 
-    fn sleeper(prepare: impl FnOnce(&mut Command) -> &mut Command) -> Ended {
+    /// One whose parent is gone, and one that we wait for.
+    fn sleepers(prepare: impl Fn(&mut Command) -> &mut Command) -> (Ended, Ended) {
+        let mut command = Command::new("sh");
+        command.args(["-c", "sleep 1000 > /dev/null 2>&1 & echo $!"]);
+        let output = prepare(&mut command).output().unwrap();
+        let left = String::from_utf8(output.stdout).unwrap().trim().parse().unwrap();
         let mut command = Command::new("sleep");
         command.arg("1000").stdin(Stdio::null());
-        Ended(prepare(&mut command).spawn().unwrap())
+        (Ended(left), Ended(prepare(&mut command).spawn().unwrap().id()))
     }
 
     #[test]
-    fn those_that_stand_in_it_or_were_told_of_it_and_no_others() {
+    fn those_that_are_left_and_stand_in_it_or_were_told_of_it_and_no_others() {
         let dir = tempfile::tempdir().unwrap();
         let directory = dir.path().join("work");
         let beside = dir.path().join("work-beside");
         for path in [&directory, &beside] {
             std::fs::create_dir(path).unwrap();
         }
-        let standing = sleeper(|c| c.current_dir(&directory));
-        let told = sleeper(|c| c.env("SOMEWHERE", directory.join("deep")));
-        let stranger = sleeper(|c| c.current_dir(&beside).env("SOMEWHERE", &beside));
+        let (standing, somebodys) = sleepers(|c| c.current_dir(&directory));
+        let (told, somebody_told) = sleepers(|c| c.env("SOMEWHERE", directory.join("deep")));
+        let (stranger, _waited_for) = sleepers(|c| c.current_dir(&beside).env("SOMEWHERE", &beside));
         let found = processes_inside(&directory).unwrap();
-        let has = |child: &Ended| found.iter().any(|id| id.pid == child.0.id());
+        let has = |process: &Ended| found.iter().any(|id| id.pid == process.0);
         assert!(has(&standing));
         assert!(has(&told));
         assert!(!has(&stranger));
+        // A shell whose user has gone there, and what was started from it.
+        assert!(!has(&somebodys));
+        assert!(!has(&somebody_told));
     }
 }
