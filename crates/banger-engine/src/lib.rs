@@ -28,6 +28,8 @@ pub mod image;
 mod ledger;
 mod limits;
 mod name;
+#[cfg(test)]
+mod older_agent;
 pub mod operation;
 mod reconcile;
 mod rows;

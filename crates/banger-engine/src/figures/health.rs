@@ -112,7 +112,7 @@ fn passing(what: &str) -> Check {
     Check::warning(PROCESS, "run", what, "wait: `banger op ls` shows what is at work")
 }
 
-async fn running(host: &Host, subject: &Subject) -> Vec<Check> {
+pub(super) async fn running(host: &Host, subject: &Subject) -> Vec<Check> {
     let (Some(machine), Some(guest)) = (&subject.machine, &subject.guest) else {
         return vec![passing("it is changing its state")];
     };
@@ -397,4 +397,4 @@ fn milliseconds(duration: Duration) -> String {
 
 #[cfg(test)]
 #[path = "health_tests.rs"]
-mod tests;
+pub(super) mod tests;

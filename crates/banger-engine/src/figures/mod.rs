@@ -5,6 +5,8 @@
 //! machines hang.
 
 pub mod health;
+#[cfg(test)]
+mod older_agent_tests;
 pub mod stats;
 
 use std::sync::Arc;

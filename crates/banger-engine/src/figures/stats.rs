@@ -74,7 +74,7 @@ pub(crate) async fn of(
     Ok(join_all(subjects.into_iter().map(|subject| of_one(host, subject))).await)
 }
 
-async fn of_one(host: &Host, subject: Subject) -> VmStats {
+pub(super) async fn of_one(host: &Host, subject: Subject) -> VmStats {
     let Subject {
         id,
         row,

@@ -1,0 +1,164 @@
+//! A guest whose agent is of release 0.1, for tests: what is there of it when the daemon has been replaced by this release
+//! and the machine has not been started again. It knows no call that came later, and says so as gRPC does.
+
+use std::future::pending;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use banger_agent_api::{AgentClient, proto};
+use banger_vmm::{
+    ControlError, KillError, Machine, MachineExit, MachineFigures, ProcessRecord, ProcessRole, RunState,
+};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::service::TowerToHyperService;
+use proto::agent_server::{Agent, AgentServer};
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tonic::codegen::BoxStream;
+use tonic::{Request, Response, Status, Streaming};
+
+/// What its pings say.
+pub(crate) const UPTIME: Duration = Duration::from_secs(42);
+
+/// Serves as a guest behind a VMM's socket does, for as long as the runtime lives. The directory has the socket.
+pub(crate) fn guest() -> (TempDir, AgentClient) {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("vsock.sock");
+    let listener = tokio::net::UnixListener::bind(&socket).unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (mut connection, _) = listener.accept().await.unwrap();
+            tokio::spawn(async move {
+                let mut request = [0; b"CONNECT 1024\n".len()];
+                connection.read_exact(&mut request).await.unwrap();
+                assert_eq!(&request, b"CONNECT 1024\n");
+                connection.write_all(b"OK 1073741824\n").await.unwrap();
+                let service = TowerToHyperService::new(AgentServer::new(Older));
+                // It ends with the client.
+                drop(
+                    hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+                        .serve_connection(TokioIo::new(connection), service)
+                        .await,
+                );
+            });
+        }
+    });
+    let client = AgentClient::new(&socket);
+    (directory, client)
+}
+
+/// The calls of release 0.1 that these tests need; the others are answered as the later ones are.
+struct Older;
+
+/// What gRPC answers where there is no such method.
+fn unknown<T>() -> Result<Response<T>, Status> {
+    Err(Status::unimplemented(""))
+}
+
+#[async_trait]
+impl Agent for Older {
+    type ExecStream = BoxStream<proto::ExecOutput>;
+    type DownloadStream = BoxStream<proto::DownloadOutput>;
+
+    async fn ping(&self, _: Request<proto::PingRequest>) -> Result<Response<proto::PingReply>, Status> {
+        let uptime_ms = UPTIME.as_millis().try_into().unwrap();
+        Ok(Response::new(proto::PingReply { uptime_ms }))
+    }
+
+    async fn hello(&self, _: Request<proto::HelloRequest>) -> Result<Response<proto::HelloReply>, Status> {
+        unknown()
+    }
+
+    async fn exec(
+        &self,
+        _: Request<Streaming<proto::ExecInput>>,
+    ) -> Result<Response<Self::ExecStream>, Status> {
+        unknown()
+    }
+
+    async fn signal(&self, _: Request<proto::SignalRequest>) -> Result<Response<proto::SignalReply>, Status> {
+        unknown()
+    }
+
+    async fn upload(
+        &self,
+        _: Request<Streaming<proto::UploadInput>>,
+    ) -> Result<Response<proto::UploadReply>, Status> {
+        unknown()
+    }
+
+    async fn download(
+        &self,
+        _: Request<proto::DownloadRequest>,
+    ) -> Result<Response<Self::DownloadStream>, Status> {
+        unknown()
+    }
+
+    async fn stats(&self, _: Request<proto::StatsRequest>) -> Result<Response<proto::StatsReply>, Status> {
+        unknown()
+    }
+
+    async fn grow_disk(
+        &self,
+        _: Request<proto::GrowDiskRequest>,
+    ) -> Result<Response<proto::GrowDiskReply>, Status> {
+        unknown()
+    }
+
+    async fn wait_booted(
+        &self,
+        _: Request<proto::WaitBootedRequest>,
+    ) -> Result<Response<proto::WaitBootedReply>, Status> {
+        unknown()
+    }
+
+    async fn shutdown(
+        &self,
+        _: Request<proto::ShutdownRequest>,
+    ) -> Result<Response<proto::ShutdownReply>, Status> {
+        unknown()
+    }
+}
+
+/// The VMM around it, with which all is well.
+#[derive(Debug)]
+pub(crate) struct Vmm;
+
+#[async_trait]
+impl Machine for Vmm {
+    fn processes(&self) -> Vec<ProcessRecord> {
+        Vec::new()
+    }
+
+    async fn exited(&self) -> MachineExit {
+        pending().await
+    }
+
+    async fn kill(&self) -> Result<(), KillError> {
+        Ok(())
+    }
+
+    async fn pause(&self) -> Result<(), ControlError> {
+        Ok(())
+    }
+
+    async fn resume(&self) -> Result<(), ControlError> {
+        Ok(())
+    }
+
+    async fn control_alive(&self) -> Result<RunState, ControlError> {
+        Ok(RunState::Running)
+    }
+
+    async fn resize_disk(&self, _: &str, _: u64) -> Result<(), ControlError> {
+        Ok(())
+    }
+
+    async fn figures(&self) -> MachineFigures {
+        MachineFigures::default()
+    }
+
+    fn stopped_processes(&self) -> Vec<ProcessRole> {
+        Vec::new()
+    }
+}
