@@ -362,11 +362,29 @@ fn left_processes(token: &str) -> Result<Vec<(ProcessRole, CommandLine)>, Error>
         .collect())
 }
 
+/// Whether a process was told of a directory or of something in it.
 pub(crate) fn mentions(line: &CommandLine, directory: &Path) -> bool {
-    let directory = directory.to_string_lossy();
+    let directory = directory.as_os_str().as_encoded_bytes();
     line.args
         .iter()
-        .any(|argument| argument.to_string_lossy().contains(&*directory))
+        .any(|argument| names(argument.as_encoded_bytes(), directory))
+}
+
+/// Whether an argument holds a directory as a whole path, or as the beginning of one: by itself, as in `path=…,` or as in
+/// `"filename":"…"`. The end of a longer path is another directory: that of a copy of the state, which has the same
+/// machines.
+fn names(argument: &[u8], directory: &[u8]) -> bool {
+    if directory.is_empty() {
+        return false;
+    }
+    let windows = argument.windows(directory.len()).enumerate();
+    windows
+        .filter(|(_, window)| *window == directory)
+        .any(|(start, _)| {
+            let before = start.checked_sub(1).and_then(|at| argument.get(at));
+            let after = argument.get(start + directory.len());
+            matches!(before, None | Some(b'=' | b'"')) && matches!(after, None | Some(b'/' | b'"' | b','))
+        })
 }
 
 /// Ends a machine's processes that no row names. Recognised by the form of their arguments, the token, and a path in
@@ -512,6 +530,40 @@ mod tests {
         assert!(anothers.try_exited().is_none());
         anothers.kill(Signal::KILL).unwrap();
         anothers.exited().await;
+    }
+
+    #[test]
+    fn a_path_is_known_as_a_whole_and_not_as_the_end_of_another() {
+        let directory = Path::new("/var/lib/banger/vms/bgrabcdefghij");
+        let told = |argument: &str| {
+            let line = CommandLine {
+                id: ProcessId {
+                    pid: 1,
+                    start_time: 1,
+                },
+                uid: 0,
+                args: vec!["qemu".into(), argument.into()],
+            };
+            mentions(&line, directory)
+        };
+        for ours in [
+            "/var/lib/banger/vms/bgrabcdefghij",
+            "/var/lib/banger/vms/bgrabcdefghij/api.sock",
+            "file,id=console,append=on,path=/var/lib/banger/vms/bgrabcdefghij/console.log",
+            r#"{"driver":"file","filename":"/var/lib/banger/vms/bgrabcdefghij/work.img"}"#,
+        ] {
+            assert!(told(ours), "{ours}");
+        }
+        // The machine of the same id in a copy of the state, and one whose name begins alike.
+        for anothers in [
+            "/mnt/var/lib/banger/vms/bgrabcdefghij/api.sock",
+            "file,id=console,append=on,path=/mnt/var/lib/banger/vms/bgrabcdefghij/console.log",
+            r#"{"driver":"file","filename":"/mnt/var/lib/banger/vms/bgrabcdefghij/work.img"}"#,
+            "/var/lib/banger/vms/bgrabcdefghijk/api.sock",
+            "",
+        ] {
+            assert!(!told(anothers), "{anothers}");
+        }
     }
 
     #[tokio::test]
