@@ -69,8 +69,16 @@ impl Task {
 
     pub(super) async fn on_turn(&mut self, turn: OwnedSemaphorePermit) {
         self.due = None;
-        let Some(asked) = self.by_itself("vm.start", Request::Start).await else {
-            // The state file cannot be written, or the daemon is ending: the row says that it is due.
+        // What its outcome leads to, and what the next daemon makes of it, goes by the row: that must say it is due.
+        if self.unkept {
+            self.keep_phase().await;
+        }
+        let asked = match self.unkept {
+            true => None,
+            false => self.by_itself("vm.start", Request::Start).await,
+        };
+        let Some(asked) = asked else {
+            // The state file cannot be written, or the daemon is ending.
             if let Phase::Due(due) = &mut self.phase {
                 due.autostart = false;
                 due.streak = due.streak.saturating_add(1);
@@ -147,3 +155,7 @@ impl Task {
         })
     }
 }
+
+#[cfg(test)]
+#[path = "own_tests.rs"]
+mod tests;
