@@ -16,3 +16,64 @@ pub(crate) struct Host {
     pub(crate) assets: Assets,
     pub(crate) vmms: Vmms,
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::path::Path;
+    use std::time::Duration;
+
+    use banger_vmm::Preference;
+
+    use super::*;
+    use crate::settings::{VmDefaults, VmmSettings};
+    use crate::vm::change::tests::row;
+
+    /// Of a state directory with the one machine of [`row`].
+    pub(crate) async fn host(directory: &Path) -> Host {
+        let settings = Settings {
+            state_dir: directory.to_owned(),
+            runtime_dir: directory.to_owned(),
+            libexec: Vec::new(),
+            path: Vec::new(),
+            agent: None,
+            space_floor: 0,
+            vmm: VmmSettings {
+                preference: Preference::Auto,
+                firecracker: None,
+                qemu: None,
+                vhost_device_vsock: None,
+            },
+            vm: VmDefaults {
+                vcpus: 1,
+                memory: 256 << 20,
+                disk: 1 << 30,
+                system_disk: None,
+                work_disk: 0,
+                start_timeout: Duration::from_secs(1),
+                stop_timeout: Duration::from_secs(1),
+            },
+            default_kernel: "debian".to_owned(),
+        };
+        let store = banger_store::Store::open(&directory.join("banger.db")).unwrap();
+        let machine = row();
+        let rows = Rows::new(store.clone());
+        store
+        .write(move |tx| {
+            tx.execute_batch(
+                "INSERT INTO kernels VALUES ('debian', '6.1', 'elf', '', 1, 1, 1, '', '2026-01-01T00:00:00Z');
+                 INSERT INTO images VALUES ('image', 'debian', 'debian', '', 1, 1, '', '2026-01-01T00:00:00Z');",
+            )?;
+            banger_store::vms::insert(tx, &machine)
+        })
+        .await
+        .unwrap();
+        Host {
+            assets: Assets::new(&settings),
+            ledger: Ledger::new(store),
+            vmms: Vmms::new(&settings),
+            operations: Operations::open(rows.clone()).await.unwrap(),
+            store: rows,
+            settings,
+        }
+    }
+}

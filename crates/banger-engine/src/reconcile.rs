@@ -102,9 +102,13 @@ async fn take_up(scene: &Scene<'_>, row: VmRow, tally: &mut Tally) {
     let Scene { host, machines, .. } = *scene;
     let phase = match phase_of(&row.phase) {
         Ok(phase) => phase,
+        // Of a newer release, say: whether it runs is not known, so nothing of it is ended until somebody asks for it.
         Err(e) => {
-            tracing::error!(vm = row.name, error = chain(&e), "unreadable phase");
-            Phase::Failed(Failure::of(&e))
+            tally.failed += 1;
+            tracing::error!(vm = row.name, error = chain(&e), "unreadable phase, left alone");
+            let phase = Phase::Failed(Failure::of(&e));
+            task::spawn(host.clone(), machines, row, Begin::Resting(phase));
+            return;
         }
     };
     let next = match phase.clone() {
@@ -284,6 +288,7 @@ fn failed(row: &VmRow, e: &Error, tally: &mut Tally) -> Phase {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ledger::Object;
 
     fn row(restart: Restart, ephemeral: bool) -> VmRow {
         VmRow {
@@ -307,6 +312,46 @@ mod tests {
             reason: "died".to_owned(),
             console: Vec::new(),
         })
+    }
+
+    #[tokio::test]
+    async fn what_runs_under_a_phase_that_cannot_be_read_goes_on() {
+        let directory = tempfile::tempdir().unwrap();
+        let host = Arc::new(crate::host::tests::host(directory.path()).await);
+        let machines = Machines::default();
+        let row = VmRow {
+            phase: "\"paused\"".to_owned(),
+            ..row(Restart::No, false)
+        };
+        let token = crate::id::token(&row.id);
+        let mut vmm = hostkit::process::Detached::new("/bin/sh");
+        vmm.args = ["-c", "kill -STOP $$", "sh", "-name", &token, "-qmp", "fd=3"]
+            .map(Into::into)
+            .to_vec();
+        let vmm = hostkit::process::spawn_detached(vmm).unwrap();
+        let (run, id) = (Owner::Run(row.id.clone()), vmm.id());
+        let object = Object::Process {
+            role: "vmm".to_owned(),
+            pid: id.pid,
+            start_time: id.start_time,
+        };
+        host.ledger.enter(&run, &object).await.unwrap().nothing_to_make();
+        let scene = Scene {
+            host: &host,
+            machines: &machines,
+            runs: Some([run].into()),
+            booted: true,
+        };
+        let (name, mut tally) = (row.name.clone(), Tally::default());
+        take_up(&scene, row, &mut tally).await;
+        let ended = vmm.try_exited();
+        vmm.kill(hostkit::process::Signal::KILL).unwrap();
+        vmm.exited().await;
+        assert!(ended.is_none(), "{ended:?}");
+        assert_eq!((tally.failed, tally.due), (1, 0));
+        let view = machines.find(&name).unwrap().view.borrow().clone();
+        let reason = &view.phase.failure().unwrap().reason;
+        assert!(reason.contains("phase"), "{reason}");
     }
 
     #[test]

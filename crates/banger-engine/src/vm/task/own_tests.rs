@@ -2,63 +2,13 @@
 
 use std::sync::Arc;
 
-use banger_vmm::Preference;
 use tokio::sync::watch;
 
 use super::*;
-use crate::host::Host;
-use crate::settings::{Settings, VmDefaults, VmmSettings};
+use crate::host::{Host, tests::host};
 use crate::vm::change::tests::row;
 use crate::vm::machines::Machines;
 use crate::vm::state::{Due, Paths, View};
-
-async fn host(directory: &std::path::Path) -> Host {
-    let settings = Settings {
-        state_dir: directory.to_owned(),
-        runtime_dir: directory.to_owned(),
-        libexec: Vec::new(),
-        path: Vec::new(),
-        agent: None,
-        space_floor: 0,
-        vmm: VmmSettings {
-            preference: Preference::Auto,
-            firecracker: None,
-            qemu: None,
-            vhost_device_vsock: None,
-        },
-        vm: VmDefaults {
-            vcpus: 1,
-            memory: 256 << 20,
-            disk: 1 << 30,
-            system_disk: None,
-            work_disk: 0,
-            start_timeout: Duration::from_secs(1),
-            stop_timeout: Duration::from_secs(1),
-        },
-        default_kernel: "debian".to_owned(),
-    };
-    let store = banger_store::Store::open(&directory.join("banger.db")).unwrap();
-    let machine = row();
-    let rows = crate::rows::Rows::new(store.clone());
-    store
-        .write(move |tx| {
-            tx.execute_batch(
-                "INSERT INTO kernels VALUES ('debian', '6.1', 'elf', '', 1, 1, 1, '', '2026-01-01T00:00:00Z');
-                 INSERT INTO images VALUES ('image', 'debian', 'debian', '', 1, 1, '', '2026-01-01T00:00:00Z');",
-            )?;
-            banger_store::vms::insert(tx, &machine)
-        })
-        .await
-        .unwrap();
-    Host {
-        assets: crate::assets::Assets::new(&settings),
-        ledger: crate::ledger::Ledger::new(store),
-        vmms: crate::vmms::Vmms::new(&settings),
-        operations: crate::operation::Operations::open(rows.clone()).await.unwrap(),
-        store: rows,
-        settings,
-    }
-}
 
 /// Of a machine whose run has ended and that is to be started again, which its row does not say.
 fn task(host: Host) -> Task {
