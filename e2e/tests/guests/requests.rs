@@ -72,7 +72,26 @@ fn only_the_asking_of_a_stop_is_taken_back() {
         .expect("its record");
     assert_eq!(cancelled["state"], "cancelled");
     assert_eq!(guest.state(), "running");
-    guest.banger("kill").ok();
+
+    let stop = wire
+        .call("vm.stop", &json!({"vm": "asked", "timeout_seconds": 1}))
+        .expect("begun");
+    let mut watch = Wire::connect(&daemon);
+    watch
+        .call("op.watch", &json!({"operation": stop["id"]}))
+        .expect("a subscription");
+    loop {
+        let event = watch.receive().expect("an event");
+        assert!(event["params"].get("end").is_none(), "it never came to killing");
+        if event["params"]["result"]["stage"] == "killing" {
+            break;
+        }
+    }
+    // The answer comes when the operation has ended, and says how: what was being killed is dead.
+    let ended = wire
+        .call("op.cancel", &json!({"operation": stop["id"]}))
+        .expect("its record");
+    assert_eq!(ended["state"], "succeeded", "{ended:#}");
     assert_eq!(guest.state(), "stopped");
     daemon.finish();
 }
