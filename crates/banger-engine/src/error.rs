@@ -365,7 +365,13 @@ impl Error {
                 near: None,
                 ..
             } => Some("`banger kernel ls` lists them; `banger kernel add` adds one".to_owned()),
+            Self::Missing {
+                what: "operation",
+                near: None,
+                ..
+            } => Some("`banger op ls` lists them; one that has ended is kept for a day".to_owned()),
             Self::NotRunning { vm } => Some(format!("start it: banger vm start {vm}")),
+            Self::Agent { vm, .. } => Some(format!("`banger vm health {vm}` says what is wrong")),
             Self::Refused { vm, refusal } => refusal.hint(vm),
             Self::Shrink { .. } => Some(
                 "a disk only grows: copy out what is needed with `banger cp` and create a machine with a smaller one"
@@ -414,7 +420,6 @@ impl Error {
             | Self::Launch { .. }
             | Self::Kill { .. }
             | Self::DiedStarting { .. }
-            | Self::Agent { .. }
             | Self::Make { .. }
             | Self::Io { .. }
             | Self::Host { .. }
@@ -462,11 +467,19 @@ impl Error {
         }
     }
 
+    fn message(&self) -> String {
+        if let Self::Agent { vm, source } = self {
+            // What the protocol says follows "failed to"; see `AgentError`.
+            return format!("machine {vm:?}: failed to {}", chain(source.as_ref()));
+        }
+        chain(self)
+    }
+
     /// The form that is kept and sent: the message has all its causes in it.
     pub fn report(&self) -> Report {
         Report {
             kind: self.kind(),
-            message: chain(self),
+            message: self.message(),
             hint: self.hint(),
             details: self.details(),
         }
