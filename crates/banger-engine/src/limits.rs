@@ -25,6 +25,13 @@ pub(crate) fn vcpus(vcpus: u32) -> Result<(), Error> {
 
 /// Memory in bytes, within what the host has; gives it in MiB.
 pub(crate) fn memory(memory: u64, host: u64) -> Result<u32, Error> {
+    if memory > host {
+        return Err(Error::OutOfRange {
+            field: "memory",
+            value: bytes(&memory),
+            problem: format!("above the {} that this host has", bytes(&host)),
+        });
+    }
     in_range("memory", memory, MEMORY_MINIMUM, host, &bytes)?;
     Ok(u32::try_from(memory >> 20).unwrap_or(u32::MAX))
 }
