@@ -89,8 +89,9 @@ pub(crate) fn agent_error(vm: &str, error: &AgentError) -> RpcError {
         AgentError::DeadlineExceeded { .. } => RpcError::new(ErrorKind::TimedOut, text)
             .hint("the guest may be busy; `banger vm logs` shows its console"),
         AgentError::Unreachable(_) | AgentError::Broken { .. } | AgentError::Protocol { .. } => {
-            RpcError::new(ErrorKind::GuestUnavailable, text)
-                .hint("the machine may have stopped: see `banger vm show`")
+            RpcError::new(ErrorKind::GuestUnavailable, text).hint(format!(
+                "the machine may have stopped: `banger vm health {vm}` says how it fares"
+            ))
         }
         AgentError::Incompatible(_) | AgentError::Unsupported { .. } => {
             RpcError::new(ErrorKind::GuestUnavailable, text)
