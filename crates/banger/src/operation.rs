@@ -333,7 +333,7 @@ pub(crate) async fn next_event(
     match events.next().await {
         Some(Ok(operation)) => Ok(operation),
         Some(Err(ClientError::Rpc(error))) => Err(error.into()),
-        Some(Err(error)) => Err(broken(format!(": {}", crate::error::chain(&error)))),
+        Some(Err(error)) => Err(broken(format!(": failed to {}", crate::error::chain(&error)))),
         None => Err(broken(String::new())),
     }
 }
