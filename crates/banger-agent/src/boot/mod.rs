@@ -66,8 +66,8 @@ enum BootError {
         source: io::Error,
     },
     #[error(
-        "find the disk {} within {} s (does the kernel have virtio_blk, and virtio_pci for QEMU or virtio_mmio for \
-         Firecracker? A kernel from a file needs them built in)",
+        "find the disk {} within {} s: a kernel from a file needs virtio_blk and virtio_pci (QEMU) or virtio_mmio \
+         (Firecracker) built in",
         device.display(), waited.as_secs()
     )]
     NoDisk { device: PathBuf, waited: Duration },
