@@ -60,7 +60,7 @@ pub fn choose(preference: Preference, facts: &Facts) -> Result<Choice, NoChoice>
             Ok(()) => Ok(qemu(facts, "pinned")),
             Err(missing) => Err(NoChoice {
                 reason: format!("QEMU is pinned, but {missing}"),
-                fix: "install QEMU and vhost-device-vsock, or pin nothing".to_owned(),
+                fix: "install QEMU and vhost-device-vsock, or pin Firecracker: --vmm firecracker".to_owned(),
             }),
         },
     }
@@ -101,7 +101,7 @@ fn pinned_firecracker(facts: &Facts) -> Result<Choice, NoChoice> {
     if let Err(missing) = &facts.firecracker {
         return Err(NoChoice {
             reason: format!("Firecracker is pinned, but {missing}"),
-            fix: "install Firecracker, or pin nothing".to_owned(),
+            fix: "install Firecracker, or pin QEMU: --vmm qemu".to_owned(),
         });
     }
     let warning = match &facts.virtualization {
@@ -110,7 +110,7 @@ fn pinned_firecracker(facts: &Facts) -> Result<Choice, NoChoice> {
         HostVirtualization::Unusable { reason, fix } => {
             return Err(NoChoice {
                 reason: format!("Firecracker is pinned, but {reason}"),
-                fix: format!("{fix}; or pin nothing, and QEMU emulates the processor"),
+                fix: format!("{fix}; or pin QEMU, which emulates the processor: --vmm qemu"),
             });
         }
     };
