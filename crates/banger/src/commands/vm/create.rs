@@ -114,7 +114,7 @@ pub(crate) struct ExpiryArgs {
     /// Remove it this long from now, such as 90m, 12h or 7d, whatever it does
     #[arg(long, value_name = "DURATION", value_parser = parse_duration, conflicts_with = "expires")]
     ttl: Option<Duration>,
-    /// Remove it at this time: `YYYY-MM-DD HH:MM`, or RFC 3339
+    /// Remove it at this time: `YYYY-MM-DD HH:MM` of this host's clock, or RFC 3339
     #[arg(long, value_name = "TIME", value_parser = parse_moment)]
     expires: Option<Timestamp>,
 }
