@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use e2e::{Daemon, Guest, Settings, Testbed, wait_for};
-use serde_json::Value;
+use e2e::{Daemon, Guest, Settings, Testbed, Wire, wait_for};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
 
 const SMALL: [&str; 4] = ["--memory", "256M", "--vcpus", "1"];
 /// A start under emulation on a busy host, and the longest back-off that these tests see.
@@ -169,6 +170,68 @@ fn what_died_without_a_daemon_is_started_by_the_next_one() {
     daemon.terminate();
     daemon.launch();
     wait_until(&daemon, "orphan", |shown| shown["state"] == "running");
+    daemon.finish();
+}
+
+/// Whoever asked for a stop has decided, whatever becomes of the daemon that was asked.
+#[test]
+fn a_stop_goes_on_under_the_next_daemon() {
+    let Some(bed) = Testbed::find() else { return };
+    let mut daemon = Daemon::start(&bed, Settings::prepared());
+    let options = [&SMALL[..], &["--restart", "always"]].concat();
+    let vmm = |daemon: &Daemon| {
+        let pid = show(daemon, "asked")["running"]["pid"].as_i64().expect("a pid");
+        Pid::from_raw(pid.try_into().expect("a pid")).expect("a pid")
+    };
+    let stop = |daemon: &Daemon| {
+        Wire::connect(daemon)
+            .call("vm.stop", &json!({"vm": "asked"}))
+            .expect("begun");
+        wait_until(daemon, "asked", |shown| shown["state"] == "stopping");
+    };
+    let ends = |daemon: &Daemon| {
+        let shown = show(daemon, "asked");
+        assert!(
+            shown["state"] == "stopping" || shown["state"] == "stopped",
+            "{shown:#}"
+        );
+        let stopped = wait_until(daemon, "asked", |shown| shown["state"] != "stopping");
+        assert_rests(&stopped, "stopped");
+        assert_eq!(stopped["failure"], Value::Null);
+        assert!(daemon.machine_processes().is_empty());
+    };
+    Guest::create_with(&daemon, "asked", "busybox", &options);
+
+    // Killed before the guest could hear of it, which is therefore asked again.
+    daemon.banger(["vm", "start", "asked"]).ok();
+    let pid = vmm(&daemon);
+    kill_process(pid, Signal::STOP).expect("stop the VMM");
+    stop(&daemon);
+    daemon.kill();
+    kill_process(pid, Signal::CONT).expect("continue the VMM");
+    daemon.launch();
+    ends(&daemon);
+
+    // Killed, and ended in order, while the guest is on its way down, which something in it makes a long one.
+    for orderly in [false, true] {
+        daemon.banger(["vm", "start", "asked"]).ok();
+        let mind = "trap '' TERM HUP; setsid sleep 600 </dev/null >/dev/null 2>&1 & echo minds";
+        let minds = daemon.banger(["exec", "asked", "--", "sh", "-c", mind]).ok();
+        assert_eq!(minds, "minds");
+        stop(&daemon);
+        if orderly {
+            daemon.terminate();
+        } else {
+            daemon.kill();
+        }
+        daemon.launch();
+        ends(&daemon);
+    }
+
+    // Nor does the one after it start what was stopped.
+    daemon.terminate();
+    daemon.launch();
+    assert_rests(&show(&daemon, "asked"), "stopped");
     daemon.finish();
 }
 
