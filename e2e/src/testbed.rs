@@ -102,6 +102,27 @@ pub fn find_program(name: &str) -> Option<PathBuf> {
         .find(|candidate| candidate.is_file())
 }
 
+/// A file system of that kind can be made and mounted here, as [`Settings::file_system`] does; else says what is missing.
+///
+/// [`Settings::file_system`]: crate::Settings::file_system
+#[must_use]
+pub fn mounts(kind: &str) -> bool {
+    if !is_root() {
+        return false;
+    }
+    let mkfs = format!("mkfs.{kind}");
+    if find_program(&mkfs).is_none() {
+        skip(&format!("{mkfs} is missing: make setup"));
+        return false;
+    }
+    let kinds = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    let known = kinds.split_whitespace().any(|known| known == kind);
+    if !known {
+        skip(&format!("this kernel does not mount {kind}"));
+    }
+    known
+}
+
 /// We are root, which mount namespaces and full file systems need; else says so.
 pub use testkit::is_root;
 /// Says aloud that the running test does nothing, and why.

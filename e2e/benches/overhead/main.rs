@@ -42,13 +42,7 @@ fn main() {
             rows::idle(report, daemon, "no machine", Duration::from_secs(30));
         }),
         ("short", "short commands", rows::short_commands),
-        (
-            "disks",
-            "creating, resetting, deleting machines",
-            |report, daemon| {
-                disks::kind(report, daemon, "overlay");
-            },
-        ),
+        ("disks", "creating, resetting, deleting machines", disks::overlay),
         (
             "creates",
             "creating many machines at once",
@@ -64,6 +58,11 @@ fn main() {
         }
     }
     daemon.finish();
+    if wanted("disks") {
+        println!("the same with disks that share blocks, on XFS");
+        disks::reflink(&mut report, &bed);
+        println!("{}", disks::DM);
+    }
     if wanted("thousand") {
         println!("a thousand machines");
         scale::thousand(&mut report, &bed);

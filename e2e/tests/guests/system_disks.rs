@@ -109,17 +109,7 @@ fn overlay() {
 /// A daemon whose state is on a file system of that kind.
 fn on(kind: &'static str) -> Option<Daemon> {
     let bed = Testbed::find()?;
-    if !testbed::is_root() {
-        return None;
-    }
-    let mkfs = format!("mkfs.{kind}");
-    if testbed::find_program(&mkfs).is_none() {
-        testbed::skip(&format!("{mkfs} is missing: make setup"));
-        return None;
-    }
-    let kinds = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
-    if !kinds.split_whitespace().any(|known| known == kind) {
-        testbed::skip(&format!("this kernel does not mount {kind}"));
+    if !testbed::mounts(kind) {
         return None;
     }
     Some(Daemon::start(&bed, Settings::prepared().file_system(kind)))
