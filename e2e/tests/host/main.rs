@@ -7,6 +7,7 @@
 
 mod disks;
 mod hostkit;
+mod images;
 mod install;
 mod reboot;
 mod service;
@@ -23,6 +24,7 @@ fn a_real_host() {
     let host = Host::boot(&daemon, &parts);
     hostkit::steps(&host);
     install::steps(&host, &bed);
+    images::steps(&host);
     disks::steps(&host);
     service::steps(&host, &bed);
     disks::renewed(&host);
