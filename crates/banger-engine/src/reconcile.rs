@@ -130,6 +130,15 @@ async fn take_up(scene: &Scene<'_>, row: VmRow, tally: &mut Tally) {
             return;
         }
         Phase::Running(running) | Phase::Stopping(running) => match adopt(host, &row, &running).await {
+            // Not the run that was being stopped but a start that followed it, of an ephemeral machine: broken off.
+            Ok((machine, _))
+                if matches!(phase, Phase::Stopping(_))
+                    && lifecycle::machine_pid(machine.as_ref()) != running.pid =>
+            {
+                tally.undone += 1;
+                task::spawn(host.clone(), machines, row, Begin::Remove);
+                return;
+            }
             Ok((machine, guest)) => {
                 tally.adopted += 1;
                 let with = running.with.clone().or_else(|| Some(RanWith::of(&row)));

@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use e2e::{Daemon, Guest, Settings, Testbed, wait_for};
+use e2e::{Daemon, Guest, Settings, Testbed, Wire, wait_for};
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
 
 const SMALL: [&str; 4] = ["--vcpus", "1", "--memory", "256M"];
 
@@ -266,5 +267,77 @@ fn a_guest_that_gives_up() {
         daemon.machine_processes()
     );
     daemon.banger(["vm", "rm", "gives-up"]).ok();
+    daemon.finish();
+}
+
+/// One that goes when it stops has stopped when it is restarted: it goes with a start that fails, however it does, and is
+/// not left as a failure that nobody looks for.
+#[test]
+fn an_ephemeral_machine_goes_when_its_restart_fails() {
+    let Some(bed) = Testbed::find() else { return };
+    let mut daemon = Daemon::start(&bed, Settings::prepared());
+    let runs = |daemon: &Daemon| {
+        let create = json!({
+            "name": "brief", "image": "busybox", "memory": 256 << 20, "vcpus": 1, "ephemeral": true, "start": true,
+        });
+        let created = Wire::connect(daemon)
+            .operate("vm.create", &create)
+            .expect("an answer");
+        assert!(created.is_ok(), "{created:?}");
+    };
+    let state = |daemon: &Daemon| {
+        let vm = Wire::connect(daemon).call("vm.show", &json!({"vm": "brief"}));
+        vm.ok()
+            .map(|vm| vm["state"].as_str().expect("a state").to_owned())
+    };
+    let goes = |daemon: &Daemon| {
+        let gone = wait_for(Duration::from_secs(10), || state(daemon).is_none().then_some(()));
+        assert!(gone.is_some(), "{:?}\n{}", state(daemon), daemon.log());
+    };
+    // Restarted, up to where its new run boots.
+    let boots = |daemon: &Daemon, wire: &mut Wire| {
+        let restart = wire.call("vm.restart", &json!({"vm": "brief"})).expect("begun");
+        let booting = wait_for(Duration::from_secs(30), || {
+            (state(daemon)? == "starting" && !daemon.machine_processes().is_empty()).then_some(())
+        });
+        assert!(booting.is_some(), "{}", daemon.log());
+        restart
+    };
+
+    // The host is not ready for it any more: of a machine that stays, such a start would change nothing.
+    runs(&daemon);
+    let root = rootfs(&daemon);
+    let aside = root.with_extension("aside");
+    std::fs::rename(&root, &aside).expect("put the image aside");
+    let failed = Wire::connect(&daemon)
+        .operate("vm.restart", &json!({"vm": "brief"}))
+        .expect("an answer")
+        .expect_err("a machine without its image");
+    assert_eq!(failed["error"]["kind"], "missing_prerequisite", "{failed:#}");
+    let notices = failed["notices"].as_array().expect("notices");
+    let told = notices
+        .iter()
+        .any(|notice| notice.as_str().is_some_and(|n| n.contains("removed")));
+    assert!(told, "{failed:#}");
+    goes(&daemon);
+    std::fs::rename(&aside, &root).expect("put the image back");
+
+    // Somebody thinks better of it.
+    runs(&daemon);
+    let mut wire = Wire::connect(&daemon);
+    let restart = boots(&daemon, &mut wire);
+    wire.call("op.cancel", &json!({"operation": restart["id"]}))
+        .expect("its record");
+    drop(wire);
+    goes(&daemon);
+
+    // The daemon dies.
+    runs(&daemon);
+    let mut wire = Wire::connect(&daemon);
+    boots(&daemon, &mut wire);
+    drop(wire);
+    daemon.kill();
+    daemon.launch();
+    goes(&daemon);
     daemon.finish();
 }

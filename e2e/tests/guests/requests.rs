@@ -71,6 +71,12 @@ fn only_the_asking_of_a_stop_is_taken_back() {
         .call("op.cancel", &json!({"operation": stop["id"]}))
         .expect("its record");
     assert_eq!(cancelled["state"], "cancelled");
+    // What it has been asked it may still do.
+    let notices = cancelled["notices"].to_string();
+    assert!(
+        notices.contains("has been asked to shut down already"),
+        "{cancelled:#}"
+    );
     assert_eq!(guest.state(), "running");
 
     let stop = wire

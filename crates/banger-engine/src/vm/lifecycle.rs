@@ -238,7 +238,8 @@ async fn hear_hello(listener: &UnixListener) -> HelloLine {
     }
 }
 
-fn machine_pid(machine: &dyn Machine) -> u32 {
+/// Process id of a machine's VMM.
+pub(crate) fn machine_pid(machine: &dyn Machine) -> u32 {
     machine
         .processes()
         .iter()
