@@ -101,7 +101,7 @@ fn what_cannot_be_set_is_refused_whole_and_says_the_way_out() {
     let before = guest.show();
     for (options, code, expected) in [
         (&["--disk", "1GiB"][..], 2, "banger cp"),
-        (&["--memory", "4TiB"], 2, "above the maximum"),
+        (&["--memory", "4TiB"], 2, "this host has"),
         (&["--memory", "1M"], 2, "below the minimum"),
         // It would be, and the kernel would run out of it while it boots.
         (&["--memory", "70M"], 2, "does not hold kernel"),
