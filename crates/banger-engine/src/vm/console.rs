@@ -7,6 +7,7 @@
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use banger_vmm::{MachineExit, ProcessRole};
@@ -174,13 +175,11 @@ pub(crate) async fn send(
     } else {
         None
     };
-    let mut position = match tail {
-        None => {
-            send_from(&beside(&console, ".old"), &mut 0, &out).await?;
-            0
-        }
-        Some(lines) => start_of_last(&console, lines)?,
-    };
+    let mut position = Position::default();
+    match tail {
+        None => send_from(&beside(&console, ".old"), &mut Position::default(), &out).await?,
+        Some(lines) => position.offset = start_of_last(&console, lines)?,
+    }
     loop {
         let runs =
             view.borrow_and_update().phase.running().is_some() || view.borrow().phase.state().in_motion();
@@ -197,23 +196,36 @@ pub(crate) async fn send(
     }
 }
 
-async fn send_from(path: &Path, position: &mut u64, out: &mpsc::Sender<Vec<u8>>) -> io::Result<()> {
+/// How far a file has been read.
+#[derive(Debug, Default)]
+struct Position {
+    /// Which file that is: the next run has another one of the same name.
+    inode: Option<u64>,
+    offset: u64,
+}
+
+async fn send_from(path: &Path, position: &mut Position, out: &mpsc::Sender<Vec<u8>>) -> io::Result<()> {
     loop {
         let mut file = match File::open(path) {
             Ok(file) => file,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(e) => return Err(e),
         };
-        if file.metadata()?.len() < *position {
-            *position = 0;
+        let found = file.metadata()?;
+        let another = position
+            .inode
+            .replace(found.ino())
+            .is_some_and(|inode| inode != found.ino());
+        if another || found.len() < position.offset {
+            position.offset = 0;
         }
-        file.seek(SeekFrom::Start(*position))?;
+        file.seek(SeekFrom::Start(position.offset))?;
         let mut chunk = vec![0; CHUNK];
         let count = file.read(&mut chunk)?;
         if count == 0 {
             return Ok(());
         }
-        *position += u64::try_from(count).unwrap_or(0);
+        position.offset += u64::try_from(count).unwrap_or(0);
         chunk.truncate(count);
         if out.send(chunk).await.is_err() {
             return Ok(());
@@ -246,19 +258,34 @@ fn start_of_last(path: &Path, lines: u32) -> io::Result<u64> {
     Ok(length.saturating_sub(kept))
 }
 
-/// Wakes when a file is written to (inotify(7)).
+/// Wakes when a file is written to, and when another takes its name, as at the start of a run (inotify(7)).
 struct Changes {
     inotify: AsyncFd<OwnedFd>,
+    path: PathBuf,
 }
 
 impl Changes {
     fn of(path: &Path) -> io::Result<Self> {
         let fd = inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC)?;
-        inotify::add_watch(&fd, path, inotify::WatchFlags::MODIFY)?;
+        let directory = path.parent().unwrap_or(Path::new("/"));
+        inotify::add_watch(&fd, directory, inotify::WatchFlags::CREATE)?;
         // SAFETY: `OwnedFd` returns the same descriptor every time and keeps it open until it is dropped, which happens
         // after `AsyncFd` has taken it off the poller; it is never replaced or moved out.
         let inotify = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?;
-        Ok(Self { inotify })
+        let changes = Self {
+            inotify,
+            path: path.to_owned(),
+        };
+        changes.watch()?;
+        Ok(changes)
+    }
+
+    /// Watches the file that has the name now; one that is watched already stays so.
+    fn watch(&self) -> io::Result<()> {
+        match inotify::add_watch(self.inotify.get_ref(), &self.path, inotify::WatchFlags::MODIFY) {
+            Ok(_) | Err(rustix::io::Errno::NOENT) => Ok(()),
+            Err(e) => Err(e.into()),
+        }
     }
 
     async fn wait(&self) -> io::Result<()> {
@@ -266,7 +293,8 @@ impl Changes {
         loop {
             let mut ready = self.inotify.readable().await?;
             match rustix::io::read(self.inotify.get_ref(), &mut buffer) {
-                Ok(_) => return Ok(()),
+                // Before the caller reads what is in it.
+                Ok(_) => return self.watch(),
                 Err(rustix::io::Errno::AGAIN) => ready.clear_ready(),
                 Err(rustix::io::Errno::INTR) => {}
                 Err(e) => return Err(e.into()),
@@ -374,5 +402,36 @@ mod tests {
         begin_run(&path).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"");
         assert_eq!(std::fs::read(beside(&path, ".previous")).unwrap(), b"first");
+    }
+
+    #[tokio::test]
+    async fn who_follows_a_start_sees_the_new_runs_console() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("console.log");
+        std::fs::write(&path, "before\n").unwrap();
+        let (shows, view) = watch::channel(View {
+            row: crate::vm::change::tests::row(),
+            phase: crate::vm::state::Phase::Starting,
+            generation: 0,
+            guest: None,
+            machine: None,
+            restarts_at: None,
+        });
+        let (out, mut chunks) = mpsc::channel(4);
+        let following = tokio::spawn(send(path.clone(), None, true, view, out));
+        let mut next = async || {
+            let chunk = tokio::time::timeout(std::time::Duration::from_secs(10), chunks.recv());
+            chunk
+                .await
+                .expect("nothing was sent")
+                .map(|chunk| String::from_utf8(chunk).unwrap())
+        };
+        assert_eq!(next().await.as_deref(), Some("before\n"));
+        begin_run(&path).unwrap();
+        std::fs::write(&path, "a longer line of the run\n").unwrap();
+        assert_eq!(next().await.as_deref(), Some("a longer line of the run\n"));
+        shows.send_modify(|view| view.phase = crate::vm::state::Phase::Stopped);
+        assert_eq!(next().await, None);
+        following.await.unwrap().unwrap();
     }
 }
