@@ -169,15 +169,7 @@ impl Operations {
                 );
             }
         }
-        let before = oldest_kept();
-        let forgotten = store
-            .note(Write::OperationsForget, move |tx| {
-                banger_store::operations::forget_before(tx, before)
-            })
-            .await;
-        if let Err(e) = forgotten {
-            tracing::error!(error = crate::error::chain(&e), "old operations not forgotten");
-        }
+        forget_old(&store).await;
         Ok(Self {
             store,
             entries: Arc::default(),
@@ -243,17 +235,19 @@ impl Operations {
             ended: None,
         };
         put(&self.store, &operation).await?;
-        let before = oldest_kept();
-        self.store
-            .note(Write::OperationsForget, move |tx| {
-                banger_store::operations::forget_before(tx, before)
-            })
-            .await?;
+        forget_old(&self.store).await;
         let entry = Arc::new(Entry {
             now: watch::Sender::new(operation.clone()),
             cancel: watch::Sender::new(false),
         });
         self.remember(&operation.id, entry.clone());
+        // Closing lists what is remembered after it has said so: one of the two sees the other. Nothing was begun yet, so
+        // there is nothing to wait for.
+        if *self.closing.borrow() {
+            let end = end_of(Ok(Err(Error::ShuttingDown)));
+            keep_end(&self.store, &entry, &end).await;
+            return Err(Error::ShuttingDown);
+        }
         let progress = Progress {
             entry: entry.clone(),
             store: self.store.clone(),
@@ -262,19 +256,7 @@ impl Operations {
         // A task of its own inside the task: should the work panic, the operation still ends.
         tokio::spawn(async move {
             let outcome = tokio::spawn(work(progress)).await;
-            let end = end_of(outcome);
-            // Kept before anybody is told: were it the other way round, a daemon that dies in between would say tomorrow
-            // that what was done today had been interrupted.
-            let mut ended = entry.now.borrow().clone();
-            end.apply(&mut ended);
-            if let Err(e) = put(&store, &ended).await {
-                tracing::error!(
-                    operation = ended.id,
-                    error = crate::error::chain(&e),
-                    "outcome not kept"
-                );
-            }
-            entry.change(|operation| end.apply(operation));
+            keep_end(&store, &entry, &end_of(outcome)).await;
         });
         Ok(operation)
     }
@@ -452,6 +434,34 @@ fn missing(id: &str) -> Error {
     }
 }
 
+/// An operation has ended. Kept before anybody is told: were it the other way round, a daemon that dies in between would say
+/// tomorrow that what was done today had been interrupted.
+async fn keep_end(store: &Rows, entry: &Entry, end: &End) {
+    let mut ended = entry.now.borrow().clone();
+    end.apply(&mut ended);
+    if let Err(e) = put(store, &ended).await {
+        tracing::error!(
+            operation = ended.id,
+            error = crate::error::chain(&e),
+            "outcome not kept"
+        );
+    }
+    entry.change(|operation| end.apply(operation));
+}
+
+/// Records past their day are forgotten. What cannot be now is so by the next that begins: nothing depends on it.
+async fn forget_old(store: &Rows) {
+    let before = oldest_kept();
+    let forgotten = store
+        .note(Write::OperationsForget, move |tx| {
+            banger_store::operations::forget_before(tx, before)
+        })
+        .await;
+    if let Err(e) = forgotten {
+        tracing::warn!(error = crate::error::chain(&e), "old operations not forgotten");
+    }
+}
+
 async fn put(store: &Rows, operation: &Operation) -> Result<(), Error> {
     let record = serde_json::to_string(operation).map_err(|source| {
         Error::Store(banger_store::StoreError::Corrupt {
@@ -562,6 +572,8 @@ impl Progress {
 
 #[cfg(test)]
 mod tests {
+    use std::task::Poll;
+
     use super::*;
 
     async fn operations() -> (tempfile::TempDir, Operations) {
@@ -618,6 +630,20 @@ mod tests {
             operations.cancel(&begun.id).await.unwrap().generation,
             op.generation
         );
+    }
+
+    #[tokio::test]
+    async fn what_begins_while_the_daemon_closes_is_not_begun() {
+        let (_dir, operations) = operations().await;
+        let mut beginning = Box::pin(operations.begin("vm.create", "dev", |_| std::future::pending()));
+        // Past its first look, and at its row.
+        let waits = std::future::poll_fn(|cx| Poll::Ready(beginning.as_mut().poll(cx).is_pending()));
+        assert!(waits.await);
+        operations.close().await;
+        assert!(matches!(beginning.await, Err(Error::ShuttingDown)));
+        assert_eq!(operations.running(), 0);
+        let kept = operations.list().await.unwrap();
+        assert_eq!(kept[0].state, OperationState::Cancelled);
     }
 
     #[tokio::test]
