@@ -5,6 +5,7 @@
 //! is lengthened, at once where a machine is changed and again before each start. So a change that was broken off is
 //! simply gone on with.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use banger_store::vms::VmRow;
@@ -15,6 +16,7 @@ use super::{Capability, Start};
 use crate::doctor::Check;
 use crate::error::{Error, io};
 use crate::host::Host;
+use crate::image::work;
 use crate::space;
 use crate::vm::lifecycle::taken;
 use crate::vm::state::Paths;
@@ -52,7 +54,22 @@ pub(crate) async fn ensure(host: &Host, row: &VmRow, paths: &Paths) -> Result<()
     let new = paths.state.join("work.img.new");
     remove_file(&new)?;
     disk::make_empty(host, &new, row.work_disk, "banger-work").await?;
-    std::fs::rename(&new, &path).map_err(io("name", path))
+    let made = File::open(&new).map_err(io("open", &new))?;
+    publish(made, &new, &path).await
+}
+
+/// On the disk before it has its name, and the name before anybody hears of it: a name without what belongs under it would
+/// be refused by every start.
+async fn publish(made: File, new: &Path, path: &Path) -> Result<(), Error> {
+    let (new, path) = (new.to_owned(), path.to_owned());
+    work::blocking(move |_| {
+        made.sync_all().map_err(io("sync", &new))?;
+        std::fs::rename(&new, &path).map_err(io("name", &path))?;
+        let directory = path.parent().unwrap_or(&path);
+        let synced = File::open(directory).and_then(|directory| directory.sync_all());
+        synced.map_err(io("sync", directory))
+    })
+    .await
 }
 
 /// Bytes it takes on the host; 0 where there is none.
