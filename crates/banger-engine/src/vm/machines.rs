@@ -38,6 +38,8 @@ struct Table {
     by_id: BTreeMap<String, Handle>,
     /// Names to ids.
     names: BTreeMap<String, String>,
+    /// The daemon ends: what is no longer here may be there all the same.
+    closed: bool,
 }
 
 impl Default for Machines {
@@ -75,12 +77,15 @@ impl Machines {
         table.names.insert(to.to_owned(), id.to_owned());
     }
 
-    /// By name, else by id.
+    /// By name, else by id. An error of its own where the daemon is ending.
     pub(crate) fn find(&self, reference: &str) -> Result<Handle, Error> {
         let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
         let id = table.names.get(reference).map_or(reference, String::as_str);
         if let Some(handle) = table.by_id.get(id) {
             return Ok(handle.clone());
+        }
+        if table.closed {
+            return Err(Error::ShuttingDown);
         }
         let near = name::nearest(reference, table.names.keys().map(String::as_str));
         let shown = reference.chars().take(80).collect();
@@ -106,7 +111,10 @@ impl Machines {
 
     /// Closes every mailbox and waits for the tasks to end their work. Machines go on running.
     pub(crate) async fn close(&self, within: Duration) {
-        *self.table.write().unwrap_or_else(PoisonError::into_inner) = Table::default();
+        *self.table.write().unwrap_or_else(PoisonError::into_inner) = Table {
+            closed: true,
+            ..Table::default()
+        };
         let mut tasks = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
         let all = async { while tasks.join_next().await.is_some() {} };
         if tokio::time::timeout(within, all).await.is_err() {
@@ -137,4 +145,17 @@ pub(crate) fn phase_of(text: &str) -> Result<Phase, Error> {
         }
         .into()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn who_asks_a_daemon_that_ends_is_not_told_that_there_is_no_such_machine() {
+        let machines = Machines::default();
+        assert!(matches!(machines.find("dev"), Err(Error::Missing { .. })));
+        machines.close(Duration::ZERO).await;
+        assert!(matches!(machines.find("dev"), Err(Error::ShuttingDown)));
+    }
 }

@@ -7,7 +7,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::error::Error;
 use crate::operation::Progress;
 use crate::vm::change::{Change, SetVm};
-use crate::vm::policy::Request;
+use crate::vm::policy::{Request, State};
 use crate::vm::state::View;
 
 /// What comes back: what was changed, which is nothing for all but `Set`.
@@ -124,7 +124,11 @@ impl Handle {
         answer.await.map_err(|_| self.gone())?
     }
 
+    /// Its task has ended: with the machine, which was then being removed, or with the daemon.
     fn gone(&self) -> Error {
+        if self.view.borrow().phase.state() != State::Removing {
+            return Error::ShuttingDown;
+        }
         Error::Missing {
             what: "machine",
             name: self.name(),
