@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 
 use super::Engine;
 use crate::crash::Write;
-use crate::error::Error;
+use crate::error::{Error, chain};
 use crate::image::registry;
 use crate::operation::{Operation, Progress};
 use crate::vm::capability::system_disk::{self, SystemDiskKind};
@@ -63,7 +63,7 @@ impl Engine {
     pub async fn create_vm(&self, new: NewVm) -> Result<Operation, Error> {
         let row = self.reserve(&new).await?;
         let (host, machines, start) = (self.host.clone(), self.machines.clone(), new.start);
-        let (id, subject) = (row.id.clone(), row.name.clone());
+        let (reserved, subject) = (row.clone(), row.name.clone());
         let work = move |progress: Progress| async move {
             let (reply, created) = oneshot::channel();
             let begin = Begin::Create {
@@ -76,10 +76,22 @@ impl Engine {
         };
         let begun = self.host.operations.begin("vm.create", &subject, work).await;
         if begun.is_err() {
-            self.host
+            let id = reserved.id.clone();
+            let removed = self
+                .host
                 .store
                 .write(Write::VmRemove, move |tx| banger_store::vms::remove(tx, &id))
-                .await?;
+                .await;
+            // What cannot be removed now holds the name: it is shown, so that it can be removed, if the next daemon has not
+            // done so before.
+            if let Err(e) = removed {
+                tracing::error!(
+                    vm = reserved.name,
+                    error = chain(&e),
+                    "reserved name not given back"
+                );
+                task::spawn(self.host.clone(), &self.machines, reserved, Begin::Remove);
+            }
         }
         begun
     }
