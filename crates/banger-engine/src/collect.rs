@@ -124,6 +124,8 @@ struct Found {
 struct Known {
     /// Machines by id; those whose row cannot be read need all that has their id.
     machines: HashMap<String, Option<banger_store::vms::VmRow>>,
+    /// There is a row that does not even say whose it is: any machine may be there still.
+    nameless: bool,
     images: HashSet<String>,
     kernels: Vec<String>,
     /// Owners that the ledger still has: a machine that was being removed has none any more.
@@ -261,9 +263,11 @@ async fn who_needs(host: &Host) -> Result<Known, Error> {
     held.extend(held::all());
     let owners = host.ledger.owners().await?;
     let readable = rows.into_iter().map(|row| (row.id.clone(), Some(row)));
+    let nameless = unreadable.iter().any(|row| row.id.is_none());
     let unreadable = unreadable.into_iter().filter_map(|row| Some((row.id?, None)));
     Ok(Known {
         machines: readable.chain(unreadable).collect(),
+        nameless,
         images: images.into_iter().map(|row| row.id).collect(),
         kernels: kernels.into_iter().map(|row| row.name).collect(),
         runs: owners
@@ -278,6 +282,13 @@ async fn who_needs(host: &Host) -> Result<Known, Error> {
     })
 }
 
+impl Known {
+    /// Whether a machine may have this id.
+    fn may_have(&self, id: &str) -> bool {
+        self.nameless || self.machines.contains_key(id)
+    }
+}
+
 /// What has a machine's name and no machine: rows, processes, directories.
 fn orphans(
     host: &Host,
@@ -289,7 +300,7 @@ fn orphans(
     for owner in found
         .owners
         .iter()
-        .filter(|o| !known.machines.contains_key(o.vm()) && known.owners.contains(o))
+        .filter(|o| !known.may_have(o.vm()) && known.owners.contains(o))
     {
         garbage.push(Garbage {
             kind: GarbageKind::Ledger,
@@ -311,7 +322,7 @@ fn orphans(
         garbage.push(Garbage {
             kind: GarbageKind::Process,
             what: line.id.pid.to_string(),
-            why: match known.machines.contains_key(id) {
+            why: match known.may_have(id) {
                 true => format!("{token} does not run"),
                 false => format!("there is no machine {token}"),
             },
@@ -325,7 +336,7 @@ fn orphans(
             continue;
         };
         // A start may make one of the same name at this moment.
-        if when == When::Running && known.machines.contains_key(id) {
+        if when == When::Running && known.may_have(id) {
             continue;
         }
         garbage.push(Garbage {
@@ -334,7 +345,7 @@ fn orphans(
                 Device::Loop { .. } => GarbageKind::Loop,
             },
             what: device.shown().to_owned(),
-            why: match known.machines.contains_key(id) {
+            why: match known.may_have(id) {
                 true => format!("{} does not run", id::token(id)),
                 false => format!("there is no machine {}", id::token(id)),
             },
@@ -346,6 +357,7 @@ fn orphans(
         let Some(id) = id::of_token(token) else { continue };
         let paths = Paths::new(&host.settings.state_dir, &host.settings.runtime_dir, id);
         let why = match (known.machines.get(id), when) {
+            (None, _) if known.nameless => continue,
             (None, _) => format!("there is no machine {token}"),
             // Its row was lost with the host's power, say. The next start would find its place taken.
             (Some(Some(row)), When::Starting)
@@ -522,4 +534,28 @@ fn taken_by(path: &Path) -> u64 {
     }
     let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
     own + entries.map(|entry| taken_by(&entry.path())).sum::<u64>()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::tests::host;
+
+    #[tokio::test]
+    async fn while_a_row_does_not_say_whose_it_is_no_machines_directory_is_garbage() {
+        let directory = tempfile::tempdir().unwrap();
+        let host = host(directory.path()).await;
+        let id = id::new();
+        let disks = machines_dir(directory.path()).join(id::token(&id));
+        std::fs::create_dir_all(&disks).unwrap();
+        let found = async || find(&host, When::Starting).await.unwrap();
+        let shown = disks.display().to_string();
+        assert!(found().await.iter().any(|garbage| garbage.what == shown));
+
+        let spoilt = host
+            .store
+            .read(|tx| Ok(tx.execute_batch("UPDATE vms SET id = CAST(x'ff' AS TEXT)")?));
+        spoilt.await.unwrap();
+        assert!(found().await.iter().all(|garbage| garbage.what != shown));
+    }
 }
