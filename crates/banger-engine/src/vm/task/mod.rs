@@ -280,6 +280,23 @@ impl Task {
         }
     }
 
+    /// As [`Self::state`]; of a machine that could be removed by half only, there is nothing that could run.
+    fn state_for(&self, request: Request) -> State {
+        let half = matches!((&self.kept, &self.phase), (Phase::Removing, Phase::Failed(_)));
+        match request {
+            Request::Start | Request::Restart | Request::Reset { .. } if half => State::Removing,
+            Request::Start
+            | Request::Stop
+            | Request::Kill
+            | Request::Restart
+            | Request::Reset { .. }
+            | Request::Set
+            | Request::Rename
+            | Request::Remove { .. }
+            | Request::Expire => self.state(),
+        }
+    }
+
     // ---- requests --------------------------------------------------------------------------------------------------
 
     async fn on_request(&mut self, asked: Asked) {
@@ -289,7 +306,7 @@ impl Task {
         if request.settles() && !(automatic && request == Request::Start) {
             self.give_up_turn().await;
         }
-        match decide(self.state(), request) {
+        match decide(self.state_for(request), request) {
             Decision::Run => self.begin(asked).await,
             Decision::Preempt => {
                 self.turn = None;

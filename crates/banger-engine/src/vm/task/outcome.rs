@@ -35,6 +35,8 @@ pub(super) enum Outcome {
         collected: Result<(), Error>,
     },
     Removed(Result<(), Error>),
+    /// Nothing of it was removed yet.
+    NotRemoved(Error),
 }
 
 /// Sizes that a guest's disks have since, in bytes.
@@ -56,6 +58,9 @@ enum Next {
     Gone(Answer),
     /// Nothing of it may stay: why.
     Undo(Error),
+    /// It stands so, and half of it is gone: the row says still that it is being removed, so that the next daemon goes on
+    /// with that.
+    Half(Phase, Error),
     /// It is no more.
     Leave(Answer),
 }
@@ -152,6 +157,14 @@ impl Task {
             Next::Undo(error) => {
                 self.undoing = Some(error);
                 self.begin_remove(caller, terms);
+            }
+            Next::Half(phase, error) => {
+                self.kept = Phase::Removing;
+                self.unkept = false;
+                self.publish(phase);
+                if let Some(caller) = caller.take() {
+                    caller.answer(Err(error));
+                }
             }
             Next::Leave(answer) => return self.leave(caller, answer),
         }
@@ -292,9 +305,14 @@ impl Task {
                 Some(error) => Next::Leave(Err(error)),
                 None => Next::Leave(DONE),
             },
+            // Its name and its image are taken still, so it is shown, and can be removed once the host lets it.
             Outcome::Removed(Err(e)) => {
+                self.machine = None;
+                self.guest = None;
+                Next::Half(Phase::Failed(Failure::of(&e)), self.undoing.take().unwrap_or(e))
+            }
+            Outcome::NotRemoved(e) => {
                 let run = self.before.running().cloned().filter(|_| self.still_runs());
-                // Its name and its image are taken still, so it is shown, and can be removed once the host lets it.
                 let phase = run.map_or_else(|| Phase::Failed(Failure::of(&e)), Phase::Running);
                 Next::Settle(phase, Err(self.undoing.take().unwrap_or(e)))
             }

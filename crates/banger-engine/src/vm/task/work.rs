@@ -222,17 +222,20 @@ impl Task {
         self.publish(Phase::Removing);
         let progress = progress_of(caller.as_ref());
         let future = Box::pin(async move {
-            let removed = async {
+            let ended = async {
                 // On stable storage before the first byte goes: half a machine must never look like a whole one.
                 keep(&host, &id, &Phase::Removing, true).await?;
                 if let Some(machine) = machine {
                     stage(progress.as_ref(), Stage::Killing).await;
                     lifecycle::kill(&name, machine.as_ref()).await?;
                 }
-                stage(progress.as_ref(), Stage::Removing).await;
-                lifecycle::remove(&host, &id).await
+                Ok(())
             };
-            Outcome::Removed(removed.await)
+            if let Err(e) = ended.await {
+                return Outcome::NotRemoved(e);
+            }
+            stage(progress.as_ref(), Stage::Removing).await;
+            Outcome::Removed(lifecycle::remove(&host, &id).await)
         });
         self.work(caller, terms, &[], future);
     }
