@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::Engine;
 use crate::error::Error;
+use crate::settings::Settings;
 use crate::vm::capability::system_disk::{self, SystemDiskKind};
 use crate::vm::capability::work_disk;
 use crate::vm::change;
@@ -23,11 +24,8 @@ impl Engine {
             })
         };
         let handles = self.machines.all();
-        Ok(handles
-            .iter()
-            .filter(|handle| wanted(handle))
-            .map(|handle| self.describe(handle, &names))
-            .collect())
+        self.describe(handles.into_iter().filter(wanted).collect(), names)
+            .await
     }
 
     /// One machine.
@@ -37,52 +35,71 @@ impl Engine {
     }
 
     pub(super) async fn show(&self, handle: &Handle) -> Result<Vm, Error> {
-        Ok(self.describe(handle, &self.image_names().await?))
+        let names = self.image_names().await?;
+        let mut one = self.describe(vec![handle.clone()], names).await?;
+        one.pop().ok_or(Error::ShuttingDown)
+    }
+
+    /// On a thread of its own: what disks take is asked of file systems, some of which take their time.
+    async fn describe(
+        &self,
+        handles: Vec<Handle>,
+        images: BTreeMap<String, String>,
+    ) -> Result<Vec<Vm>, Error> {
+        let host = self.host.clone();
+        let described = tokio::task::spawn_blocking(move || {
+            let one = |handle: &Handle| describe(&host.settings, handle, &images);
+            handles.iter().map(one).collect()
+        });
+        described.await.map_err(|source| Error::Host {
+            action: "look at the machines",
+            source: Box::new(source),
+        })
     }
 
     async fn image_names(&self) -> Result<BTreeMap<String, String>, Error> {
         let rows = self.host.store.read(banger_store::images::list).await?;
         Ok(rows.into_iter().map(|row| (row.id, row.name)).collect())
     }
+}
 
-    fn describe(&self, handle: &Handle, images: &BTreeMap<String, String>) -> Vm {
-        let view = handle.view.borrow();
-        let row = &view.row;
-        let settings = &self.host.settings;
-        let paths = Paths::new(&settings.state_dir, &settings.runtime_dir, &row.id);
-        let run = view.phase.running();
-        Vm {
-            id: row.id.clone(),
-            name: row.name.clone(),
-            phase: view.phase.clone(),
-            image: images
-                .get(&row.image)
-                .cloned()
-                .unwrap_or_else(|| row.image.clone()),
-            image_id: row.image.clone(),
-            kernel: row.kernel.clone(),
-            vcpus: row.vcpus,
-            memory: u64::from(row.memory_mib) << 20,
-            disk: row.disk,
-            disk_used: system_disk::usage(row, &paths),
-            vmm: row.vmm.as_deref().and_then(vmm_kind),
-            labels: row.labels.clone(),
-            ephemeral: row.ephemeral,
-            system_disk: SystemDiskKind::parse(&row.system_disk),
-            work_disk: row.work_disk,
-            work_disk_used: if row.work_disk == 0 {
-                0
-            } else {
-                work_disk::usage(&paths)
-            },
-            nat: row.nat,
-            autostart: row.autostart,
-            restart: Restart::of(&row.restart),
-            expires: row.expires,
-            restarts_at: view.restarts_at,
-            pending: run.map(|run| change::pending(row, run)).unwrap_or_default(),
-            created: row.created,
-            vsock: paths.vsock(),
-        }
+fn describe(settings: &Settings, handle: &Handle, images: &BTreeMap<String, String>) -> Vm {
+    // A copy: whoever changes the view would wait for what is asked below.
+    let view = handle.view.borrow().clone();
+    let row = &view.row;
+    let paths = Paths::new(&settings.state_dir, &settings.runtime_dir, &row.id);
+    let run = view.phase.running();
+    Vm {
+        id: row.id.clone(),
+        name: row.name.clone(),
+        phase: view.phase.clone(),
+        image: images
+            .get(&row.image)
+            .cloned()
+            .unwrap_or_else(|| row.image.clone()),
+        image_id: row.image.clone(),
+        kernel: row.kernel.clone(),
+        vcpus: row.vcpus,
+        memory: u64::from(row.memory_mib) << 20,
+        disk: row.disk,
+        disk_used: system_disk::usage(row, &paths),
+        vmm: row.vmm.as_deref().and_then(vmm_kind),
+        labels: row.labels.clone(),
+        ephemeral: row.ephemeral,
+        system_disk: SystemDiskKind::parse(&row.system_disk),
+        work_disk: row.work_disk,
+        work_disk_used: if row.work_disk == 0 {
+            0
+        } else {
+            work_disk::usage(&paths)
+        },
+        nat: row.nat,
+        autostart: row.autostart,
+        restart: Restart::of(&row.restart),
+        expires: row.expires,
+        restarts_at: view.restarts_at,
+        pending: run.map(|run| change::pending(row, run)).unwrap_or_default(),
+        created: row.created,
+        vsock: paths.vsock(),
     }
 }

@@ -86,12 +86,17 @@ pub(super) async fn of_one(host: &Host, subject: Subject) -> VmStats {
     let from_host = async {
         let machine = machine?.figures().await;
         let run = phase.running().and_then(|running| running.with.as_ref());
+        let of = row.clone();
+        // The file system may take its time.
+        let disk_used = tokio::task::spawn_blocking(move || {
+            system_disk::usage(&of, &paths).saturating_add(work_disk::usage(&paths))
+        });
         Some(HostFigures {
             uptime: uptime(),
             machine,
             vcpus: run.map_or(row.vcpus, |run| run.vcpus),
             memory: u64::from(run.map_or(row.memory_mib, |run| run.memory_mib)) << 20,
-            disk_used: system_disk::usage(&row, &paths).saturating_add(work_disk::usage(&paths)),
+            disk_used: disk_used.await.ok()?,
         })
     };
     let from_guest = async {

@@ -60,7 +60,7 @@ pub(super) async fn make(host: &Host, row: &VmRow, path: &Path) -> Result<(), Er
     })?
 }
 
-/// Bytes of its own; `None` where the file system does not say.
+/// Bytes of its own; `None` where the file system does not say, or not soon.
 pub(super) fn own_bytes(path: &Path) -> Option<u64> {
     reflink::own_bytes(&File::open(path).ok()?).ok()
 }
