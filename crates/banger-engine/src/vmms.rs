@@ -1,12 +1,14 @@
 //! Which VMM runs a machine: finds the programs, probes each once, chooses by what the host can do.
 //!
-//! What was found stays; what was missing is looked for again at the next need, so that installing it suffices.
+//! What was found stays; what was missing is looked for again at the next need, so that installing it suffices. So is all
+//! when the host's virtualization has changed since, so that loading a module suffices.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use banger_vmm::{
-    Facts, Firecracker, Preference, Qemu, QemuPaths, Vmm, VmmInfo, VmmKind, choose, host_virtualization,
+    Facts, Firecracker, HostVirtualization, Preference, Qemu, QemuPaths, Vmm, VmmInfo, VmmKind, choose,
+    host_virtualization,
 };
 use hostkit::exec::{ExecError, Tool};
 use tokio::sync::Mutex;
@@ -36,12 +38,19 @@ pub(crate) struct Chosen {
 
 type Probed = Result<Arc<dyn Vmm>, String>;
 
+/// What a probe came to, and what it saw: a VMM is asked at its probe what it can do on this host.
+struct Probes {
+    host: HostVirtualization,
+    firecracker: Probed,
+    qemu: Probed,
+}
+
 /// All VMMs of this host.
 pub(crate) struct Vmms {
     settings: VmmSettings,
     directories: Vec<PathBuf>,
     /// Held while probing, so that a VMM is probed once however many starts wait for it.
-    probed: Mutex<Option<(Probed, Probed)>>,
+    probed: Mutex<Option<Probes>>,
 }
 
 impl Vmms {
@@ -61,32 +70,43 @@ impl Vmms {
     }
 
     async fn drivers(&self) -> (Probed, Probed) {
+        self.drivers_on(host_virtualization()).await
+    }
+
+    async fn drivers_on(&self, host: HostVirtualization) -> (Probed, Probed) {
         let mut probed = self.probed.lock().await;
-        let (firecracker, qemu) = match probed.take() {
+        let before = probed.take().filter(|before| before.host == host);
+        let (firecracker, qemu) = match before.map(|before| (before.firecracker, before.qemu)) {
             Some((firecracker @ Ok(_), qemu @ Ok(_))) => (firecracker, qemu),
-            Some((firecracker @ Ok(_), Err(_))) => (firecracker, self.probe_qemu().await),
-            Some((Err(_), qemu @ Ok(_))) => (self.probe_firecracker().await, qemu),
-            Some((Err(_), Err(_))) | None => tokio::join!(self.probe_firecracker(), self.probe_qemu()),
+            Some((firecracker @ Ok(_), Err(_))) => (firecracker, self.probe_qemu(&host).await),
+            Some((Err(_), qemu @ Ok(_))) => (self.probe_firecracker(&host).await, qemu),
+            Some((Err(_), Err(_))) | None => {
+                tokio::join!(self.probe_firecracker(&host), self.probe_qemu(&host))
+            }
         };
-        *probed = Some((firecracker.clone(), qemu.clone()));
+        *probed = Some(Probes {
+            host,
+            firecracker: firecracker.clone(),
+            qemu: qemu.clone(),
+        });
         (firecracker, qemu)
     }
 
-    async fn probe_firecracker(&self) -> Probed {
+    async fn probe_firecracker(&self, host: &HostVirtualization) -> Probed {
         let path = self.find("firecracker", self.settings.firecracker.as_deref())?;
-        match Firecracker::probe(&path, &host_virtualization()).await {
+        match Firecracker::probe(&path, host).await {
             Ok(vmm) => Ok(Arc::new(vmm)),
             Err(e) => Err(chain(&e)),
         }
     }
 
-    async fn probe_qemu(&self) -> Probed {
+    async fn probe_qemu(&self, host: &HostVirtualization) -> Probed {
         let paths = QemuPaths {
             qemu: self.find(QEMU, self.settings.qemu.as_deref())?,
             vhost_device_vsock: self
                 .find("vhost-device-vsock", self.settings.vhost_device_vsock.as_deref())?,
         };
-        match Qemu::probe(&paths, &host_virtualization()).await {
+        match Qemu::probe(&paths, host).await {
             Ok(vmm) => Ok(Arc::new(vmm)),
             Err(e) => Err(chain(&e)),
         }
@@ -160,5 +180,43 @@ impl Vmms {
             VmmKind::Qemu => qemu,
         };
         probed.map_err(|reason| Error::NoVmm { reason })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_vmm_is_probed_again_when_the_host_can_do_something_else_than_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let program = |name: &str, says: &str| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, format!("#!/bin/sh\necho '{says}'\n")).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+            Some(path)
+        };
+        let vmms = Vmms {
+            settings: VmmSettings {
+                preference: Preference::Auto,
+                firecracker: Some(dir.path().join("none")),
+                qemu: program("qemu", "QEMU emulator version 7.2.0"),
+                vhost_device_vsock: program("device", "vhost-device-vsock 0.2.0"),
+            },
+            directories: Vec::new(),
+            probed: Mutex::new(None),
+        };
+        let without = HostVirtualization::Unusable {
+            reason: "no module".to_owned(),
+            fix: "load one".to_owned(),
+        };
+        let mut slow = Vec::new();
+        for host in [without, HostVirtualization::Usable] {
+            let (_, qemu) = vmms.drivers_on(host).await;
+            slow.push(qemu.unwrap().describe().slow.is_some());
+        }
+        assert_eq!(slow, [true, false]);
     }
 }
