@@ -109,6 +109,10 @@ mod tests {
     }
 
     /// One whose parent is gone, and one that we wait for.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "what is started must have been left by its parent, which hostkit::exec does not let happen"
+    )]
     fn sleepers(prepare: impl Fn(&mut Command) -> &mut Command) -> (Ended, Ended) {
         let mut command = Command::new("sh");
         command.args(["-c", "sleep 1000 > /dev/null 2>&1 & echo $!"]);
