@@ -5,6 +5,10 @@
 //! image's init it is a child of process 1, and marks itself (and so the server) as to be spared when systemd ends all
 //! processes: argv[0] begins with `@` (systemd.io/ROOT_STORAGE_DAEMONS). So commands that are running when the machine
 //! stops still report how they ended, pings are answered to the very end, and systemd waits for nobody.
+//!
+//! As process 1 it is also whom busybox's `poweroff`, `halt` and `reboot` ask, each by a signal (its `init/halt.c`: SIGUSR2,
+//! SIGUSR1, SIGTERM). The kernel drops for process 1 what it has no handler for; here all three lead to the shutdown that a
+//! call of the daemon's leads to, which is the server's to make.
 
 use crate::boot::{Disks, InitMode};
 use crate::exec;
@@ -15,7 +19,10 @@ use rustix::fd::OwnedFd;
 use rustix::process::{Pid, Resource, Rlimit, WaitOptions, getrlimit, setrlimit, wait};
 use std::io;
 use std::path::Path;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::time::{Duration, Instant};
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Pauses before the server is started anew; one that ran this long starts over with the shortest.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -31,11 +38,19 @@ const BLOCKING_THREADS: usize = 48;
 /// What `ps` shows; the `@` is explained above.
 const ARGUMENTS: &[u8] = b"@banger-agent\0";
 
+/// Whether a process of the guest has asked for the machine's end. The server has it from its fork, and sets its own.
+static END_ASKED: AtomicBool = AtomicBool::new(false);
+
+/// The server, for whom signals are passed on; 0 where there is none, and in the server itself.
+static SERVER: AtomicI32 = AtomicI32::new(0);
+
 /// Starts the server and keeps it running, for ever.
 ///
 /// `layers` are file systems below the root that have to be made read-only last, where the agent is init.
 pub(crate) fn supervise(mode: InitMode, layers: Vec<OwnedFd>, disks: Disks) -> ! {
-    if !matches!(mode, InitMode::Agent) {
+    if matches!(mode, InitMode::Agent) {
+        hear_the_guest();
+    } else {
         spare_from_shutdown();
     }
     let (mut layers, mut disks) = (layers, Some(disks));
@@ -46,7 +61,15 @@ pub(crate) fn supervise(mode: InitMode, layers: Vec<OwnedFd>, disks: Disks) -> !
         match unsafe { libc::fork() } {
             // In a memory of its own: what is taken here is there for the next.
             0 => serve_in_guest(mode, std::mem::take(&mut layers), disks.take()),
-            pid if pid > 0 => wait_for(pid),
+            pid if pid > 0 => {
+                SERVER.store(pid, Ordering::SeqCst);
+                // Between the fork and here nobody passed it on; once too often does no harm.
+                if END_ASKED.load(Ordering::SeqCst) {
+                    on_end_asked(0);
+                }
+                wait_for(pid);
+                SERVER.store(0, Ordering::SeqCst);
+            }
             _ => log::line(format_args!(
                 "failed to fork the server: {}",
                 io::Error::last_os_error()
@@ -59,6 +82,49 @@ pub(crate) fn supervise(mode: InitMode, layers: Vec<OwnedFd>, disks: Disks) -> !
         std::thread::sleep(pause);
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
+}
+
+/// Has the signals of busybox's programs lead to [`on_end_asked`].
+fn hear_the_guest() {
+    for signal in [libc::SIGUSR1, libc::SIGUSR2, libc::SIGTERM] {
+        // SAFETY: the handler does nothing but what signal-safety(7) allows; the mask is filled in before it is used.
+        let set = unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction = on_end_asked as extern "C" fn(libc::c_int) as usize;
+            action.sa_flags = libc::SA_RESTART;
+            libc::sigfillset(&raw mut action.sa_mask);
+            libc::sigaction(signal, &raw const action, std::ptr::null_mut())
+        };
+        if set != 0 {
+            log::line(format_args!(
+                "failed to listen for signal {signal}: {}",
+                io::Error::last_os_error()
+            ));
+        }
+    }
+}
+
+/// Remembers, and tells the server. In the server, before it listens by itself, only the former: it looks then.
+extern "C" fn on_end_asked(_signal: libc::c_int) {
+    END_ASKED.store(true, Ordering::SeqCst);
+    let server = SERVER.load(Ordering::SeqCst);
+    if server > 0 {
+        // SAFETY: a system call without pointers. The number is not another's before `wait_for` has reaped it.
+        unsafe { libc::kill(server, END) };
+    }
+}
+
+/// The signal by which the supervisor tells the server.
+const END: libc::c_int = libc::SIGUSR2;
+
+/// Resolves in the server when a process of the guest has asked for the machine's end.
+async fn end_asked() -> io::Result<()> {
+    let mut told = signal(SignalKind::from_raw(END))?;
+    // After it listens: what came before is remembered, what comes now is heard.
+    if !END_ASKED.load(Ordering::SeqCst) {
+        told.recv().await;
+    }
+    Ok(())
 }
 
 /// Waits until the server has ended, reaping whatever else ends.
@@ -90,11 +156,15 @@ fn serve_in_guest(mode: InitMode, layers: Vec<OwnedFd>, disks: Option<Disks>) ->
         let info = role.info();
         let context = context(role, disks);
         let open_files = context.open_files;
+        let end: Pin<Box<dyn Future<Output = io::Result<()>> + Send>> = match mode {
+            InitMode::Agent => Box::pin(end_asked()),
+            InitMode::Systemd | InitMode::Other => Box::pin(std::future::pending()),
+        };
         let hello = tokio::spawn(async move {
             listen::say_hello(info).await;
             exec::rehearse(open_files).await;
         });
-        server::serve(listener, context).await;
+        server::serve(listener, context, end).await;
         hello.abort();
         Ok(())
     });
@@ -107,7 +177,8 @@ fn serve_in_guest(mode: InitMode, layers: Vec<OwnedFd>, disks: Option<Disks>) ->
 /// Serves on a Unix socket in this very process, on a machine which the agent has not booted.
 pub(crate) fn serve_for_debugging(path: &Path) -> io::Result<()> {
     run(async {
-        server::serve(Unix::bind(path)?, context(Role::Debug, None)).await;
+        let nobody_asks = std::future::pending();
+        server::serve(Unix::bind(path)?, context(Role::Debug, None), nobody_asks).await;
         Ok(())
     })
 }

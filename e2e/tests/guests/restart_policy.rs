@@ -104,6 +104,17 @@ fn a_shutdown_from_within_is_no_failure() {
     // Stopped by somebody, it stays so.
     guest.banger("stop").ok();
     assert_rests(&guest.show(), "stopped");
+
+    // Busybox's programs ask process 1, here the agent, each by its signal, and are told nothing.
+    guest.banger("set").args(["--restart", "on-failure"]).ok();
+    for program in ["poweroff", "halt", "reboot"] {
+        guest.banger("start").ok();
+        // Whether its end or the guest's comes first is not settled.
+        drop(guest.exec([program]).run());
+        let ended = wait_until(&daemon, "leaves", |shown| shown["state"] == "stopped");
+        assert_rests(&ended, "stopped");
+        assert_eq!(ended["failure"], Value::Null, "{program}");
+    }
     daemon.finish();
 }
 

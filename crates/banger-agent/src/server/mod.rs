@@ -50,9 +50,15 @@ pub(crate) trait Listener {
     fn accept(&mut self) -> impl Future<Output = io::Result<Self::Connection>>;
 }
 
-/// Serves until the process ends.
-pub(crate) async fn serve(mut listener: impl Listener, context: Context) {
-    let service = AgentServer::new(service::Service::new(context))
+/// Serves until the process ends. When `end` resolves, a process of the guest wants the machine's end.
+pub(crate) async fn serve(
+    mut listener: impl Listener,
+    context: Context,
+    end: impl Future<Output = io::Result<()>> + Send + 'static,
+) {
+    let service = service::Service::new(context);
+    tokio::spawn(service.shut_down_after(end));
+    let service = AgentServer::new(service)
         .max_decoding_message_size(MAX_REQUEST_MESSAGE)
         .max_encoding_message_size(MAX_CHUNK * 2);
     let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));

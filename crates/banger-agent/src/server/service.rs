@@ -3,16 +3,17 @@
 use super::figures::Figures;
 use super::{booted, disks, power};
 use crate::boot::Disks;
-use crate::{exec, transfer};
+use crate::{exec, log, transfer};
 use banger_agent_api::proto::agent_server::Agent;
 use banger_agent_api::proto::exec_input::Input as ExecIn;
 use banger_agent_api::proto::upload_input::Input as UploadIn;
-use banger_agent_api::proto::{self, ExecInput, UploadInput};
+use banger_agent_api::proto::{self, ExecInput, ShutdownMode, UploadInput};
 use banger_agent_api::{AgentInfo, Failure, FailureKind, InitMode, MAX_STREAMS};
 use futures_util::Stream;
 use futures_util::stream::poll_fn;
 use rustix::fd::OwnedFd;
 use rustix::time::{ClockId, clock_gettime};
+use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -90,6 +91,25 @@ impl Service {
             transfers: Arc::new(Semaphore::new(MAX_TRANSFERS)),
             waits: Arc::new(Semaphore::new(MAX_WAITS)),
             figures: Figures::default(),
+        }
+    }
+
+    /// Shuts the machine down in order once `end` has resolved: what a process of the guest asked for, as if it had been
+    /// a call.
+    pub(super) fn shut_down_after(
+        &self,
+        end: impl Future<Output = io::Result<()>> + Send + 'static,
+    ) -> impl Future<Output = ()> + Send + 'static {
+        let (context, running) = (Arc::clone(&self.context), self.running.clone());
+        async move {
+            if let Err(error) = end.await {
+                log::line(format_args!("failed to listen for who asks for the end: {error}"));
+                return;
+            }
+            log::line(format_args!("a process of the guest asks for the machine's end"));
+            if let Err(failure) = power::begin(&context, &running, ShutdownMode::Graceful, 0) {
+                log::line(format_args!("failed to {failure}"));
+            }
         }
     }
 }
