@@ -50,35 +50,30 @@ impl Uninstall {
         let paths = context.paths();
         // What this process would call the daemon's directories are those of the service.
         let mine = scope == Scope::of_this_process() && paths.is_plain && paths.socket_is_default;
-        let running = running(context).await?;
+        let mut running = running(context).await?;
         if self.purge {
             if !mine {
                 return Err(CliError::usage(
                     "--purge removes the service's state, and this command is about another daemon's",
                 ));
             }
-            if running.as_ref().is_none_or(|running| !running.is_empty()) {
-                return Err(CliError::new(
-                    Kind::Conflict,
-                    match running {
-                        Some(running) => {
-                            format!("{} still run: {}", count(running.len()), running.join(", "))
-                        }
-                        None => "the daemon does not run, so it is not known whether machines do".to_owned(),
-                    },
-                )
-                .hint("`banger vm stop --all` stops them"));
-            }
+            none_runs(running.as_deref())?;
             let question = format!(
                 "remove all machines, images and kernels in {}",
                 paths.state().display()
             );
             ask::confirm(&question, self.yes).await?;
+            // A while may have passed, in which machines were started.
+            running = self::running(context).await?;
+            none_runs(running.as_deref())?;
         }
         let manager = Systemctl::new(scope);
         // The other unit is not stopped: that would stop machines. Without its file it does nothing when the host goes
         // down.
         manager.run(&["disable", "--quiet", "--now", DAEMON]).await?;
+        if self.purge {
+            none_left(paths.socket.parent(), &manager)?;
+        }
         remove_files(&installed)?;
         manager.run(&["daemon-reload"]).await?;
         let running = running.unwrap_or_default();
@@ -109,6 +104,43 @@ fn count(machines: usize) -> String {
         1 => "1 machine".to_owned(),
         machines => format!("{machines} machines"),
     }
+}
+
+/// Refuses where a machine runs, or where nobody can say.
+fn none_runs(running: Option<&[String]>) -> Result<(), CliError> {
+    let message = match running {
+        Some([]) => return Ok(()),
+        Some(running) => format!("{} still run: {}", count(running.len()), running.join(", ")),
+        None => "the daemon does not run, so it is not known whether machines do".to_owned(),
+    };
+    Err(CliError::new(Kind::Conflict, message).hint("`banger vm stop --all` stops them"))
+}
+
+/// Refuses where the daemon, which has ended, has left a machine running: one that was started after it was asked. A machine
+/// has a directory of sockets for as long as it runs.
+fn none_left(runtime: Option<&Path>, manager: &Systemctl) -> Result<(), CliError> {
+    let entries = runtime.and_then(|runtime| std::fs::read_dir(runtime).ok());
+    let left = entries
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with("bgr"))
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .count();
+    if left == 0 {
+        return Ok(());
+    }
+    let message = format!(
+        "{} started meanwhile; nothing is removed, and the service is stopped",
+        match left {
+            1 => "1 machine was".to_owned(),
+            left => format!("{left} machines were"),
+        }
+    );
+    let start = manager.shown(&["enable", "--now", DAEMON]);
+    Err(CliError::new(Kind::Conflict, message).hint(format!(
+        "`{start}` starts the service again, `banger vm stop --all` stops them; then try again"
+    )))
 }
 
 /// Names of the machines that run; `None` where no daemon is there to say.
