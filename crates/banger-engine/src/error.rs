@@ -281,6 +281,13 @@ pub struct Report {
     pub details: Vec<String>,
 }
 
+/// Whether one of an error's causes is a file above its file system's limit (EFBIG).
+fn is_too_large(error: &(dyn std::error::Error + 'static)) -> bool {
+    std::iter::successors(Some(error), |e| e.source())
+        .filter_map(|e| e.downcast_ref::<std::io::Error>())
+        .any(|e| e.kind() == std::io::ErrorKind::FileTooLarge)
+}
+
 /// Whether one of an error's causes is a full file system (ENOSPC, EDQUOT) or a tool's word of one.
 fn is_full(error: &(dyn std::error::Error + 'static)) -> bool {
     let mut next = Some(error);
@@ -345,6 +352,13 @@ impl Error {
     }
 
     fn hint(&self) -> Option<String> {
+        if is_too_large(self) {
+            return Some(
+                "the file system of the state directory holds no file of that size (ext4: not quite 16TiB): give a \
+                 smaller --disk or --work-disk"
+                    .to_owned(),
+            );
+        }
         if is_full(self) {
             return Some("free space on the file system of the state directory, then try again".to_owned());
         }
@@ -531,6 +545,13 @@ mod tests {
         };
         assert_eq!(error.kind(), Kind::OutOfResources);
         assert!(error.report().hint.is_some());
+    }
+
+    #[test]
+    fn a_file_above_the_file_systems_limit_is_told_of_with_the_way_out() {
+        let limit = std::io::Error::from(std::io::ErrorKind::FileTooLarge);
+        let hint = io("extend", "disk.img")(limit).report().hint;
+        assert!(hint.unwrap_or_default().contains("a smaller --disk"));
     }
 
     #[test]
