@@ -75,8 +75,30 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, DurationError> {
     }
 }
 
+/// Parses a span in seconds, for which a bare number stands as well; what is left of one counts as a whole one.
+pub(crate) fn parse_seconds(text: &str) -> Result<u32, DurationError> {
+    if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return text.parse().map_err(|_| DurationError::TooLong);
+    }
+    let seconds = parse_duration(text)?.as_millis().div_ceil(1000);
+    u32::try_from(seconds).map_err(|_| DurationError::TooLong)
+}
+
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn seconds_are_bare_or_have_a_unit() {
+        let read = |text| super::parse_seconds(text).ok();
+        assert_eq!(read("0"), Some(0));
+        assert_eq!(read("90"), Some(90));
+        assert_eq!(read("90s"), Some(90));
+        assert_eq!(read("5m"), Some(300));
+        assert_eq!(read("1500ms"), Some(2));
+        for no in ["", "-1", "5x", "1.5", "5000000000"] {
+            assert_eq!(read(no), None, "{no}");
+        }
+    }
+
     use proptest::prelude::*;
 
     use super::*;

@@ -9,7 +9,7 @@ mod pair;
 mod path;
 mod size;
 
-pub(crate) use duration::parse_duration;
+pub(crate) use duration::{parse_duration, parse_seconds};
 pub(crate) use location::Location;
 pub(crate) use moment::parse_moment;
 pub(crate) use pair::{EnvVar, Label, LabelKey, Selector};

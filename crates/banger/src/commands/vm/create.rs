@@ -15,6 +15,9 @@ use crate::interrupt::Interrupts;
 use crate::operation::{End, Follow, detached};
 use crate::stdio;
 
+/// The most virtual processors that the daemon gives a machine.
+pub(super) const VCPUS: i64 = 32;
+
 /// Create a machine
 ///
 /// Takes the same short time whatever the image's size. The machine is stopped unless --start is given.
@@ -51,7 +54,7 @@ pub(crate) struct Create {
 #[derive(Debug, Clone, Args)]
 pub(crate) struct MachineArgs {
     /// Virtual processors [default: the configuration's]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=VCPUS))]
     vcpus: Option<u32>,
     /// Memory with a unit, such as 512M or 2GiB [default: the configuration's]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]

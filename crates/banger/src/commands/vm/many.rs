@@ -35,12 +35,13 @@ const LISTED: usize = 10;
 
 /// Machines to work on.
 #[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
 pub(crate) struct Machines {
     /// Machines, by name or id
-    #[arg(value_name = "VM", required_unless_present_any = ["all", "label"], conflicts_with_all = ["all", "label"])]
+    #[arg(value_name = "VM")]
     vms: Vec<String>,
     /// All machines
-    #[arg(short, long, conflicts_with = "label")]
+    #[arg(short, long)]
     pub(crate) all: bool,
     /// All machines with this label; can be given several times, KEY alone matches any value
     #[arg(long, value_name = "KEY[=VALUE]")]

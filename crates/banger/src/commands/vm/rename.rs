@@ -28,8 +28,11 @@ impl Rename {
     pub(crate) async fn run(self, context: &Context) -> Result<u8, CliError> {
         let client = context.client().await?;
         let (vm, name) = (self.vm, self.name);
+        let same = vm == name;
         let vm = client.vm_rename(VmRename { vm, name }).await?;
-        if vm.running.is_some() {
+        if same {
+            say!("note: {} has that name already; nothing is changed", vm.name);
+        } else if vm.running.is_some() {
             say!(
                 "note: {} takes the name for its own when it is started next",
                 vm.name

@@ -7,7 +7,7 @@ use banger_api::types::{Applies, RestartPolicy, Vm, VmChange, VmRef, VmReset, Vm
 use clap::{ArgGroup, Args};
 use jiff::Timestamp;
 
-use super::create::{ExpiryArgs, NatArgs, RestartArg, VmmArg};
+use super::create::{ExpiryArgs, NatArgs, RestartArg, VCPUS, VmmArg};
 use crate::args::{Label, LabelKey, parse_size};
 use crate::context::Context;
 use crate::error::CliError;
@@ -41,7 +41,7 @@ pub(crate) struct Set {
     #[arg(value_name = "VM")]
     vm: String,
     /// Virtual processors
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=VCPUS))]
     vcpus: Option<u32>,
     /// Memory with a unit, such as 512M or 2GiB
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]

@@ -7,6 +7,7 @@ use banger_api::types::{VmPreflight, VmRef, VmStart};
 use clap::Args;
 
 use super::many::{Following, Machines, Target};
+use crate::args::parse_seconds;
 use crate::checks;
 use crate::context::Context;
 use crate::error::{CliError, Kind};
@@ -29,8 +30,8 @@ Examples:
 pub(crate) struct Start {
     #[command(flatten)]
     machines: Machines,
-    /// Seconds to wait for the guest [default: the configuration's]
-    #[arg(short, long, value_name = "SECS", value_parser = clap::value_parser!(u32).range(1..))]
+    /// Seconds, or a time such as 5m, to wait for the guest [default: the configuration's]
+    #[arg(short, long, value_name = "SECS", value_parser = parse_wait)]
     timeout: Option<u32>,
     /// Only check whether they could be started
     #[arg(long, conflicts_with_all = ["timeout", "detach", "quiet"])]
@@ -47,6 +48,15 @@ pub(crate) struct Start {
     output: Format,
     #[command(flatten)]
     following: Following,
+}
+
+/// A guest needs a while.
+fn parse_wait(text: &str) -> Result<u32, String> {
+    match parse_seconds(text) {
+        Ok(0) => Err("a guest needs a second at least".to_owned()),
+        Ok(seconds) => Ok(seconds),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 impl Start {

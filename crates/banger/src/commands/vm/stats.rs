@@ -24,7 +24,7 @@ const APART: Duration = Duration::from_millis(500);
 /// Show what machines use
 ///
 /// Processor, memory, disk and network of the process that runs each machine; load, memory and the fullest file system
-/// as the guest sees them. 100 % is one processor. JSON and YAML have the counters as they are.
+/// as the guest sees them. 100 % is one processor. The network of a machine under QEMU's user network is not counted. JSON and YAML have the counters as they are.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:

@@ -7,6 +7,7 @@ use banger_api::types::VmStop;
 use clap::Args;
 
 use super::many::{self, Following, Machines};
+use crate::args::parse_seconds;
 use crate::context::Context;
 use crate::error::CliError;
 
@@ -24,8 +25,8 @@ Examples:
 pub(crate) struct Stop {
     #[command(flatten)]
     machines: Machines,
-    /// Seconds the guest has before it is forced; 0 forces at once [default: the configuration's]
-    #[arg(short, long, value_name = "SECS")]
+    /// Seconds, or a time such as 90s, that the guest has before it is forced; 0 forces at once [default: the configuration's]
+    #[arg(short, long, value_name = "SECS", value_parser = parse_seconds)]
     timeout: Option<u32>,
     #[command(flatten)]
     following: Following,
