@@ -1,0 +1,21 @@
+//! Names on the bridge: `NAME.vm`, and the rest of the world for guests.
+//!
+//! ```text
+//!   guest, host --UDP, TCP port 53--> server --> answer (from the zone)
+//!                                       |
+//!                                       +------> forward (to the host's own servers)
+//! ```
+//!
+//! How the host comes to ask here is `routing`'s.
+
+mod answer;
+mod forward;
+mod limit;
+mod lookup;
+mod server;
+#[cfg(test)]
+mod server_tests;
+mod upstreams;
+
+pub(crate) use server::{Count, Server};
+pub(crate) use upstreams::Upstreams;
