@@ -16,6 +16,7 @@ pub mod modules;
 pub mod nft;
 pub mod process;
 pub mod reflink;
+pub mod resolved;
 pub mod rootfs_tar;
 pub mod sockets;
 pub mod space;
