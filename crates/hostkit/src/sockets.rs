@@ -53,9 +53,8 @@ pub fn holder(protocol: Protocol, wanted: SocketAddr) -> Option<Holder> {
     processes.flatten().find_map(|process| {
         let pid = process.file_name().to_str()?.parse().ok()?;
         let mut descriptors = std::fs::read_dir(process.path().join("fd")).ok()?.flatten();
-        let has = descriptors.any(|descriptor| {
-            socket_of(&descriptor.path()).is_some_and(|inode| inodes.contains(&inode))
-        });
+        let has = descriptors
+            .any(|descriptor| socket_of(&descriptor.path()).is_some_and(|inode| inodes.contains(&inode)));
         has.then(|| {
             let name = std::fs::read_to_string(process.path().join("comm")).unwrap_or_default();
             Holder {
@@ -93,13 +92,21 @@ fn parse(protocol: Protocol, line: &str) -> Option<(SocketAddr, u64)> {
         32 => IpAddr::V6(Ipv6Addr::from(bytes)),
         _ => return None,
     };
-    Some((SocketAddr::new(address, u16::from_str_radix(port, 16).ok()?), inode))
+    Some((
+        SocketAddr::new(address, u16::from_str_radix(port, 16).ok()?),
+        inode,
+    ))
 }
 
 /// The inode that a descriptor's link names, `socket:[123]`.
 fn socket_of(descriptor: &Path) -> Option<u64> {
     let target = std::fs::read_link(descriptor).ok()?;
-    target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
+    target
+        .to_str()?
+        .strip_prefix("socket:[")?
+        .strip_suffix(']')?
+        .parse()
+        .ok()
 }
 
 #[cfg(test)]
