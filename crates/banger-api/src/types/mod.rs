@@ -9,6 +9,8 @@ mod figures;
 mod guest;
 mod image;
 mod operation;
+mod ports;
+mod ssh;
 mod vm;
 
 use schemars::JsonSchema;
@@ -20,6 +22,8 @@ pub use figures::*;
 pub use guest::*;
 pub use image::*;
 pub use operation::*;
+pub use ports::*;
+pub use ssh::*;
 pub use vm::*;
 
 /// No parameters, or no result.

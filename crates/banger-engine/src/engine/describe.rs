@@ -1,9 +1,11 @@
 //! Machines, for people and programs.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 
 use super::Engine;
 use crate::error::Error;
+use crate::net::{self, allow::Allow};
 use crate::vm::capability::system_disk::{self, SystemDiskKind};
 use crate::vm::capability::work_disk;
 use crate::vm::change;
@@ -11,10 +13,18 @@ use crate::vm::restart::Restart;
 use crate::vm::state::{Paths, Vm, vmm_kind};
 use crate::vm::task::Handle;
 
+/// What rows say of machines that is not in their own.
+struct Known {
+    /// Images' names by id.
+    images: BTreeMap<String, String>,
+    /// Machines' addresses by id.
+    addresses: BTreeMap<String, Ipv4Addr>,
+}
+
 impl Engine {
     /// All machines that carry the labels, by name. A label without a value matches any.
     pub async fn vms(&self, labels: &BTreeMap<String, String>) -> Result<Vec<Vm>, Error> {
-        let names = self.image_names().await?;
+        let known = self.known().await?;
         let wanted = |handle: &Handle| {
             let view = handle.view.borrow();
             labels.iter().all(|(key, value)| match view.row.labels.get(key) {
@@ -26,7 +36,7 @@ impl Engine {
         Ok(handles
             .iter()
             .filter(|handle| wanted(handle))
-            .map(|handle| self.describe(handle, &names))
+            .map(|handle| self.describe(handle, &known))
             .collect())
     }
 
@@ -37,15 +47,26 @@ impl Engine {
     }
 
     pub(super) async fn show(&self, handle: &Handle) -> Result<Vm, Error> {
-        Ok(self.describe(handle, &self.image_names().await?))
+        Ok(self.describe(handle, &self.known().await?))
     }
 
-    async fn image_names(&self) -> Result<BTreeMap<String, String>, Error> {
-        let rows = self.host.store.read(banger_store::images::list).await?;
-        Ok(rows.into_iter().map(|row| (row.id, row.name)).collect())
+    async fn known(&self) -> Result<Known, Error> {
+        let read = self.host.store.read(|tx| {
+            let (images, leases) = (banger_store::images::list(tx)?, banger_store::leases::list(tx)?);
+            Ok((images, leases))
+        });
+        let (images, leases) = read.await?;
+        Ok(Known {
+            images: images.into_iter().map(|row| (row.id, row.name)).collect(),
+            addresses: leases
+                .into_iter()
+                .map(|lease| (lease.vm, lease.address))
+                .collect(),
+        })
     }
 
-    fn describe(&self, handle: &Handle, images: &BTreeMap<String, String>) -> Vm {
+    fn describe(&self, handle: &Handle, known: &Known) -> Vm {
+        let Known { images, addresses } = known;
         let view = handle.view.borrow();
         let row = &view.row;
         let settings = &self.host.settings;
@@ -76,6 +97,10 @@ impl Engine {
                 work_disk::usage(&paths)
             },
             nat: row.nat,
+            allow: Allow::of(&row.allow),
+            address: addresses.get(&row.id).copied(),
+            mac: net::mac(&row.id),
+            tap: self.host.network.tap_of(&row.id).filter(|_| run.is_some()),
             autostart: row.autostart,
             restart: Restart::of(&row.restart),
             expires: row.expires,
@@ -83,6 +108,7 @@ impl Engine {
             pending: run.map(|run| change::pending(row, run)).unwrap_or_default(),
             created: row.created,
             vsock: paths.vsock(),
+            published: self.host.ports.of(&row.id),
         }
     }
 }

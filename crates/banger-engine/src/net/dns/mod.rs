@@ -12,10 +12,12 @@ mod answer;
 mod forward;
 mod limit;
 mod lookup;
+mod routing;
 mod server;
 #[cfg(test)]
 mod server_tests;
 mod upstreams;
 
+pub(crate) use routing::{HostNames, State as HostNamesState, host_asks_resolved};
 pub(crate) use server::{Count, Server};
 pub(crate) use upstreams::Upstreams;
