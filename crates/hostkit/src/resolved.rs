@@ -227,13 +227,10 @@ fn index(interface: u32) -> i32 {
 fn finish(method: &'static str, reply: zbus::Result<zbus::Message>) -> Result<(), ResolvedError> {
     let Err(error) = reply else { return Ok(()) };
     let said = words(&error);
-    let standard = match &error {
-        zbus::Error::FDO(standard) => Some(&**standard),
-        #[expect(
-            clippy::wildcard_enum_match_arm,
-            reason = "the library's errors that carry no standard one"
-        )]
-        _ => None,
+    let standard = if let zbus::Error::FDO(standard) = &error {
+        Some(&**standard)
+    } else {
+        None
     };
     Err(match standard {
         Some(error) if is_denial(error) => ResolvedError::Denied { words: said },
