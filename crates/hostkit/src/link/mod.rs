@@ -174,8 +174,8 @@ pub struct Address {
 pub enum Scope {
     /// On the link itself.
     Link,
-    /// Behind a gateway, or anywhere (`universe`, `site`, and what else there may be).
-    Beyond,
+    /// Anywhere (and what else there may be between: `site`, numbers of administrators).
+    Universe,
     /// On this host.
     Host,
 }
@@ -692,7 +692,7 @@ fn parse_route(message: Message<'_>) -> Option<Vec<Route>> {
     let scope = match scope {
         libc::RT_SCOPE_LINK => Scope::Link,
         libc::RT_SCOPE_HOST => Scope::Host,
-        _ => Scope::Beyond,
+        _ => Scope::Universe,
     };
     let routes = hops.into_iter().map(|(index, gateway)| Route {
         prefix,
