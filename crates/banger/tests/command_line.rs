@@ -7,6 +7,8 @@
     reason = "what the process prints is what these tests look at"
 )]
 
+#[path = "command_line/ssh.rs"]
+mod ssh;
 mod support;
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};

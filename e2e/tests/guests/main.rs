@@ -25,4 +25,5 @@ mod requests;
 mod reset;
 mod restart_policy;
 mod set;
+mod ssh;
 mod system_disks;

@@ -83,6 +83,9 @@ impl Service for Toy {
         vm_health(VmRef) -> VmHealth;
         vm_wait(VmWait) -> VmWaited;
         gc_run(GcRun) -> GcReport;
+        ssh_identity(SshIdentityOf) -> SshIdentity;
+        ssh_rotate(Empty) -> SshIdentity;
+        guest_ssh(SshOpen) -> StreamHandler;
     }
 
     /// Echoes the id.
