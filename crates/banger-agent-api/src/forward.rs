@@ -36,6 +36,25 @@ pub enum Transport {
     Udp,
 }
 
+impl Transport {
+    /// `tcp` or `udp`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        }
+    }
+
+    /// By that name.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::Tcp, Self::Udp]
+            .into_iter()
+            .find(|known| known.as_str() == name)
+    }
+}
+
 impl From<Transport> for proto::Transport {
     fn from(transport: Transport) -> Self {
         match transport {

@@ -85,6 +85,13 @@ const SCENARIOS: &[Scenario] = &[
         act: rename,
     },
     Scenario {
+        name: "publish",
+        before: Before::Stopped,
+        ends: false,
+        left: None,
+        act: publish,
+    },
+    Scenario {
         name: "reset",
         before: Before::Stopped,
         ends: false,
@@ -258,6 +265,17 @@ fn change(_: &Bench, wire: &mut Wire) -> Option<()> {
 fn rename(_: &Bench, wire: &mut Wire) -> Option<()> {
     asked(wire, "vm.rename", &json!({"vm": VM, "name": "renamed"}))?;
     asked(wire, "vm.rename", &json!({"vm": "renamed", "name": VM}))?;
+    Some(())
+}
+
+/// Any free port, so that none that a daemon left published is in the way.
+fn publish(_: &Bench, wire: &mut Wire) -> Option<()> {
+    let ports = json!([{"guest_port": 80}, {"protocol": "udp", "guest_port": 53}]);
+    let published = asked(wire, "vm.publish", &json!({"vm": VM, "ports": ports}))?;
+    assert!(published.as_array().is_some_and(|list| list.len() >= 2), "{published:#}");
+    asked(wire, "vm.unpublish", &json!({"vm": VM}))?;
+    let shown = asked(wire, "vm.show", &json!({"vm": VM}))?;
+    assert_eq!(shown["published"], Value::Null, "{shown:#}");
     Some(())
 }
 
