@@ -16,6 +16,7 @@ mod interrupt;
 mod lifecycle;
 mod many;
 mod output;
+mod ports;
 mod protocol;
 mod qemu_busybox;
 mod qemu_debian;
