@@ -145,7 +145,7 @@ impl Daemon {
             .prefix("")
             .tempdir_in(runs)
             .expect("make a state directory");
-        std::fs::write(home.path().join("config.toml"), &settings.config).expect("write the configuration");
+        write_config(&home.path().join("config.toml"), &settings.config);
         Self {
             bed: bed.clone(),
             settings,
@@ -347,7 +347,7 @@ impl Daemon {
 
     /// Writes another configuration, for the next launch.
     pub fn configure(&self, config: &str) {
-        std::fs::write(self.home.path().join("config.toml"), config).expect("write the configuration");
+        write_config(&self.home.path().join("config.toml"), config);
     }
 
     fn log_path(&self) -> PathBuf {
@@ -486,6 +486,16 @@ impl Daemon {
         }
         processes::kill(&self.processes());
     }
+}
+
+/// A configuration without a network of its own says that machines have the VMM's: tests run as root, and nothing of theirs
+/// may be in the network namespace of the machine that runs them.
+fn write_config(path: &Path, config: &str) {
+    let network = match config.contains("[network]") {
+        true => "",
+        false => "\n[network]\nmode = \"user\"\n",
+    };
+    std::fs::write(path, format!("{config}{network}")).expect("write the configuration");
 }
 
 /// Names in a directory; empty where there is none.
