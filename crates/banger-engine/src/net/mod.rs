@@ -94,6 +94,7 @@ pub(crate) struct Network {
     /// The obstacle may be gone.
     again: Notify,
     keeper: Mutex<Option<JoinHandle<()>>>,
+    desk: dns::Desk,
 }
 
 impl Network {
@@ -132,6 +133,7 @@ impl Network {
             changes: watch::Sender::new(1),
             again: Notify::new(),
             keeper: Mutex::default(),
+            desk: dns::Desk::default(),
         }))
     }
 
@@ -139,6 +141,7 @@ impl Network {
     pub(crate) fn keep(self: &Arc<Self>) {
         let task = tokio::spawn(keeper::run(self.clone()));
         *self.keeper.lock().unwrap_or_else(PoisonError::into_inner) = Some(task);
+        self.desk.open(self.bridge(), self.names.subscribe());
     }
 
     /// Ends in order: where no machine is connected any more, nothing of it stays on the host.
@@ -149,6 +152,7 @@ impl Network {
             task.abort();
             drop(task.await);
         }
+        self.desk.close().await;
         self.bridge.send_replace(None);
         self.take_down().await;
     }
@@ -186,6 +190,11 @@ impl Network {
     /// The bridge, whenever it comes up.
     pub(crate) fn bridge(&self) -> watch::Receiver<Option<Bridge>> {
         self.bridge.subscribe()
+    }
+
+    /// Who answers for names, and to whom.
+    pub(crate) fn dns(&self) -> dns::Standing {
+        self.desk.standing()
     }
 
     /// What machines are called.

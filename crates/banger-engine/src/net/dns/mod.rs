@@ -6,9 +6,10 @@
 //!                                       +------> forward (to the host's own servers)
 //! ```
 //!
-//! How the host comes to ask here is `routing`'s.
+//! How the host comes to ask here is `routing`'s; `desk` begins and ends it all with the bridge.
 
 mod answer;
+mod desk;
 mod forward;
 mod limit;
 mod lookup;
@@ -18,6 +19,6 @@ mod server;
 mod server_tests;
 mod upstreams;
 
-pub(crate) use routing::{HostNames, State as HostNamesState, host_asks_resolved};
-pub(crate) use server::{Count, Server};
-pub(crate) use upstreams::Upstreams;
+pub(crate) use desk::{Desk, Standing};
+pub(crate) use routing::{State as HostNamesState, host_asks_resolved};
+pub(crate) use server::Count;

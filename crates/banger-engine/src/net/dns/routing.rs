@@ -216,7 +216,8 @@ mod tests {
     /// The whole way: resolved, our server, an answer on the host.
     #[test]
     fn the_host_resolves_names_also_after_resolved_has_restarted() {
-        use crate::net::dns::{Server, Upstreams};
+        use crate::net::dns::server::Server;
+        use crate::net::dns::upstreams::Upstreams;
         use crate::net::names::{Named, Names};
 
         testkit::in_network_namespace(|| {
