@@ -113,7 +113,7 @@ impl ForwardInput {
     }
 }
 
-/// What comes from a port. Dropping it before its end resets the connection.
+/// What comes from a port. Dropping it resets the connection, also after its own end while the other half goes on.
 #[derive(Debug)]
 pub struct ForwardOutput {
     stream: Streaming<proto::ForwardOutput>,

@@ -89,11 +89,12 @@ impl Drop for Resetting {
 }
 
 impl Resetting {
-    async fn carry(&mut self, input: ForwardInput, output: ForwardOutput) -> Result<(), CarryError> {
+    async fn carry(&mut self, input: ForwardInput, mut output: ForwardOutput) -> Result<(), CarryError> {
         let Some(stream) = &mut self.0 else { return Ok(()) };
         stream.set_nodelay(true).map_err(CarryError::Host)?;
         let (reader, writer) = stream.split();
-        tokio::try_join!(into_guest(reader, input), out_of_guest(writer, output))?;
+        // Its half may end long before the other: it is kept until both have, since letting go of it ends the call.
+        tokio::try_join!(into_guest(reader, input), out_of_guest(writer, &mut output))?;
         // Both sides have ended: what is left to send the kernel sends after the close.
         self.0 = None;
         Ok(())
@@ -126,7 +127,7 @@ async fn into_guest(reader: ReadHalf<'_>, input: ForwardInput) -> Result<(), Car
     }
 }
 
-async fn out_of_guest(mut writer: WriteHalf<'_>, mut output: ForwardOutput) -> Result<(), CarryError> {
+async fn out_of_guest(mut writer: WriteHalf<'_>, output: &mut ForwardOutput) -> Result<(), CarryError> {
     while let Some(bytes) = output.next().await.map_err(CarryError::Guest)? {
         writer.write_all(&bytes).await.map_err(CarryError::Host)?;
     }
