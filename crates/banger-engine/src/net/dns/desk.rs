@@ -2,6 +2,7 @@
 //!
 //! One task follows the bridge. What could not be begun is said ([`Desk::standing`]) and tried again.
 
+use std::io::ErrorKind;
 use std::net::{SocketAddr, SocketAddrV4};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -149,12 +150,12 @@ fn begin(bridge: Bridge, zone: watch::Receiver<Arc<Zone>>) -> Result<Running, St
     let subnet = zone.borrow().subnet;
     let upstreams = Upstreams::new(Path::new(RESOLV_CONF), subnet);
     let address = SocketAddrV4::new(bridge.address, PORT);
-    let server = Server::start(address, zone, upstreams).map_err(|e| match e.kind() {
-        std::io::ErrorKind::AddrInUse => {
+    let server = Server::start(address, zone, upstreams).map_err(|e| {
+        if e.kind() == ErrorKind::AddrInUse {
             format!("another program serves DNS on all of the host's addresses, {address} among them")
+        } else {
+            format!("DNS cannot be served on {address}: {e}")
         }
-        std::io::ErrorKind::PermissionDenied => format!("no permission to serve DNS on {address}"),
-        _ => format!("DNS cannot be served on {address}: {e}"),
     })?;
     let host = HostNames::start(bridge.index, subnet);
     Ok(Running { bridge, server, host })

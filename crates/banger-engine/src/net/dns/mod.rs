@@ -9,6 +9,7 @@
 //! How the host comes to ask here is `routing`'s; `desk` begins and ends it all with the bridge.
 
 mod answer;
+mod checks;
 mod desk;
 mod forward;
 mod limit;
@@ -19,6 +20,7 @@ mod server;
 mod server_tests;
 mod upstreams;
 
+pub(crate) use checks::checks;
 pub(crate) use desk::{Desk, Standing};
-pub(crate) use routing::{State as HostNamesState, host_asks_resolved};
+pub(crate) use routing::State as HostNamesState;
 pub(crate) use server::Count;

@@ -15,11 +15,14 @@ use crate::error::{Error, chain};
 use crate::host::Host;
 use crate::net::bridge::Scene;
 use crate::net::hands::Hands;
-use crate::net::{self, Mode, prerequisites};
+use crate::net::{self, Mode, bridge, prerequisites};
 
 /// The addresses of QEMU's user-mode network (QEMU's manual, "Using the user mode network stack"): guest with prefix,
 /// gateway, DNS server.
 const GUEST: &str = "eth0,10.0.2.15/24,10.0.2.2,10.0.2.3";
+
+/// Where a guest looks for a name without a dot: the zone of the DNS server on the bridge.
+const SEARCH: &str = "vm";
 
 pub(crate) struct GuestNetwork;
 
@@ -74,6 +77,9 @@ impl Capability for GuestNetwork {
                 let address = network.lease(&start.row.id, &start.row.name).await?;
                 // Kept for `contribute`, which cannot ask.
                 drop(start.address.set(address));
+                if let Some(mtu) = bridge::narrowest().await {
+                    drop(start.mtu.set(mtu));
+                }
                 network.take_tap(&start.row.id).await.map(drop)
             }
         }
@@ -90,9 +96,14 @@ impl Capability for GuestNetwork {
             if let Some(address) = start.address.get() {
                 let subnet = network.settings().subnet;
                 let (prefix, gateway) = (subnet.prefix(), subnet.gateway());
-                spec.boot
-                    .args
-                    .push(format!("banger.net=eth0,{address}/{prefix},{gateway},{gateway}"));
+                // The bridge passes no IPv6, so the guest is better off without.
+                let mut parameter = format!(
+                    "banger.net=eth0,{address}/{prefix},{gateway},{gateway},search={SEARCH},inet6=off"
+                );
+                if let Some(mtu) = start.mtu.get() {
+                    parameter.push_str(&format!(",mtu={mtu}"));
+                }
+                spec.boot.args.push(parameter);
             }
             return;
         }
@@ -153,6 +164,7 @@ impl Capability for GuestNetwork {
             checks.push(Check::failure(group, "rules", problem, fix));
         }
         checks.push(prerequisites::forwarding(standing.forwarding));
+        checks.extend(net::dns::checks(&network.dns(), settings.subnet.gateway()));
         checks.extend(prerequisites::other_rules(network.hands(), &settings.bridge).await);
         checks
     }
