@@ -15,6 +15,9 @@ use crate::error::Error;
 use crate::ledger::{Ledger, Object, Owner};
 use crate::settings::NetworkSettings;
 
+/// The largest packet of the bridge and its taps, in bytes.
+const ETHERNET: u32 = 1500;
+
 /// Why there is no bridge. For people.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Obstacle {
@@ -155,6 +158,17 @@ impl Scene {
         address.chain(route).next()
     }
 
+    fn narrowest(&self) -> Option<u32> {
+        let defaults = self.routes.iter().filter(|route| match route.prefix {
+            IpNet::V4(prefix) => prefix.prefix_len() == 0,
+            IpNet::V6(_) => false,
+        });
+        let mtus = defaults.filter_map(|route| self.links.iter().find(|link| link.index == route.index));
+        let narrowest = mtus.map(|link| link.mtu).min()?;
+        // Every IPv4 host takes 576 bytes (RFC 791); an interface of less is a mistake not to spread.
+        (576..ETHERNET).contains(&narrowest).then_some(narrowest)
+    }
+
     /// The host's own networks: what it reaches without a gateway, other than by the bridge or the loopback.
     pub(crate) fn on_link(&self, bridge: &str) -> Vec<(Ipv4Addr, u8)> {
         let other = |interface: &str| interface != bridge && interface != "lo";
@@ -180,6 +194,13 @@ impl Scene {
         all.dedup();
         all
     }
+}
+
+/// The largest packet that gets out of the host by all of its default routes, in bytes, where it is smaller than the
+/// bridge's: behind a VPN, say. A guest that knows need not find out by what is lost. Nothing, if the host does not say.
+pub(crate) async fn narrowest() -> Option<u32> {
+    let scene = Scene::look(&Hands::links().ok()?).await.ok()?;
+    scene.narrowest()
 }
 
 /// Makes the bridge, or takes over the one that is there.
@@ -341,6 +362,29 @@ mod tests {
         the subnet 10.209.0.0/20 overlaps the route 10.0.0.0/8 of wg0
         the subnet 10.209.0.0/20 overlaps the route 10.209.9.9/32 of eth0
         ");
+    }
+
+    #[test]
+    fn the_narrowest_way_out_of_the_host() {
+        let of = |mtus: &[u32]| {
+            let links = mtus.iter().zip(1..).map(|(mtu, index)| Link {
+                index,
+                mtu: *mtu,
+                ..link("eth0", "", "")
+            });
+            let routes = mtus.iter().zip(1..).map(|(_, index)| Route {
+                index,
+                ..scene(&[], &[("eth0", "0.0.0.0/0", None)]).routes.remove(0)
+            });
+            Scene {
+                links: links.collect(),
+                routes: routes.collect(),
+                addresses: Vec::new(),
+            }
+            .narrowest()
+        };
+        assert_eq!(of(&[1500, 1420]), Some(1420));
+        assert_eq!([of(&[]), of(&[1500]), of(&[9000]), of(&[500])], [None; 4]);
     }
 
     #[test]

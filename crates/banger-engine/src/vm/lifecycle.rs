@@ -227,6 +227,7 @@ pub(crate) async fn plan<'a>(
         kernel_pvh: kernel.pvh,
         initramfs: OnceLock::new(),
         address: OnceLock::new(),
+        mtu: OnceLock::new(),
         adopts: false,
         hello: Mutex::new(None),
         reserved: Mutex::default(),

@@ -44,6 +44,8 @@ pub(crate) struct Start<'a> {
     pub(crate) initramfs: OnceLock<PathBuf>,
     /// Made by `network`: the guest's address on the bridge.
     pub(crate) address: OnceLock<std::net::Ipv4Addr>,
+    /// The largest packet that gets out of the host whole, in bytes, where it is smaller than the bridge's.
+    pub(crate) mtu: OnceLock<u32>,
     /// It runs already: it has what it was started with, and not what a start would give it.
     pub(crate) adopts: bool,
     /// Made by `vsock`: where the guest's hello arrives.
