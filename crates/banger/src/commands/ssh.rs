@@ -75,12 +75,11 @@ impl Ssh {
         }
         // Returns only when it failed.
         let error = command.exec();
-        Err(match error.kind() {
-            std::io::ErrorKind::NotFound => {
-                CliError::new(Kind::Prerequisite, "there is no ssh client on this host")
-                    .hint("install one: apt-get install openssh-client; `banger exec` needs none")
-            }
-            _ => CliError::general(format!("failed to run ssh: {error}")),
+        let is_missing = error.kind() == std::io::ErrorKind::NotFound;
+        Err(match is_missing {
+            true => CliError::new(Kind::Prerequisite, "there is no ssh client on this host")
+                .hint("install one: apt-get install openssh-client; `banger exec` needs none"),
+            false => CliError::general(format!("failed to run ssh: {error}")),
         })
     }
 }

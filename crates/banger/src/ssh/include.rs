@@ -91,7 +91,7 @@ pub(crate) fn install(path: &Path, line: &str) -> Result<Changed, CliError> {
         });
     };
     let new = with(&present.text, line);
-    change(present, new, |file, error| cannot(file, line, error))
+    change(present, new.as_deref(), |file, error| cannot(file, line, error))
 }
 
 /// Takes it away. A file with nothing else in it goes with it.
@@ -115,15 +115,15 @@ pub(crate) fn remove(path: &Path, line: &str) -> Result<Changed, CliError> {
             notices: Vec::new(),
         });
     }
-    change(present, new, refused)
+    change(present, new.as_deref(), refused)
 }
 
 fn change(
     present: Present,
-    new: Option<Vec<u8>>,
+    new: Option<&[u8]>,
     refused: impl Fn(&Path, &io::Error) -> CliError,
 ) -> Result<Changed, CliError> {
-    if let Some(new) = &new {
+    if let Some(new) = new {
         if present.protected {
             let error = io::Error::new(io::ErrorKind::PermissionDenied, "it is read-only");
             return Err(refused(&present.file, &error));

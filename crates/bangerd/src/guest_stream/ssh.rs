@@ -12,8 +12,8 @@ impl Session {
         let ended = tokio::select! {
             // What is dropped when another arm is first: a frame half-sent is finished before the last one; bytes not
             // passed on are of no use to an sshd that has closed the connection.
-            ended = self.from_sshd(&mut output, &mut writer) => ended,
-            ended = to_sshd(&mut reader, &input) => ended,
+            ended = self.pass_output(&mut output, &mut writer) => ended,
+            ended = pass_input(&mut reader, &input) => ended,
             ended = self.stopped() => ended,
         };
         // Closes the connection, if it is still there.
@@ -21,7 +21,7 @@ impl Session {
         finish(&mut writer, ended).await;
     }
 
-    async fn from_sshd(&self, output: &mut SshOutput, writer: &mut FrameWriter) -> Ended {
+    async fn pass_output(&self, output: &mut SshOutput, writer: &mut FrameWriter) -> Ended {
         loop {
             match output.next().await {
                 Ok(Some(bytes)) => {
@@ -38,7 +38,7 @@ impl Session {
 
 /// Passes a client's bytes to sshd, until the client goes. An sshd that takes no more is no reason to end: why, its
 /// output says.
-async fn to_sshd(reader: &mut FrameReader, input: &SshInput) -> Ended {
+async fn pass_input(reader: &mut FrameReader, input: &SshInput) -> Ended {
     loop {
         let bytes = match reader.next().await {
             Ok(Some(Frame::Data(bytes))) => Some(bytes),
@@ -63,7 +63,7 @@ async fn to_sshd(reader: &mut FrameReader, input: &SshInput) -> Ended {
             }
         };
         tokio::select! {
-            passed = passing => passed.unwrap_or_else(|InputClosed| ()),
+            passed = passing => if let Err(InputClosed) = passed {},
             // While sshd does not read, neither do we, and must see the client go all the same.
             () = reader.closed() => return Ended::Gone,
         }
