@@ -194,6 +194,8 @@ contract! {
         "ssh.identity" ssh_identity(SshIdentityOf) -> SshIdentity;
         /// Makes the client's key anew. The former is refused from the next connection on.
         "ssh.rotate" ssh_rotate(Empty) -> SshIdentity;
+        /// The network of machines: bridge, addresses, taps, rules.
+        "net.status" net_status(Empty) -> NetStatus;
         /// Operations, newest first.
         "op.list" op_list(Empty) -> Vec<Operation>;
         /// One operation.

@@ -2,6 +2,7 @@
 //! that a change on either side is a compile error and not a change of the contract.
 
 mod figures;
+pub(crate) mod network;
 mod ports;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -88,12 +89,12 @@ pub(crate) fn agent_error(vm: &str, error: &AgentError) -> RpcError {
                 | _ => ErrorKind::GuestRefused,
             };
             let error = RpcError::new(kind, text);
-            match failure.kind {
-                FailureKind::NoSshServer => error.hint(format!(
+            match failure.kind == FailureKind::NoSshServer {
+                true => error.hint(format!(
                     "install one: banger exec {vm} -- apt-get install -y openssh-server (or the image's own way); \
                      `banger exec -it {vm} -- sh` needs none"
                 )),
-                _ => error,
+                false => error,
             }
         }
         AgentError::DeadlineExceeded { .. } => RpcError::new(ErrorKind::TimedOut, text)

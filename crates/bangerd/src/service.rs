@@ -345,6 +345,11 @@ impl Service for Rpc {
         Ok(gone.into_iter().map(convert::publication).collect())
     }
 
+    async fn net_status(&self, _: Caller, Empty {}: Empty) -> Result<NetStatus, RpcError> {
+        let status = self.engine.network().await;
+        status.map(convert::network::status).map_err(convert::error)
+    }
+
     async fn vm_ping(&self, _: Caller, params: VmRef) -> Result<VmPing, RpcError> {
         self.engine
             .ping_vm(&params.vm)

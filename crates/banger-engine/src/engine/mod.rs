@@ -8,6 +8,7 @@
 mod change;
 mod create;
 mod describe;
+mod network;
 mod ports;
 
 use std::collections::BTreeMap;
@@ -48,6 +49,7 @@ use crate::vm::{console, preflight};
 use crate::vmms::{FoundVmm, Vmms};
 use change::checked_timeout;
 pub use create::NewVm;
+pub use network::{NetworkMachine, NetworkStatus};
 pub use ports::{HostPort, Unpublish, VmPorts};
 
 /// A ping's.

@@ -59,6 +59,11 @@ fn is_net_admin() -> bool {
     effective.is_some_and(|bits| bits & (1 << NET_ADMIN) != 0)
 }
 
+/// Whether the host forwards.
+pub(crate) fn forwards() -> bool {
+    sysctl::read(FORWARD).is_ok_and(|value| value == "1")
+}
+
 /// Whether the host forwards, and whether that is our doing.
 pub(crate) fn forwarding(ours: bool) -> Check {
     let name = "ip_forward";

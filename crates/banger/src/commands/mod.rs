@@ -11,6 +11,7 @@ pub(crate) mod exec;
 pub(crate) mod gc;
 pub(crate) mod image;
 pub(crate) mod kernel;
+pub(crate) mod net;
 pub(crate) mod op;
 pub(crate) mod run;
 pub(crate) mod ssh;
@@ -42,6 +43,9 @@ pub(crate) enum Command {
     /// Manage kernels, which images boot with
     #[command(subcommand, arg_required_else_help = true)]
     Kernel(kernel::Kernel),
+    /// Look at the network of machines
+    #[command(subcommand, arg_required_else_help = true)]
+    Net(net::Net),
     /// Look at and cancel what takes time
     #[command(subcommand, arg_required_else_help = true)]
     Op(op::Op),
@@ -75,6 +79,7 @@ impl Command {
             Self::Vm(command) => with_context(global, async |context| command.run(context).await),
             Self::Image(command) => with_context(global, async |context| command.run(context).await),
             Self::Kernel(command) => with_context(global, async |context| command.run(context).await),
+            Self::Net(command) => with_context(global, async |context| command.run(context).await),
             Self::Op(command) => with_context(global, async |context| command.run(context).await),
             Self::Daemon(command) => with_context(global, async |context| command.run(context).await),
             Self::Gc(command) => with_context(global, async |context| command.run(context).await),

@@ -525,6 +525,10 @@ impl Service for Local {
             guest_uptime_seconds: 5,
         })
     }
+    async fn net_status(&self, _: Caller, _: Empty) -> Result<banger_api::types::NetStatus, RpcError> {
+        Err(none("net"))
+    }
+
     async fn op_list(&self, _: Caller, _: Empty) -> Result<Vec<Operation>, RpcError> {
         Ok(Vec::new())
     }

@@ -6,7 +6,7 @@ use banger_api::client::Client;
 use banger_api::types::{
     Applies, Reach, RestartPolicy, Vm, VmChange, VmRef, VmReset, VmSet, VmSetReply, VmmKind,
 };
-use clap::{ArgGroup, Args};
+use clap::{ArgGroup, Args, ValueEnum};
 use jiff::Timestamp;
 
 use super::create::{ExpiryArgs, NatArgs, RestartArg, VmmArg};
