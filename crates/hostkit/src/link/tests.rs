@@ -221,6 +221,32 @@ fn a_list_longer_than_one_read() {
 }
 
 #[test]
+fn changing_takes_a_capability() {
+    testkit::in_network_namespace(|| {
+        // Threads have capabilities of their own, and those that they start have the same.
+        let mut held = rustix::thread::capabilities(None).unwrap();
+        held.effective.remove(rustix::thread::CapabilitySet::NET_ADMIN);
+        rustix::thread::set_capabilities(None, held).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let links = Links::connect().unwrap();
+            for refused in [
+                links.make_bridge("bgr0", "").await.unwrap_err(),
+                links.set_up(1).await.unwrap_err(),
+                links.add_address(1, net("10.0.0.1/8")).await.unwrap_err(),
+                links.delete("lo").await.unwrap_err(),
+            ] {
+                assert!(matches!(refused, LinkError::Permission { .. }), "{refused:?}");
+            }
+            assert_eq!(links.list().await.unwrap().len(), 1);
+        });
+        assert!(matches!(tap::usable(), Err(tap::TapError::Permission { .. })));
+        let refused = tap::make("t0", None).unwrap_err();
+        assert!(matches!(refused, tap::TapError::Permission { .. }), "{refused:?}");
+    });
+}
+
+#[test]
 fn looking_takes_no_privileges() {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(async {
