@@ -61,7 +61,9 @@ fn two_guests_on_a_bridge() {
         assert!(!pings(&a, &at_b));
         a.sh(&format!("ip route del {at_b}/32"));
         // From the host they are reached.
-        sh(&format!("busybox ping -c 1 -W 5 {at_a}; busybox ping -c 1 -W 5 {at_b}"));
+        sh(&format!(
+            "busybox ping -c 1 -W 5 {at_a}; busybox ping -c 1 -W 5 {at_b}"
+        ));
 
         spoofs(&a, &at_a, &at_b);
         allows(&a, &b, &at_a, &at_b);
@@ -111,14 +113,15 @@ fn two_guests_on_a_bridge() {
 fn spoofs(a: &Guest<'_>, at_a: &str, at_b: &str) {
     let prefix = "dev eth0";
     // The address of another machine.
-    a.sh(&format!(
-        "ip addr add {at_b}/20 {prefix}; ip addr del {at_a}/20 {prefix}; ip route add default via {GATEWAY}"
-    ));
+    let readdress = |address: &str| {
+        a.sh(&format!(
+            "ip addr flush {prefix}; ip addr add {address}/20 {prefix}; ip route add default via {GATEWAY}"
+        ));
+    };
+    readdress(at_b);
     assert!(!pings(a, GATEWAY), "with another's address");
     assert_eq!(ask(a, INTERNET), None, "with another's address");
-    a.sh(&format!(
-        "ip addr del {at_b}/20 {prefix}; ip addr add {at_a}/20 {prefix}; ip route add default via {GATEWAY}"
-    ));
+    readdress(at_a);
     assert!(pings(a, GATEWAY), "with its own again");
     // The hardware address of another machine.
     let mac = a.sh("cat /sys/class/net/eth0/address");

@@ -131,10 +131,11 @@ pub(crate) fn ask(guest: &Guest<'_>, address: &str) -> Option<String> {
     said.strip_prefix("hello ").map(ToOwned::to_owned)
 }
 
-/// Whether a guest gets an answer to a ping.
+/// Whether a guest gets an answer to one of three pings: the first may be spent on a neighbour that was sought in vain
+/// a moment ago.
 pub(crate) fn pings(guest: &Guest<'_>, address: &str) -> bool {
     guest.sh(&format!(
-        "ping -c 1 -W 2 {address} >/dev/null 2>&1 && echo yes || echo no"
+        "ping -c 3 -W 2 {address} >/dev/null 2>&1 && echo yes || echo no"
     )) == "yes"
 }
 
