@@ -123,12 +123,19 @@ impl Daemon {
     /// Starts a daemon and waits until it says that it serves.
     #[must_use]
     pub fn start(bed: &Testbed, settings: Settings) -> Self {
+        let mut daemon = Self::ready(bed, settings);
+        daemon.launch();
+        daemon
+    }
+
+    /// One that is still to be launched, in a network namespace, say: preparing images needs the machine's own network.
+    #[must_use]
+    pub fn ready(bed: &Testbed, settings: Settings) -> Self {
         let prepared = settings.prepared.then(|| state::prepared(bed));
-        let mut daemon = Self::new(bed, settings);
+        let daemon = Self::new(bed, settings);
         if let Some(prepared) = prepared {
             state::link(&prepared, daemon.state.path());
         }
-        daemon.launch();
         daemon
     }
 

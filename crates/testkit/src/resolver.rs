@@ -92,6 +92,17 @@ impl Resolver {
         eventually("resolved", || self.resolvectl(&["dns"]).status.success());
     }
 
+    /// Makes programs in this mount namespace ask resolved, as on a host where it is installed.
+    ///
+    /// # Panics
+    ///
+    /// When that cannot be set.
+    pub fn ask_by_libc(&self) {
+        let copy = "/run/resolv.conf";
+        fs::write(copy, "nameserver 127.0.0.53\noptions edns0\n").expect("a file in /run");
+        mount_bind(copy, "/etc/resolv.conf").expect("it over the other");
+    }
+
     /// Kills resolved, as a crash would.
     ///
     /// # Panics

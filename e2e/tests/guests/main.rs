@@ -15,6 +15,7 @@ mod hardship;
 mod interrupt;
 mod lifecycle;
 mod many;
+mod names;
 mod output;
 mod ports;
 mod protocol;
