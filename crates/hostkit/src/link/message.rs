@@ -9,6 +9,8 @@
 //! and drivers add new ones all the time. Source: the kernel's `include/uapi/linux/{netlink,rtnetlink,if_link,if_addr}.h`
 //! and `Documentation/userspace-api/netlink/intro.rst`.
 
+use std::net::IpAddr;
+
 /// Length of the header of all messages.
 pub(super) const HEADER: usize = 16;
 /// `struct ifinfomsg`, `struct ifaddrmsg`, `struct rtmsg`.
@@ -147,6 +149,22 @@ impl Request {
         let mut header = [0; ROUTE_HEADER];
         header[0] = family;
         Self::new(kind::GET_ROUTE, flags::REQUEST | flags::DUMP, &header)
+    }
+
+    /// A question for the way to one address.
+    pub(super) fn way_to(destination: IpAddr) -> Self {
+        let mut header = [0; ROUTE_HEADER];
+        let (family, bits) = match destination {
+            IpAddr::V4(_) => (libc::AF_INET, 32),
+            IpAddr::V6(_) => (libc::AF_INET6, 128),
+        };
+        header[0] = u8::try_from(family).unwrap_or_default();
+        header[1] = bits;
+        let request = Self::new(kind::GET_ROUTE, flags::REQUEST | flags::ACK, &header);
+        match destination {
+            IpAddr::V4(address) => request.attribute(route::DESTINATION, &address.octets()),
+            IpAddr::V6(address) => request.attribute(route::DESTINATION, &address.octets()),
+        }
     }
 
     pub(super) fn attribute(mut self, kind: u16, contents: &[u8]) -> Self {

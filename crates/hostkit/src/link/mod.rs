@@ -352,6 +352,31 @@ impl Links {
             .await
     }
 
+    /// The link that packets of this host to `destination` leave by, rules of policy routing (as VPNs have) included; none
+    /// where there is no way. Nothing is sent.
+    pub async fn outgoing(&self, destination: IpAddr) -> Result<Option<Link>, LinkError> {
+        self.run(move |socket| {
+            let mut index = None;
+            let asked = socket.ask(Request::way_to(destination), |message| {
+                index = index.or(parse_way(message));
+            });
+            let index = match asked {
+                Ok(()) => index,
+                Err(refusal) if is_no_way(&refusal) => None,
+                Err(refusal) => return Err(looking("routes", refusal)),
+            };
+            let Some(index) = index else { return Ok(None) };
+            let mut found = None;
+            let request = Request::link(kind::GET_LINK, flags::REQUEST | flags::ACK, index);
+            match socket.ask(request, |message| found = found.take().or(parse_link(message))) {
+                Ok(()) => Ok(found),
+                Err(refusal) if is_no_link(&refusal) => Ok(None),
+                Err(refusal) => Err(LinkError::of("look at", number(index), refusal)),
+            }
+        })
+        .await
+    }
+
     async fn ask(&self, action: &'static str, index: u32, request: Request) -> Result<(), LinkError> {
         self.run(move |socket| {
             let asked = socket.tell(request);
@@ -389,6 +414,15 @@ fn number(index: u32) -> String {
 
 fn is_no_link(refusal: &Refusal) -> bool {
     refusal.source.raw_os_error() == Some(libc::ENODEV)
+}
+
+/// Nothing in the tables, or a route that says so (`unreachable`, `prohibit`, `blackhole`).
+fn is_no_way(refusal: &Refusal) -> bool {
+    let code = refusal.source.raw_os_error();
+    matches!(
+        code,
+        Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EACCES | libc::EINVAL)
+    )
 }
 
 fn check_alias(alias: &str) -> Result<(), LinkError> {
@@ -703,6 +737,17 @@ fn parse_route(message: Message<'_>) -> Option<Vec<Route>> {
         table,
     });
     Some(routes.collect())
+}
+
+/// The number of the link in the answer to a question for a way.
+fn parse_way(message: Message<'_>) -> Option<u32> {
+    if message.kind != kind::NEW_ROUTE {
+        return None;
+    }
+    let mut attributes = message::attributes_after(message::ROUTE_HEADER, message.body);
+    attributes
+        .find(|(kind, _)| *kind == message::route::INTERFACE)
+        .and_then(|(_, contents)| message::u32_at(contents, 0))
 }
 
 /// An address of four or sixteen bytes.

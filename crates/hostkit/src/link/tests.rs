@@ -209,6 +209,47 @@ fn routes_of_all_tables_with_their_ways() {
 }
 
 #[test]
+fn the_way_out_is_what_the_rules_say() {
+    in_namespace(async |links| {
+        let anywhere = "192.0.2.1".parse().unwrap();
+        assert_eq!(links.outgoing(anywhere).await.unwrap(), None);
+        let index = links.make_bridge("br", "").await.unwrap();
+        links.add_address(index, net("10.1.0.1/16")).await.unwrap();
+        links.set_up(index).await.unwrap();
+        let vpn = links.make_bridge("vpn", "").await.unwrap();
+        links.set_mtu(vpn, 1420).await.unwrap();
+        links.set_up(vpn).await.unwrap();
+        let ip = testkit::program("BANGER_TEST_IP", "ip").unwrap();
+        let run = |line: &str| {
+            let status = std::process::Command::new(&ip).args(line.split(' ')).status();
+            assert!(status.unwrap().success(), "{line}");
+        };
+        run("route add default via 10.1.0.9");
+        assert_eq!(links.outgoing(anywhere).await.unwrap().unwrap().name, "br");
+        // As WireGuard's wg-quick does it.
+        run("route add default dev vpn table 51820");
+        run("rule add not fwmark 51820 table 51820");
+        let way = links.outgoing(anywhere).await.unwrap().unwrap();
+        assert_eq!((way.name.as_str(), way.mtu), ("vpn", 1420));
+        let own = links
+            .outgoing("10.1.0.1".parse().unwrap())
+            .await
+            .unwrap()
+            .unwrap();
+        assert_eq!(own.name, "lo");
+        run("route add blackhole 203.0.113.0/24 table 51820");
+        run("route add prohibit 198.51.100.0/24 table 51820");
+        for closed in ["203.0.113.1", "198.51.100.1"] {
+            assert_eq!(
+                links.outgoing(closed.parse().unwrap()).await.unwrap(),
+                None,
+                "{closed}"
+            );
+        }
+    });
+}
+
+#[test]
 fn a_list_longer_than_one_read() {
     in_namespace(async |links| {
         for number in 0..150 {
