@@ -150,7 +150,7 @@ fn logins_commands_and_files() {
 
     // Nothing stays: neither in the guest, where keys were in memory only, nor in anybody's ~/.ssh.
     let gone = e2e::wait_for(Duration::from_secs(15), || {
-        let left = guest.sh("ls /run/banger-agent/ssh; pgrep -f 'sshd.*banger' || true");
+        let left = guest.sh("ls /run/banger-agent/ssh; pgrep -af '[s]shd.*banger-agent' || true");
         left.is_empty().then_some(())
     });
     assert!(
