@@ -46,7 +46,7 @@ fn a_foreign_bridge_an_overlapping_network_and_a_lost_one() {
     // Every machine is gone, and a foreign bridge never was ours to remove.
     daemon.terminate();
     assert_eq!(objects(), [""; 0]);
-    sh("ip link add vpn0 type dummy; ip addr add 10.209.7.1/24 dev vpn0; ip link set vpn0 up");
+    sh("ip link add vpn0 type veth peer name vpn1; ip addr add 10.209.7.1/24 dev vpn0; ip link set vpn0 up");
     daemon.launch();
     refused(
         &daemon,
