@@ -8,8 +8,19 @@ pub(super) const CONFIG: &str = "sshd_config";
 pub(super) const HOST_KEY: &str = "host_key";
 pub(super) const AUTHORIZED: &str = "authorized_keys";
 
-/// Renders it for the files in `directory`. `pam` is the image's `/etc/pam.d/sshd`, where it has one.
-pub(super) fn render(directory: &Path, pam: Option<&str>) -> String {
+/// What the agent finds where it runs.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Surroundings {
+    /// The image's `/etc/pam.d/sshd`, where it has one.
+    pub(super) pam: Option<String>,
+    /// `GLIBC_TUNABLES` of the kernel's command line, which every process of such a guest needs; sshd does not hand its
+    /// own environment on.
+    pub(super) tunables: Option<String>,
+}
+
+/// Renders it for the files in `directory`.
+pub(super) fn render(directory: &Path, surroundings: &Surroundings) -> String {
+    let Surroundings { pam, tunables } = surroundings;
     let mut text = String::from("# Written by Banger's agent for one connection, and removed with it.\n");
     let directory = directory.display();
     let mut line = |line: std::fmt::Arguments<'_>| {
@@ -38,7 +49,7 @@ pub(super) fn render(directory: &Path, pam: Option<&str>) -> String {
     line(format_args!("PidFile none"));
     // PAM opens the login session of systemd, and knows accounts that are locked for passwords only. A session of PAM
     // shows the message of the day itself where it is told to.
-    let shows_motd = pam.is_some_and(|pam| {
+    let shows_motd = pam.as_ref().is_some_and(|pam| {
         pam.lines()
             .any(|line| !line.trim_start().starts_with('#') && line.contains("pam_motd"))
     });
@@ -49,6 +60,13 @@ pub(super) fn render(directory: &Path, pam: Option<&str>) -> String {
         "PrintMotd {}",
         if shows_motd { "no" } else { "yes" }
     ));
+    let is_word = |text: &&String| {
+        let fits = |b: u8| b.is_ascii_graphic() && b != b'"' && b != b'\\';
+        !text.is_empty() && text.bytes().all(fits)
+    };
+    if let Some(tunables) = tunables.as_ref().filter(is_word) {
+        line(format_args!("SetEnv GLIBC_TUNABLES={tunables}"));
+    }
     text
 }
 
@@ -57,7 +75,11 @@ mod tests {
     use super::*;
 
     fn of(pam: Option<&str>) -> String {
-        render(Path::new("/run/banger-agent/ssh/3"), pam)
+        let surroundings = Surroundings {
+            pam: pam.map(str::to_owned),
+            tunables: None,
+        };
+        render(Path::new("/run/banger-agent/ssh/3"), &surroundings)
     }
 
     #[test]
@@ -71,6 +93,22 @@ mod tests {
         assert!(plain.contains("\nUsePAM yes\nPrintMotd yes\n"), "{plain}");
         let shows = of(Some("session optional pam_motd.so noupdate\n"));
         assert!(shows.contains("\nUsePAM yes\nPrintMotd no\n"), "{shows}");
+    }
+
+    #[test]
+    fn tunables_reach_sessions_when_they_are_a_word() {
+        let of = |tunables: &str| {
+            let surroundings = Surroundings {
+                pam: None,
+                tunables: Some(tunables.to_owned()),
+            };
+            render(Path::new("/d"), &surroundings)
+        };
+        let line = "SetEnv GLIBC_TUNABLES=glibc.cpu.hwcaps=-AVX2,-AVX";
+        assert!(of("glibc.cpu.hwcaps=-AVX2,-AVX").lines().any(|has| has == line));
+        for odd in ["a b", "a\nPermitRootLogin yes", "a\"", ""] {
+            assert!(!of(odd).contains("SetEnv"), "{odd}");
+        }
     }
 
     #[test]

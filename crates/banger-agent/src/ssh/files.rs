@@ -6,7 +6,7 @@
 //! The directory may be searched by all and the authorized keys read by all, because sshd reads them as the user who
 //! logs in; both are public. The host key is root's alone.
 
-use super::config;
+use super::config::{self, Surroundings};
 use banger_agent_api::proto::SshStart;
 use banger_agent_api::{Failure, FailureKind};
 use rustix::fs::statfs;
@@ -42,7 +42,7 @@ impl Files {
     pub(super) fn write(
         base: &Path,
         start: &SshStart,
-        pam: Option<&str>,
+        surroundings: &Surroundings,
         in_memory: bool,
     ) -> Result<Self, Failure> {
         check(start)?;
@@ -71,11 +71,11 @@ impl Files {
         made.map_err(|error| failed(&error))?;
         // From here on it is removed on every way out.
         let files = Self { directory };
-        files.fill(start, pam).map_err(|error| failed(&error))?;
+        files.fill(start, surroundings).map_err(|error| failed(&error))?;
         Ok(files)
     }
 
-    fn fill(&self, start: &SshStart, pam: Option<&str>) -> io::Result<()> {
+    fn fill(&self, start: &SshStart, surroundings: &Surroundings) -> io::Result<()> {
         // Whatever the umask was.
         fs::set_permissions(&self.directory, fs::Permissions::from_mode(0o711))?;
         let mut authorized = start.authorized_keys.join("\n");
@@ -84,7 +84,11 @@ impl Files {
         host_key.push('\n');
         self.put(config::HOST_KEY, 0o600, &host_key)?;
         self.put(config::AUTHORIZED, 0o644, &authorized)?;
-        self.put(config::CONFIG, 0o600, &config::render(&self.directory, pam))
+        self.put(
+            config::CONFIG,
+            0o600,
+            &config::render(&self.directory, surroundings),
+        )
     }
 
     fn put(&self, name: &str, mode: u32, text: &str) -> io::Result<()> {
@@ -181,7 +185,7 @@ mod tests {
     fn each_connection_has_files_of_its_own_which_go_with_it() {
         let temporary = tempfile::tempdir().expect("a directory");
         let base = temporary.path().join("a/ssh");
-        let write = || Files::write(&base, &start(), None, false).expect("written");
+        let write = || Files::write(&base, &start(), &Surroundings::default(), false).expect("written");
         let all: Vec<Files> = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..16).map(|_| scope.spawn(write)).collect();
             threads
@@ -219,7 +223,7 @@ mod tests {
             change(&|s| s.authorized_keys = vec!["a\nb".to_owned()]),
             change(&|s| s.authorized_keys = vec![String::new()]),
         ] {
-            let failure = Files::write(&base, &bad, None, false).expect_err("refused");
+            let failure = Files::write(&base, &bad, &Surroundings::default(), false).expect_err("refused");
             assert_eq!(failure.kind, FailureKind::InvalidRequest);
         }
         assert!(!base.exists());

@@ -180,8 +180,13 @@ fn launch(start: &SshStart, place: &Place, open_files: libc::rlimit) -> Result<S
     if place.in_guest {
         make_privilege_separation();
     }
-    let pam = fs::read_to_string(PAM).ok();
-    let files = Files::write(&place.directory, start, pam.as_deref(), place.in_guest)?;
+    let surroundings = config::Surroundings {
+        pam: fs::read_to_string(PAM).ok(),
+        tunables: std::env::var("GLIBC_TUNABLES")
+            .ok()
+            .filter(|text| !text.is_empty()),
+    };
+    let files = Files::write(&place.directory, start, &surroundings, place.in_guest)?;
     let exec = ExecStart {
         argv: vec![
             // sshd wants to know its absolute path, to execute itself.
