@@ -43,8 +43,51 @@ pub struct NetStatus {
     pub rules_current: bool,
     /// The daemon has made the host forward packets, and takes that back when no machine needs it.
     pub forwarding_by_us: bool,
+    /// Machines' names, where there is a bridge.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub names: Option<NetNames>,
     /// Every machine with an address, by name.
     pub machines: Vec<NetMachine>,
+}
+
+/// Whether this host asks for machines' names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum HostResolver {
+    /// Not known yet.
+    Asking,
+    /// systemd-resolved asks for them.
+    Routed,
+    /// systemd-resolved does not run; it is told when it does.
+    NotRunning,
+    /// It cannot be told.
+    Failed,
+}
+
+/// Who says what machines are called, and to whom.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct NetNames {
+    /// Where they are served, `10.209.0.1:53`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub served: Option<String>,
+    /// Why they are not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+    /// Whether this host asks there.
+    pub host: HostResolver,
+    /// Why it cannot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_problem: Option<String>,
+    /// What it asks there for, and nowhere else: these domains and all below them.
+    pub domains: Vec<String>,
+    /// The host's servers, of which guests' other questions are asked.
+    pub upstreams: Vec<String>,
+    /// Questions answered from machines' names since the daemon began.
+    pub answered: u64,
+    /// Questions passed on.
+    pub forwarded: u64,
+    /// Not answered: of strangers, no questions at all, too many at once.
+    pub dropped: u64,
 }
 
 /// Taps, counted.

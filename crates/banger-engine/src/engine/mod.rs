@@ -49,7 +49,7 @@ use crate::vm::{console, preflight};
 use crate::vmms::{FoundVmm, Vmms};
 use change::checked_timeout;
 pub use create::NewVm;
-pub use network::{NetworkMachine, NetworkStatus};
+pub use network::{HostResolver, Names, NetworkMachine, NetworkStatus};
 pub use ports::{HostPort, Unpublish, VmPorts};
 
 /// A ping's.

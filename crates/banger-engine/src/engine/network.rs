@@ -1,12 +1,12 @@
 //! The network, as `net.status` shows it.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 
 use super::Engine;
 use crate::error::Error;
 use crate::net::allow::Allow;
 use crate::net::subnet::Subnet;
-use crate::net::{Mode, prerequisites};
+use crate::net::{Mode, dns, prerequisites};
 
 /// The network of machines.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,8 +33,42 @@ pub struct NetworkStatus {
     pub rules_current: bool,
     /// This daemon has made the host forward packets.
     pub forwarding: bool,
+    /// Who says what machines are called.
+    pub names: Names,
     /// Machines with an address, by name.
     pub machines: Vec<NetworkMachine>,
+}
+
+/// Who says what machines are called, and to whom.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Names {
+    /// Where they are served.
+    pub served: Option<SocketAddr>,
+    /// Why they are not, where there is a bridge.
+    pub problem: Option<String>,
+    /// Whether the host asks.
+    pub host: HostResolver,
+    /// Whom guests' other questions are asked of.
+    pub upstreams: Vec<SocketAddr>,
+    /// Questions answered, passed on, dropped, since the daemon began.
+    pub answered: u64,
+    /// See `answered`.
+    pub forwarded: u64,
+    /// See `answered`.
+    pub dropped: u64,
+}
+
+/// Whether the host asks for machines' names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HostResolver {
+    /// Not known yet.
+    Asking,
+    /// It asks for these domains.
+    Routed(Vec<String>),
+    /// systemd-resolved does not run.
+    NotRunning,
+    /// It cannot be told, in words.
+    Failed(String),
 }
 
 /// A machine with an address.
@@ -93,7 +127,25 @@ impl Engine {
             waiting: levels.waiting,
             rules_current: standing.applied == standing.seen && standing.seen > 0,
             forwarding: standing.forwarding && prerequisites::forwards(),
+            names: names(network.dns()),
             machines: machines.collect(),
         })
+    }
+}
+
+fn names(standing: dns::Standing) -> Names {
+    Names {
+        served: standing.address,
+        problem: standing.problem,
+        host: match standing.host {
+            dns::HostNamesState::Asking => HostResolver::Asking,
+            dns::HostNamesState::Routed { domains } => HostResolver::Routed(domains),
+            dns::HostNamesState::NotRunning => HostResolver::NotRunning,
+            dns::HostNamesState::Failed(words) => HostResolver::Failed(words),
+        },
+        upstreams: standing.upstreams,
+        answered: standing.count.answered,
+        forwarded: standing.count.forwarded,
+        dropped: standing.count.dropped,
     }
 }

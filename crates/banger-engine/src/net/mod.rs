@@ -197,11 +197,6 @@ impl Network {
         self.desk.standing()
     }
 
-    /// What machines are called.
-    pub(crate) fn names(&self) -> &Names {
-        &self.names
-    }
-
     /// Taps, counted.
     pub(crate) fn levels(&self) -> Levels {
         self.hands.pool.levels()

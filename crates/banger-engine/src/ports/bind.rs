@@ -87,30 +87,34 @@ impl BindError {
     pub(super) async fn explained(self, wanted: &Publication) -> Error {
         let Self { publication, source } = self;
         let port = wanted.to_string();
-        let (problem, kind, fix) = match source.kind() {
-            io::ErrorKind::AddrInUse => (
+        let reason = source.kind();
+        let (problem, kind, fix) = if reason == io::ErrorKind::AddrInUse {
+            (
                 format!("is taken by {}", taken_by(publication).await),
                 Kind::InUse,
                 "take another port of the host, or 0 for any that is free".to_owned(),
-            ),
-            io::ErrorKind::PermissionDenied if wanted.host.port() < PRIVILEGED => (
+            )
+        } else if reason == io::ErrorKind::PermissionDenied && wanted.host.port() < PRIVILEGED {
+            (
                 "is for root alone".to_owned(),
                 Kind::MissingPrerequisite,
                 format!(
                     "take a port from {PRIVILEGED} on, or let users have it: sysctl net.ipv4.ip_unprivileged_port_start={}",
                     wanted.host.port()
                 ),
-            ),
-            io::ErrorKind::AddrNotAvailable => (
+            )
+        } else if reason == io::ErrorKind::AddrNotAvailable {
+            (
                 format!("cannot be had: this host has no address {}", wanted.host.ip()),
                 Kind::InvalidArgument,
                 "take one that it has (`ip address`), 127.0.0.1, or 0.0.0.0 for all".to_owned(),
-            ),
-            _ => (
+            )
+        } else {
+            (
                 format!("cannot be had: {source}"),
                 Kind::MissingPrerequisite,
                 "take another port or address of the host".to_owned(),
-            ),
+            )
         };
         Error::Port {
             port,

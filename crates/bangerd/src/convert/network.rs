@@ -1,7 +1,7 @@
 //! The network of machines.
 
 use banger_api::types;
-use banger_engine::{NetworkMachine, NetworkStatus};
+use banger_engine::{HostResolver, Names, NetworkMachine, NetworkStatus};
 
 use super::allow;
 
@@ -18,10 +18,12 @@ pub(crate) fn status(status: NetworkStatus) -> types::NetStatus {
         waiting,
         rules_current,
         forwarding,
+        names: said,
         machines,
     } = status;
     let (problem, fix) = problem.unzip();
     let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+    let names = user.is_none().then(|| names(said));
     types::NetStatus {
         mode: match user {
             None => types::NetworkMode::Bridge,
@@ -42,7 +44,37 @@ pub(crate) fn status(status: NetworkStatus) -> types::NetStatus {
         },
         rules_current,
         forwarding_by_us: forwarding,
+        names,
         machines: machines.into_iter().map(machine).collect(),
+    }
+}
+
+fn names(names: Names) -> types::NetNames {
+    let Names {
+        served,
+        problem,
+        host,
+        upstreams,
+        answered,
+        forwarded,
+        dropped,
+    } = names;
+    let (host, domains, host_problem) = match host {
+        HostResolver::Asking => (types::HostResolver::Asking, Vec::new(), None),
+        HostResolver::Routed(domains) => (types::HostResolver::Routed, domains, None),
+        HostResolver::NotRunning => (types::HostResolver::NotRunning, Vec::new(), None),
+        HostResolver::Failed(words) => (types::HostResolver::Failed, Vec::new(), Some(words)),
+    };
+    types::NetNames {
+        served: served.map(|address| address.to_string()),
+        problem,
+        host,
+        host_problem,
+        domains,
+        upstreams: upstreams.iter().map(ToString::to_string).collect(),
+        answered,
+        forwarded,
+        dropped,
     }
 }
 

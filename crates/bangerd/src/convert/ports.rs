@@ -170,7 +170,7 @@ fn url(transport: Transport, port: u16, published: &[types::Publication]) -> Opt
     let address = match first.host_address {
         IpAddr::V4(address) if address.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
         IpAddr::V6(address) if address.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-        address => address,
+        address @ (IpAddr::V4(_) | IpAddr::V6(_)) => address,
     };
     Some(format!(
         "{scheme}://{}",

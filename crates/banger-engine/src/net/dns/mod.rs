@@ -23,4 +23,3 @@ mod upstreams;
 pub(crate) use checks::checks;
 pub(crate) use desk::{Desk, Standing};
 pub(crate) use routing::State as HostNamesState;
-pub(crate) use server::Count;

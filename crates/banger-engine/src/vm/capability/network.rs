@@ -76,9 +76,9 @@ impl Capability for GuestNetwork {
             Mode::Bridge => {
                 let address = network.lease(&start.row.id, &start.row.name).await?;
                 // Kept for `contribute`, which cannot ask.
-                drop(start.address.set(address));
+                start.address.get_or_init(|| address);
                 if let Some(mtu) = bridge::narrowest().await {
-                    drop(start.mtu.set(mtu));
+                    start.mtu.get_or_init(|| mtu);
                 }
                 network.take_tap(&start.row.id).await.map(drop)
             }

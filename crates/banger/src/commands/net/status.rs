@@ -1,6 +1,6 @@
 //! `banger net status`: how machines are connected.
 
-use banger_api::types::{Empty, NetStatus, NetworkMode};
+use banger_api::types::{Empty, HostResolver, NetNames, NetStatus, NetworkMode};
 use clap::Args;
 
 use crate::context::Context;
@@ -10,7 +10,8 @@ use crate::{human, table};
 
 /// Show how machines are connected
 ///
-/// The bridge with its addresses, the taps that are ready, whether the rules are in force, and every machine's address.
+/// The bridge with its addresses, the taps that are ready, whether the rules are in force, who answers for names and
+/// whether this host asks there, and every machine's address.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -79,6 +80,9 @@ fn render(status: &NetStatus) -> String {
             ),
         ]);
     }
+    if let Some(names) = &status.names {
+        rows.extend([("names", served(names)), ("host resolver", host(names))]);
+    }
     rows.extend(status.problem.iter().map(|problem| ("problem", problem.clone())));
     rows.extend(status.fix.iter().map(|fix| ("fix", fix.clone())));
     for machine in &status.machines {
@@ -91,6 +95,29 @@ fn render(status: &NetStatus) -> String {
         ));
     }
     table::fields(rows)
+}
+
+fn served(names: &NetNames) -> String {
+    match (&names.served, &names.problem) {
+        (Some(address), _) if names.upstreams.is_empty() => {
+            format!("NAME.vm on {address}; nothing else, this host has no server to ask")
+        }
+        (Some(address), _) => format!("NAME.vm on {address}, others from {}", names.upstreams.join(", ")),
+        (None, Some(problem)) => format!("not served: {problem}"),
+        (None, None) => "not served yet".to_owned(),
+    }
+}
+
+fn host(names: &NetNames) -> String {
+    match names.host {
+        HostResolver::Asking => "not known yet".to_owned(),
+        HostResolver::Routed => "systemd-resolved asks for NAME.vm".to_owned(),
+        HostResolver::NotRunning => "systemd-resolved does not run; see banger doctor".to_owned(),
+        HostResolver::Failed => {
+            let why = names.host_problem.as_deref().unwrap_or("for an unknown reason");
+            format!("does not ask: {why}; see banger doctor")
+        }
+    }
 }
 
 #[cfg(test)]
@@ -125,6 +152,17 @@ mod tests {
             },
             rules_current: true,
             forwarding_by_us: true,
+            names: Some(NetNames {
+                served: Some("10.209.0.1:53".into()),
+                problem: None,
+                host: HostResolver::Routed,
+                host_problem: None,
+                domains: vec!["vm".into()],
+                upstreams: vec!["127.0.0.53:53".into()],
+                answered: 7,
+                forwarded: 3,
+                dropped: 0,
+            }),
             machines: vec![machine("dev", 2, Some("bgr0t0")), machine("web", 3, None)],
         };
         insta::assert_snapshot!(render(&status));
