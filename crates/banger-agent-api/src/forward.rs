@@ -146,6 +146,19 @@ impl ForwardOutput {
         }
         Ok(None)
     }
+
+    /// Waits until the guest has handed over all that was sent and has let go of the connection, after both halves have
+    /// ended. Whoever drops this half sooner takes back what is still on its way.
+    ///
+    /// # Errors
+    ///
+    /// As [`ForwardOutput::next`].
+    pub async fn closed(&mut self) -> Result<(), AgentError> {
+        match receive(&mut self.stream).await? {
+            None => Ok(()),
+            Some(_) => Err(protocol("more came after the connection's end")),
+        }
+    }
 }
 
 /// Begins the call; returns when the guest says that the port is connected.

@@ -55,9 +55,13 @@ async fn each_half_ends_by_itself() {
     let connected = agent.client().forward(Transport::Tcp, Some(LOOPBACK), port).await;
     let (input, mut output) = connected.expect("connected");
     assert_eq!(all(&mut output).await, b"first");
-    input.send(Bytes::from_static(b"then this")).await.expect("sent");
+    // So much that most of it is on its way when it has all been sent.
+    let rest = Bytes::from(vec![7; 4 << 20]);
+    input.send(rest.clone()).await.expect("sent");
     input.finish().await.expect("ended");
-    assert_eq!(server.await.expect("served"), b"then this");
+    output.closed().await.expect("handed over");
+    drop(output);
+    assert_eq!(server.await.expect("served"), rest);
 }
 
 #[tokio::test]
@@ -137,19 +141,6 @@ async fn failures_have_names() {
     drop(listener);
     let refused = client.forward(Transport::Tcp, None, port).await.map(drop);
     assert_eq!(failure(refused), FailureKind::Refused);
-    // RFC 3849's documentation prefix leads nowhere, RFC 1122's class E is no destination.
-    for nowhere in [
-        IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
-        IpAddr::V4(Ipv4Addr::new(240, 0, 0, 1)),
-    ] {
-        let kind = failure(client.forward(Transport::Tcp, Some(nowhere), 9).await.map(drop));
-        let expected = [
-            FailureKind::Unreachable,
-            FailureKind::TimedOut,
-            FailureKind::System,
-        ];
-        assert!(expected.contains(&kind), "{nowhere}: {kind:?}");
-    }
     let none = client.forward(Transport::Tcp, None, 0).await.map(drop);
     assert_eq!(failure(none), FailureKind::InvalidRequest);
 }

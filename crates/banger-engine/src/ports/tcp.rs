@@ -95,6 +95,8 @@ impl Resetting {
         let (reader, writer) = stream.split();
         // Its half may end long before the other: it is kept until both have, since letting go of it ends the call.
         tokio::try_join!(into_guest(reader, input), out_of_guest(writer, &mut output))?;
+        // What was sent may be on its way still.
+        output.closed().await.map_err(CarryError::Guest)?;
         // Both sides have ended: what is left to send the kernel sends after the close.
         self.0 = None;
         Ok(())
