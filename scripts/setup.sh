@@ -39,6 +39,10 @@ if [[ ${1:-} == test ]]; then
     # File systems that share blocks, for system disks of that kind.
     need mkfs.xfs xfsprogs
     need mkfs.btrfs btrfs-progs
+    # Names on the host: a message bus of the tests' own. systemd-resolved itself is unpacked, never installed.
+    need dbus-daemon dbus-daemon
+    need ip iproute2
+    need nft nftables
     # A clock that jumps.
     [[ -e /usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1 ]] || missing+=(libfaketime)
     # Any way to reach pip will do; the test bed fetches a wheel with it.

@@ -123,12 +123,19 @@ impl Daemon {
     /// Starts a daemon and waits until it says that it serves.
     #[must_use]
     pub fn start(bed: &Testbed, settings: Settings) -> Self {
+        let mut daemon = Self::ready(bed, settings);
+        daemon.launch();
+        daemon
+    }
+
+    /// One that is still to be launched, in a network namespace, say: preparing images needs the machine's own network.
+    #[must_use]
+    pub fn ready(bed: &Testbed, settings: Settings) -> Self {
         let prepared = settings.prepared.then(|| state::prepared(bed));
-        let mut daemon = Self::new(bed, settings);
+        let daemon = Self::new(bed, settings);
         if let Some(prepared) = prepared {
             state::link(&prepared, daemon.state.path());
         }
-        daemon.launch();
         daemon
     }
 
@@ -145,7 +152,7 @@ impl Daemon {
             .prefix("")
             .tempdir_in(runs)
             .expect("make a state directory");
-        std::fs::write(home.path().join("config.toml"), &settings.config).expect("write the configuration");
+        write_config(&home.path().join("config.toml"), &settings.config);
         Self {
             bed: bed.clone(),
             settings,
@@ -347,7 +354,7 @@ impl Daemon {
 
     /// Writes another configuration, for the next launch.
     pub fn configure(&self, config: &str) {
-        std::fs::write(self.home.path().join("config.toml"), config).expect("write the configuration");
+        write_config(&self.home.path().join("config.toml"), config);
     }
 
     fn log_path(&self) -> PathBuf {
@@ -486,6 +493,16 @@ impl Daemon {
         }
         processes::kill(&self.processes());
     }
+}
+
+/// A configuration without a network of its own says that machines have the VMM's: tests run as root, and nothing of theirs
+/// may be in the network namespace of the machine that runs them.
+fn write_config(path: &Path, config: &str) {
+    let network = match config.contains("[network]") {
+        true => "",
+        false => "\n[network]\nmode = \"user\"\n",
+    };
+    std::fs::write(path, format!("{config}{network}")).expect("write the configuration");
 }
 
 /// Names in a directory; empty where there is none.

@@ -39,6 +39,14 @@ impl<'d> Guest<'d> {
         }
     }
 
+    /// A machine that is there already.
+    pub fn of(daemon: &'d Daemon, name: &str) -> Self {
+        Self {
+            daemon,
+            name: name.to_owned(),
+        }
+    }
+
     /// `banger exec NAME -- COMMAND…`
     pub fn exec<I: IntoIterator<Item = S>, S: AsRef<std::ffi::OsStr>>(&self, command: I) -> Banger {
         self.exec_with(&[]).args(["--"]).args(command)

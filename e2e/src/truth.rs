@@ -15,7 +15,13 @@ use crate::wire::Wire;
 const SETTLED: Duration = Duration::from_secs(15);
 
 /// What a machine's directory may hold besides its one system disk.
-const FILES: [&str; 4] = ["work.img", "console.log", "vmm.log", "metrics.json"];
+const FILES: [&str; 5] = [
+    "work.img",
+    "console.log",
+    "vmm.log",
+    "metrics.json",
+    "ssh_host_ed25519_key",
+];
 /// What is appended to their names when they are put aside.
 const ASIDE: [&str; 2] = [".old", ".previous"];
 
@@ -96,6 +102,10 @@ fn look(daemon: &Daemon, wire: &mut Wire) -> Vec<String> {
     );
     let archives = names(&daemon.state().join("initramfs"), ".");
     same("unfinished archives", &archives, &BTreeSet::new(), &mut lies);
+
+    let mut keys = names(&daemon.state().join("ssh"), "");
+    keys.remove("client_ed25519_key");
+    same("unfinished keys", &keys, &BTreeSet::new(), &mut lies);
 
     for operation in list(wire, "op.list") {
         if operation["ended"].is_null() {

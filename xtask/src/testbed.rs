@@ -5,6 +5,8 @@
 //! - `firecracker-vmlinux`: a kernel that Firecracker can boot even where `/dev/kvm` opens but the processor cannot
 //!   virtualize; it is handed to the project beside the checkout, not part of it.
 //! - `debian-kernel/`: the kernel package that the default image uses, unpacked, for tests below the end-to-end level.
+//! - `resolved/`: systemd-resolved out of its packages, which must not be installed: it would take over the machine's own
+//!   name resolution.
 //! - `host/`: a whole Debian host to boot as a guest, see [`crate::host`].
 //!
 //! A part that cannot be had is said aloud and left out; the tests that need it then skip.
@@ -32,6 +34,8 @@ pub(crate) struct Testbed {
     pub(crate) firecracker_kernel: Option<PathBuf>,
     /// Debian's kernel, a bzImage.
     pub(crate) debian_kernel: Option<PathBuf>,
+    /// A tree with systemd-resolved in it.
+    pub(crate) resolved: Option<PathBuf>,
     /// Image and kernel of a whole host.
     pub(crate) host: Option<PathBuf>,
     /// What is absent, and why.
@@ -56,6 +60,7 @@ pub(crate) fn prepare() -> Result<Testbed> {
     let unpacked = package
         .as_deref()
         .and_then(|package| part("debian kernel", unpack_debian_kernel(&dir, package)));
+    let resolved = part("systemd-resolved", resolved(&dir));
     let host = package
         .as_deref()
         .and_then(|package| part("debian host", host::prepare(&dir, package)));
@@ -63,6 +68,7 @@ pub(crate) fn prepare() -> Result<Testbed> {
         firecracker: binaries.as_ref().map(|bin| bin.join("firecracker")),
         firecracker_kernel: kernel,
         debian_kernel: unpacked,
+        resolved,
         host,
         missing,
     })
@@ -176,6 +182,24 @@ fn debian_kernel_package(dir: &Path) -> Result<PathBuf> {
         .map(|entry| entry.path())
         .find(|path| path.extension() == Some(OsStr::new("deb")))
         .ok_or_else(|| format!("no package in {}", dir.display()).into())
+}
+
+/// resolved, and the library that it shares with the rest of systemd.
+fn resolved(dir: &Path) -> Result<PathBuf> {
+    once(&dir.join("resolved"), "fetching systemd-resolved", |new| {
+        let packages = ["systemd-resolved", "libsystemd-shared"];
+        sh::read(
+            Command::new("apt-get")
+                .args(["-q", "download"])
+                .args(packages)
+                .current_dir(new),
+        )?;
+        for entry in fs::read_dir(new)?.collect::<std::io::Result<Vec<_>>>()? {
+            sh::read(Command::new("dpkg-deb").arg("-x").arg(entry.path()).arg(new))?;
+            fs::remove_file(entry.path())?;
+        }
+        Ok(())
+    })
 }
 
 /// The kernel's bzImage out of its package.

@@ -8,9 +8,11 @@ use crate::dial::dial;
 use crate::error::AgentError;
 use crate::exec::{ExecInput, ExecOutput, start_exec};
 use crate::figures::{BootState, DiskRole, DiskSizes, GuestStats};
+use crate::forward::{ForwardInput, ForwardOutput, Listening, Transport, start_forward};
 use crate::info::{AgentInfo, is_word};
 use crate::proto;
 use crate::proto::agent_client::AgentClient as Rpc;
+use crate::ssh::{SshInput, SshOutput, start_ssh};
 use crate::transfer::{Download, Upload, start_download, start_upload};
 use crate::version::{MIN_PROTOCOL_VERSION, PROTOCOL_VERSION};
 use crate::{
@@ -18,6 +20,7 @@ use crate::{
 };
 use hyper_util::rt::TokioIo;
 use std::future::Future;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -181,6 +184,47 @@ impl AgentClient {
     /// [`AgentError::Failed`] with the reason why it cannot be read, or no connection.
     pub async fn download(&self, request: proto::DownloadRequest) -> Result<Download, AgentError> {
         start_download(self.rpc.clone(), request).await
+    }
+
+    /// Connects to a port from inside the guest: `address` there, or without one its loopback. Waits until it is
+    /// connected, or cannot be, for at most some ten seconds.
+    ///
+    /// # Errors
+    ///
+    /// [`AgentError::Failed`] with [`FailureKind::Refused`](crate::FailureKind::Refused) where nothing listens,
+    /// `Unreachable`, `TimedOut`, or `Busy` when 256 are connected already; [`AgentError::Unsupported`] by an agent of
+    /// release 0.2; no connection.
+    pub async fn forward(
+        &self,
+        transport: Transport,
+        address: Option<IpAddr>,
+        port: u16,
+    ) -> Result<(ForwardInput, ForwardOutput), AgentError> {
+        start_forward(self.rpc.clone(), transport, address, port).await
+    }
+
+    /// What listens in the guest.
+    ///
+    /// # Errors
+    ///
+    /// [`AgentError::Unsupported`] by an agent of release 0.2; no connection, or no answer within `deadline`.
+    pub async fn listening(&self, deadline: Duration) -> Result<Listening, AgentError> {
+        let mut rpc = self.rpc.clone();
+        unary("listening", deadline, rpc.listening(proto::ListeningRequest {}))
+            .await?
+            .try_into()
+    }
+
+    /// Begins an ssh connection to the image's sshd, and waits until that was started.
+    ///
+    /// Dropping either half closes the connection.
+    ///
+    /// # Errors
+    ///
+    /// [`AgentError::Failed`] with the reason why there is no sshd, [`AgentError::Unsupported`] by an agent of an older
+    /// release, or no connection.
+    pub async fn ssh(&self, start: proto::SshStart) -> Result<(SshInput, SshOutput), AgentError> {
+        start_ssh(self.rpc.clone(), start).await
     }
 
     /// Figures of the guest as a whole.

@@ -31,7 +31,7 @@ pub enum AgentError {
         /// The call.
         method: &'static str,
         /// What the transport said.
-        source: Transport,
+        source: TransportError,
     },
     /// The agent sent something the protocol does not allow.
     #[error("understand the agent's answer to {method}: {what}")]
@@ -72,9 +72,9 @@ impl Error for Unreachable {
 
 /// What the transport says of a call: a gRPC status that names no reason of ours.
 #[derive(Debug)]
-pub struct Transport(Box<Status>);
+pub struct TransportError(Box<Status>);
 
-impl Transport {
+impl TransportError {
     /// The status's code.
     #[must_use]
     pub fn code(&self) -> Code {
@@ -82,7 +82,7 @@ impl Transport {
     }
 }
 
-impl fmt::Display for Transport {
+impl fmt::Display for TransportError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // The text may be the guest's.
         match printable(self.0.message()) {
@@ -92,7 +92,7 @@ impl fmt::Display for Transport {
     }
 }
 
-impl Error for Transport {}
+impl Error for TransportError {}
 
 impl AgentError {
     /// Sorts a status that a call to `method` ended with.
@@ -108,7 +108,7 @@ impl AgentError {
         }
         Self::Broken {
             method,
-            source: Transport(Box::new(status)),
+            source: TransportError(Box::new(status)),
         }
     }
 

@@ -49,6 +49,16 @@ pub enum FailureKind {
     ReadOnly,
     /// The stream ended before its end was marked.
     Incomplete,
+    /// Nothing listens at the port.
+    Refused,
+    /// There is no way to the address.
+    Unreachable,
+    /// No answer came from the port.
+    TimedOut,
+    /// The connection was there and was reset.
+    Reset,
+    /// The image has no sshd.
+    NoSshServer,
 }
 
 impl FailureKind {
@@ -71,6 +81,11 @@ impl FailureKind {
             Self::NoSpace => proto::FailureKind::NoSpace,
             Self::ReadOnly => proto::FailureKind::ReadOnly,
             Self::Incomplete => proto::FailureKind::Incomplete,
+            Self::Refused => proto::FailureKind::Refused,
+            Self::Unreachable => proto::FailureKind::Unreachable,
+            Self::TimedOut => proto::FailureKind::TimedOut,
+            Self::Reset => proto::FailureKind::Reset,
+            Self::NoSshServer => proto::FailureKind::NoSshServer,
         }
     }
 
@@ -93,6 +108,11 @@ impl FailureKind {
             proto::FailureKind::NoSpace => Self::NoSpace,
             proto::FailureKind::ReadOnly => Self::ReadOnly,
             proto::FailureKind::Incomplete => Self::Incomplete,
+            proto::FailureKind::Refused => Self::Refused,
+            proto::FailureKind::Unreachable => Self::Unreachable,
+            proto::FailureKind::TimedOut => Self::TimedOut,
+            proto::FailureKind::Reset => Self::Reset,
+            proto::FailureKind::NoSshServer => Self::NoSshServer,
         }
     }
 
@@ -109,7 +129,10 @@ impl FailureKind {
             | Self::ParentNotFound => Code::NotFound,
             Self::NotExecutable | Self::ReadOnly => Code::PermissionDenied,
             Self::WorkdirUnusable | Self::IsADirectory | Self::NotADirectory => Code::FailedPrecondition,
-            Self::Incomplete => Code::Aborted,
+            Self::Incomplete | Self::Reset => Code::Aborted,
+            // Never `Unavailable`, which is the transport's own word.
+            Self::Refused | Self::Unreachable | Self::NoSshServer => Code::FailedPrecondition,
+            Self::TimedOut => Code::DeadlineExceeded,
         }
     }
 
@@ -133,7 +156,12 @@ impl FailureKind {
             | Self::BadArchive
             | Self::NoSpace
             | Self::ReadOnly
-            | Self::Incomplete => None,
+            | Self::Incomplete
+            | Self::Refused
+            | Self::Unreachable
+            | Self::TimedOut
+            | Self::Reset
+            | Self::NoSshServer => None,
         }
     }
 }
@@ -212,7 +240,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const KINDS: [FailureKind; 17] = [
+    const KINDS: [FailureKind; 22] = [
         FailureKind::InvalidRequest,
         FailureKind::Busy,
         FailureKind::System,
@@ -230,6 +258,11 @@ mod tests {
         FailureKind::NoSpace,
         FailureKind::ReadOnly,
         FailureKind::Incomplete,
+        FailureKind::Refused,
+        FailureKind::Unreachable,
+        FailureKind::TimedOut,
+        FailureKind::Reset,
+        FailureKind::NoSshServer,
     ];
 
     proptest! {

@@ -337,6 +337,132 @@ pub struct WaitBootedReply {
     #[prost(enumeration = "BootState", tag = "1")]
     pub state: i32,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ForwardInput {
+    #[prost(oneof = "forward_input::Input", tags = "1, 2, 3")]
+    pub input: ::core::option::Option<forward_input::Input>,
+}
+/// Nested message and enum types in `ForwardInput`.
+pub mod forward_input {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Input {
+        #[prost(message, tag = "1")]
+        Start(super::ForwardStart),
+        /// TCP: at most 64 KiB of the stream. UDP: one datagram, at most 65507 bytes, perhaps empty.
+        #[prost(bytes, tag = "2")]
+        Data(::prost::bytes::Bytes),
+        /// Nothing more will be sent. TCP: shutdown(2) of the connection's writing half. UDP: ends the flow.
+        #[prost(message, tag = "3")]
+        Eof(super::ForwardEof),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ForwardStart {
+    #[prost(enumeration = "Transport", tag = "1")]
+    pub transport: i32,
+    /// An IPv4 or IPv6 address, reached from the guest; empty: 127.0.0.1, and for TCP ::1 where that refuses.
+    #[prost(string, tag = "2")]
+    pub address: ::prost::alloc::string::String,
+    /// 1 to 65535.
+    #[prost(uint32, tag = "3")]
+    pub port: u32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ForwardOutput {
+    #[prost(oneof = "forward_output::Output", tags = "1, 2, 3")]
+    pub output: ::core::option::Option<forward_output::Output>,
+}
+/// Nested message and enum types in `ForwardOutput`.
+pub mod forward_output {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Output {
+        /// Sent first. UDP: there is a socket; whether anybody reads it nobody can say.
+        #[prost(message, tag = "1")]
+        Connected(super::ForwardConnected),
+        /// As in ForwardInput.
+        #[prost(bytes, tag = "2")]
+        Data(::prost::bytes::Bytes),
+        /// The other side has sent everything.
+        #[prost(message, tag = "3")]
+        Eof(super::ForwardEof),
+    }
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ForwardConnected {}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ForwardEof {}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListeningRequest {}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListeningReply {
+    /// TCP sockets that listen and UDP sockets that are bound and not connected; at most 128, each address and port once.
+    #[prost(message, repeated, tag = "1")]
+    pub listeners: ::prost::alloc::vec::Vec<Listener>,
+    /// There are more.
+    #[prost(bool, tag = "2")]
+    pub incomplete: bool,
+    /// As in PingReply, when this was read: what `started_ms` is to be compared with.
+    #[prost(uint64, tag = "3")]
+    pub uptime_ms: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Listener {
+    #[prost(enumeration = "Transport", tag = "1")]
+    pub transport: i32,
+    /// "0.0.0.0", "::", "127.0.0.1".
+    #[prost(string, tag = "2")]
+    pub address: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "3")]
+    pub port: u32,
+    /// The process that has it open, the one that has run longest where there are several; 0: not known.
+    #[prost(uint32, tag = "4")]
+    pub pid: u32,
+    /// Its name (proc_pid_comm(5)).
+    #[prost(string, tag = "5")]
+    pub process: ::prost::alloc::string::String,
+    /// Its arguments joined by blanks, at most 256 bytes.
+    #[prost(string, tag = "6")]
+    pub command: ::prost::alloc::string::String,
+    /// When it was started, in milliseconds since the guest's kernel was.
+    #[prost(uint64, tag = "7")]
+    pub started_ms: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SshInput {
+    #[prost(oneof = "ssh_input::Input", tags = "1, 2, 3")]
+    pub input: ::core::option::Option<ssh_input::Input>,
+}
+/// Nested message and enum types in `SshInput`.
+pub mod ssh_input {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Input {
+        #[prost(message, tag = "1")]
+        Start(super::SshStart),
+        /// At most 64 KiB.
+        #[prost(bytes, tag = "2")]
+        Data(::prost::bytes::Bytes),
+        /// Nothing more will be sent.
+        #[prost(message, tag = "3")]
+        Eof(super::SshEof),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SshStart {
+    /// The machine's private host key, in OpenSSH's format (PROTOCOL.key). Kept in memory, for this connection only.
+    #[prost(string, tag = "1")]
+    pub host_key: ::prost::alloc::string::String,
+    /// Public keys that may log in besides the users' own, as lines of authorized_keys (sshd(8)): 1 to 16 of at most 8 KiB.
+    #[prost(string, repeated, tag = "2")]
+    pub authorized_keys: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SshEof {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SshOutput {
+    /// At most 64 KiB.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub data: ::prost::bytes::Bytes,
+}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ShutdownRequest {
     #[prost(enumeration = "ShutdownMode", tag = "1")]
@@ -471,6 +597,36 @@ impl BootState {
         }
     }
 }
+/// What carries bytes to a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Transport {
+    Unspecified = 0,
+    Tcp = 1,
+    Udp = 2,
+}
+impl Transport {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "TRANSPORT_UNSPECIFIED",
+            Self::Tcp => "TRANSPORT_TCP",
+            Self::Udp => "TRANSPORT_UDP",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "TRANSPORT_UNSPECIFIED" => Some(Self::Unspecified),
+            "TRANSPORT_TCP" => Some(Self::Tcp),
+            "TRANSPORT_UDP" => Some(Self::Udp),
+            _ => None,
+        }
+    }
+}
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum ShutdownMode {
@@ -533,6 +689,16 @@ pub enum FailureKind {
     ReadOnly = 26,
     /// The stream ended without `end`.
     Incomplete = 27,
+    /// Forward. Nothing listens there.
+    Refused = 30,
+    /// There is no way to the address.
+    Unreachable = 31,
+    /// No answer.
+    TimedOut = 32,
+    /// The connection was there and was reset.
+    Reset = 33,
+    /// Ssh. The image has no sshd.
+    NoSshServer = 40,
 }
 impl FailureKind {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -559,6 +725,11 @@ impl FailureKind {
             Self::NoSpace => "FAILURE_KIND_NO_SPACE",
             Self::ReadOnly => "FAILURE_KIND_READ_ONLY",
             Self::Incomplete => "FAILURE_KIND_INCOMPLETE",
+            Self::Refused => "FAILURE_KIND_REFUSED",
+            Self::Unreachable => "FAILURE_KIND_UNREACHABLE",
+            Self::TimedOut => "FAILURE_KIND_TIMED_OUT",
+            Self::Reset => "FAILURE_KIND_RESET",
+            Self::NoSshServer => "FAILURE_KIND_NO_SSH_SERVER",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -582,6 +753,11 @@ impl FailureKind {
             "FAILURE_KIND_NO_SPACE" => Some(Self::NoSpace),
             "FAILURE_KIND_READ_ONLY" => Some(Self::ReadOnly),
             "FAILURE_KIND_INCOMPLETE" => Some(Self::Incomplete),
+            "FAILURE_KIND_REFUSED" => Some(Self::Refused),
+            "FAILURE_KIND_UNREACHABLE" => Some(Self::Unreachable),
+            "FAILURE_KIND_TIMED_OUT" => Some(Self::TimedOut),
+            "FAILURE_KIND_RESET" => Some(Self::Reset),
+            "FAILURE_KIND_NO_SSH_SERVER" => Some(Self::NoSshServer),
             _ => None,
         }
     }
@@ -879,6 +1055,81 @@ pub mod agent_client {
                 .insert(GrpcMethod::new("banger.agent.v1.Agent", "WaitBooted"));
             self.inner.unary(req, path, codec).await
         }
+        /// Joins the caller to a port that is reached from inside the guest. The first input is `start`, the first output
+        /// `connected`; then bytes, or datagrams, either way until each side has said `eof`. A request stream that ends before
+        /// its `eof`, and a call that is cancelled, reset the connection. Since 0.3.
+        pub async fn forward(
+            &mut self,
+            request: impl tonic::IntoStreamingRequest<Message = super::ForwardInput>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::ForwardOutput>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/banger.agent.v1.Agent/Forward",
+            );
+            let mut req = request.into_streaming_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("banger.agent.v1.Agent", "Forward"));
+            self.inner.streaming(req, path, codec).await
+        }
+        /// What listens in the guest. Since 0.3.
+        pub async fn listening(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListeningRequest>,
+        ) -> std::result::Result<tonic::Response<super::ListeningReply>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/banger.agent.v1.Agent/Listening",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("banger.agent.v1.Agent", "Listening"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// One ssh connection, served by the image's own sshd. The first input is `start`; then bytes either way, until sshd
+        /// closes the connection. A request stream that ends before its `eof`, and a call that is cancelled, close it.
+        /// Since 0.3.
+        pub async fn ssh(
+            &mut self,
+            request: impl tonic::IntoStreamingRequest<Message = super::SshInput>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::SshOutput>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/banger.agent.v1.Agent/Ssh",
+            );
+            let mut req = request.into_streaming_request();
+            req.extensions_mut().insert(GrpcMethod::new("banger.agent.v1.Agent", "Ssh"));
+            self.inner.streaming(req, path, codec).await
+        }
         /// Makes the guest reboot, which ends its VMM. The reply says that it has begun; its end is the VMM's exit.
         pub async fn shutdown(
             &mut self,
@@ -979,6 +1230,37 @@ pub mod agent_server {
             &self,
             request: tonic::Request<super::WaitBootedRequest>,
         ) -> std::result::Result<tonic::Response<super::WaitBootedReply>, tonic::Status>;
+        /// Server streaming response type for the Forward method.
+        type ForwardStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::ForwardOutput, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Joins the caller to a port that is reached from inside the guest. The first input is `start`, the first output
+        /// `connected`; then bytes, or datagrams, either way until each side has said `eof`. A request stream that ends before
+        /// its `eof`, and a call that is cancelled, reset the connection. Since 0.3.
+        async fn forward(
+            &self,
+            request: tonic::Request<tonic::Streaming<super::ForwardInput>>,
+        ) -> std::result::Result<tonic::Response<Self::ForwardStream>, tonic::Status>;
+        /// What listens in the guest. Since 0.3.
+        async fn listening(
+            &self,
+            request: tonic::Request<super::ListeningRequest>,
+        ) -> std::result::Result<tonic::Response<super::ListeningReply>, tonic::Status>;
+        /// Server streaming response type for the Ssh method.
+        type SshStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::SshOutput, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// One ssh connection, served by the image's own sshd. The first input is `start`; then bytes either way, until sshd
+        /// closes the connection. A request stream that ends before its `eof`, and a call that is cancelled, close it.
+        /// Since 0.3.
+        async fn ssh(
+            &self,
+            request: tonic::Request<tonic::Streaming<super::SshInput>>,
+        ) -> std::result::Result<tonic::Response<Self::SshStream>, tonic::Status>;
         /// Makes the guest reboot, which ends its VMM. The reply says that it has begun; its end is the VMM's exit.
         async fn shutdown(
             &self,
@@ -1450,6 +1732,139 @@ pub mod agent_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/banger.agent.v1.Agent/Forward" => {
+                    #[allow(non_camel_case_types)]
+                    struct ForwardSvc<T: Agent>(pub Arc<T>);
+                    impl<T: Agent> tonic::server::StreamingService<super::ForwardInput>
+                    for ForwardSvc<T> {
+                        type Response = super::ForwardOutput;
+                        type ResponseStream = T::ForwardStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<
+                                tonic::Streaming<super::ForwardInput>,
+                            >,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Agent>::forward(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ForwardSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/banger.agent.v1.Agent/Listening" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListeningSvc<T: Agent>(pub Arc<T>);
+                    impl<T: Agent> tonic::server::UnaryService<super::ListeningRequest>
+                    for ListeningSvc<T> {
+                        type Response = super::ListeningReply;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListeningRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Agent>::listening(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListeningSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/banger.agent.v1.Agent/Ssh" => {
+                    #[allow(non_camel_case_types)]
+                    struct SshSvc<T: Agent>(pub Arc<T>);
+                    impl<T: Agent> tonic::server::StreamingService<super::SshInput>
+                    for SshSvc<T> {
+                        type Response = super::SshOutput;
+                        type ResponseStream = T::SshStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<tonic::Streaming<super::SshInput>>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Agent>::ssh(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SshSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.streaming(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

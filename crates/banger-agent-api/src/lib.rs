@@ -8,7 +8,8 @@
 //! ```
 //!
 //! - [`proto`] is generated from `proto/agent.proto`, which is the contract.
-//! - [`AgentClient`] calls it; [`ExecInput`], [`ExecOutput`], [`Upload`] and [`Download`] are its streams.
+//! - [`AgentClient`] calls it; [`ExecInput`], [`ExecOutput`], [`ForwardInput`], [`ForwardOutput`], [`Upload`] and
+//!   [`Download`] are its streams.
 //! - [`dial`] opens one connection to a guest's port through the Unix socket which both Firecracker and
 //!   vhost-device-vsock offer.
 //! - [`HelloLine`] is what the agent pushes to the host when it serves.
@@ -37,6 +38,10 @@ mod exec;
 #[cfg(feature = "client")]
 mod figures;
 #[cfg(feature = "client")]
+mod forward;
+#[cfg(feature = "client")]
+mod ssh;
+#[cfg(feature = "client")]
 mod transfer;
 
 /// Code generated from `proto/agent.proto`; the schema's comments are its documentation.
@@ -57,13 +62,17 @@ pub use client::AgentClient;
 #[cfg(feature = "client")]
 pub use dial::{DialError, dial};
 #[cfg(feature = "client")]
-pub use error::{AgentError, Transport, Unreachable};
+pub use error::{AgentError, TransportError, Unreachable};
 #[cfg(feature = "client")]
 pub use exec::{ExecEvent, ExecInput, ExecOutput, ExecSignals, ExitStatus, InputClosed};
 #[cfg(feature = "client")]
 pub use figures::{BootState, DiskRole, DiskSizes, FileSystem, GuestStats, Interface};
 #[cfg(feature = "client")]
+pub use forward::{ForwardClosed, ForwardInput, ForwardOutput, Listener, Listening, Transport};
+#[cfg(feature = "client")]
 pub use hello::{ReadHelloError, read_hello_line};
+#[cfg(feature = "client")]
+pub use ssh::{SshInput, SshOutput};
 #[cfg(feature = "client")]
 pub use transfer::{Download, Upload, Uploaded};
 
@@ -81,6 +90,9 @@ pub const HELLO_PORT: u32 = 1025;
 
 /// Bytes of stdin, stdout, stderr or archive in one message.
 pub const MAX_CHUNK: usize = 64 * 1024;
+
+/// Bytes of one forwarded datagram: the most that UDP over IPv4 carries (RFC 768, RFC 791).
+pub const MAX_DATAGRAM: usize = 65_507;
 
 /// Bytes of all arguments and environment entries of one command together, each with its terminating NUL. Under the
 /// kernel's own bound, which is a quarter of the stack limit (2 MiB by default, execve(2)).
@@ -111,6 +123,15 @@ pub const STREAM_WINDOW: u32 = 256 * 1024;
 /// Commands, uploads and downloads that may run in one guest at a time.
 pub const MAX_STREAMS: u32 = 256;
 
+/// Connections and flows of datagrams that may be forwarded into one guest at a time.
+pub const MAX_FORWARDS: u32 = 256;
+
+/// ssh connections that may be open in one guest at a time; each has an sshd.
+pub const MAX_SSH: u32 = 64;
+
+/// Listening sockets that are taken from one answer.
+pub const MAX_LISTENERS: usize = 128;
+
 /// HTTP/2 flow-control window of a connection, in bytes: as much as all streams together, so that streams whose
 /// readers have stopped can never hold up the others.
-pub const CONNECTION_WINDOW: u32 = STREAM_WINDOW * MAX_STREAMS;
+pub const CONNECTION_WINDOW: u32 = STREAM_WINDOW * (MAX_STREAMS + MAX_FORWARDS + MAX_SSH);

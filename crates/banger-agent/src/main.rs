@@ -10,7 +10,7 @@
 //!
 //! - [`boot`]: from the kernel's hand-over to the image's root file system, as the kernel command line says.
 //! - [`supervise`]: starts the server, starts it anew when it dies, reaps orphans where the agent is process 1.
-//! - [`server`]: the protocol of `banger-agent-api`; [`exec`] and [`transfer`] do its work.
+//! - [`server`]: the protocol of `banger-agent-api`; [`exec`], [`transfer`] and [`ssh`] do its work.
 //! - [`listen`]: vsock and Unix sockets, and the hello line.
 //!
 //! The binary is static and needs nothing from the image. It trusts nothing in the image either, but it does not guard
@@ -28,6 +28,7 @@ mod listen;
 mod log;
 mod server;
 mod sparse;
+mod ssh;
 mod supervise;
 mod transfer;
 mod vsock;

@@ -15,6 +15,7 @@ use crate::exec;
 use crate::listen::{self, Unix, Vsock};
 use crate::log;
 use crate::server::{self, Context, Role};
+use crate::ssh;
 use rustix::fd::OwnedFd;
 use rustix::process::{Pid, Resource, Rlimit, WaitOptions, getrlimit, setrlimit, wait};
 use std::io;
@@ -154,7 +155,7 @@ fn serve_in_guest(mode: InitMode, layers: Vec<OwnedFd>, disks: Option<Disks>) ->
     let result = run(async move {
         let listener = Vsock::bind()?;
         let info = role.info();
-        let context = context(role, disks);
+        let context = context(role, disks, ssh::Place::in_guest());
         let open_files = context.open_files;
         let end: Pin<Box<dyn Future<Output = io::Result<()>> + Send>> = match mode {
             InitMode::Agent => Box::pin(end_asked()),
@@ -178,7 +179,8 @@ fn serve_in_guest(mode: InitMode, layers: Vec<OwnedFd>, disks: Option<Disks>) ->
 pub(crate) fn serve_for_debugging(path: &Path) -> io::Result<()> {
     run(async {
         let nobody_asks = std::future::pending();
-        server::serve(Unix::bind(path)?, context(Role::Debug, None), nobody_asks).await;
+        let context = context(Role::Debug, None, ssh::Place::beside(path));
+        server::serve(Unix::bind(path)?, context, nobody_asks).await;
         Ok(())
     })
 }
@@ -194,7 +196,7 @@ fn run(work: impl Future<Output = io::Result<()>>) -> io::Result<()> {
 }
 
 /// Raises the server's own limit of descriptors, and remembers what commands are to have.
-fn context(role: Role, disks: Option<Disks>) -> Context {
+fn context(role: Role, disks: Option<Disks>, ssh: ssh::Place) -> Context {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let raised = Rlimit {
         current: Some(maximum.unwrap_or(OPEN_FILES).min(OPEN_FILES)),
@@ -207,6 +209,7 @@ fn context(role: Role, disks: Option<Disks>) -> Context {
     Context {
         role,
         disks,
+        ssh,
         open_files: libc::rlimit {
             rlim_cur: raw(current),
             rlim_max: raw(maximum),

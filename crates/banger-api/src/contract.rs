@@ -182,8 +182,20 @@ contract! {
         "vm.health" vm_health(VmRef) -> VmHealth;
         /// Waits until the guest's init has started everything, or the time is over.
         "vm.wait" vm_wait(VmWait) -> VmWaited;
+        /// What listens in a guest, and where it is reached.
+        "vm.ports" vm_ports(VmRef) -> VmPorts;
+        /// Makes ports of a guest reachable at the host, now and whenever the machine runs; all that are so since.
+        "vm.publish" vm_publish(VmPublish) -> Vec<Publication>;
+        /// Takes that back and ends the connections; what was taken back.
+        "vm.unpublish" vm_unpublish(VmUnpublish) -> Vec<Publication>;
         /// Asks the guest's agent for an answer and measures the round trip.
         "vm.ping" vm_ping(VmRef) -> VmPing;
+        /// The key with which an ssh client logs in to machines, and the machines' host keys.
+        "ssh.identity" ssh_identity(SshIdentityOf) -> SshIdentity;
+        /// Makes the client's key anew. The former is refused from the next connection on.
+        "ssh.rotate" ssh_rotate(Empty) -> SshIdentity;
+        /// The network of machines: bridge, addresses, taps, rules.
+        "net.status" net_status(Empty) -> NetStatus;
         /// Operations, newest first.
         "op.list" op_list(Empty) -> Vec<Operation>;
         /// One operation.
@@ -204,6 +216,8 @@ contract! {
         "guest.upload" guest_upload(UploadOpen);
         /// Receives a file or tree of the guest as a tar stream.
         "guest.download" guest_download(DownloadOpen);
+        /// One connection to the sshd of the guest's image, as bytes.
+        "guest.ssh" guest_ssh(SshOpen);
         /// The machine's serial console, as bytes.
         "vm.logs" vm_logs(LogsOpen);
     }

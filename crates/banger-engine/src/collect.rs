@@ -274,7 +274,7 @@ async fn who_needs(host: &Host) -> Result<Known, Error> {
             .iter()
             .filter_map(|owner| match owner {
                 Owner::Run(id) => Some(id.clone()),
-                Owner::Machine(_) => None,
+                Owner::Machine(_) | Owner::Host => None,
             })
             .collect(),
         owners,
@@ -300,7 +300,7 @@ fn orphans(
     for owner in found
         .owners
         .iter()
-        .filter(|o| !known.may_have(o.vm()) && known.owners.contains(o))
+        .filter(|o| o.vm().is_some_and(|vm| !known.may_have(vm)) && known.owners.contains(o))
     {
         garbage.push(Garbage {
             kind: GarbageKind::Ledger,

@@ -50,6 +50,16 @@ named! {
         LoopDevice = "loop-device",
         /// A device-mapper device of one.
         MappedDevice = "mapped-device",
+        /// The bridge of machines.
+        Bridge = "bridge",
+        /// A table of rules.
+        Table = "table",
+        /// A setting of the kernel.
+        Sysctl = "sysctl",
+        /// A tap.
+        Tap = "tap",
+        /// A tap in use by a run.
+        TapUse = "tap-use",
     }
 }
 
@@ -75,9 +85,15 @@ impl Kind {
     /// The steps that this kind goes through.
     fn steps(self) -> &'static [Step] {
         match self {
-            Self::StateDirectory | Self::RuntimeDirectory | Self::LoopDevice | Self::MappedDevice => {
-                Step::ALL
-            }
+            Self::StateDirectory
+            | Self::RuntimeDirectory
+            | Self::LoopDevice
+            | Self::MappedDevice
+            | Self::Bridge
+            | Self::Table
+            | Self::Sysctl
+            | Self::Tap
+            | Self::TapUse => Step::ALL,
             // Nothing is made between these rows and the processes: they are what comes next.
             Self::Processes | Self::Vmm | Self::VsockDevice => &[
                 Step::Entering,
@@ -95,6 +111,8 @@ named! {
     pub enum Write {
         /// A machine's row appears: its name is reserved, its image pinned.
         VmInsert = "vm-insert",
+        /// A machine that has none gets an address.
+        LeaseTake = "lease-take",
         /// A machine's settings change.
         VmUpdate = "vm-update",
         /// A machine's row goes.
@@ -119,6 +137,10 @@ named! {
         PhaseFailed = "phase-failed",
         /// A machine is being removed.
         PhaseRemoving = "phase-removing",
+        /// Ports of a machine are published.
+        Publish = "publish",
+        /// Ports of a machine are published no longer.
+        Unpublish = "unpublish",
         /// An image is entered.
         ImageInsert = "image-insert",
         /// An image is struck.
@@ -167,6 +189,10 @@ named! {
         GuestAnswered = "guest-answered",
         /// The guest has been asked to shut down, and has agreed.
         ShutdownAgreed = "shutdown-agreed",
+        /// A key of ssh is on the disk, under its unfinished name.
+        KeyMade = "key-made",
+        /// It has its final name.
+        KeyPublished = "key-published",
     }
 }
 

@@ -84,6 +84,7 @@ pub(crate) async fn run(host: &Arc<Host>) -> Vec<Check> {
     let mut checks = vec![virtualization()];
     checks.extend(vmms(host).await);
     checks.extend(tools(host));
+    checks.push(crate::guest::ssh::doctor(host));
     checks.push(crate::space::pressure(host));
     checks.push(store(host).await);
     checks.push(images(host).await);

@@ -233,6 +233,18 @@ pub enum Error {
         /// What would help.
         fix: String,
     },
+    /// A port of the host cannot be listened at.
+    #[error("port {port} {problem}")]
+    Port {
+        /// `127.0.0.1:8080/tcp`.
+        port: String,
+        /// `is taken by nginx (process 123)`.
+        problem: String,
+        /// What sort of failure that is.
+        kind: Kind,
+        /// The way out.
+        fix: String,
+    },
     /// The host refused a file operation.
     #[error("failed to {action} {}", path.display())]
     Io {
@@ -329,7 +341,8 @@ impl Error {
             Self::Preflight { .. } | Self::Asset { .. } | Self::NoVmm { .. } | Self::Unavailable { .. } => {
                 Kind::MissingPrerequisite
             }
-            Self::NoRoom { .. } => Kind::OutOfResources,
+            Self::NoRoom { .. } | Self::Store(StoreError::Exhausted { .. }) => Kind::OutOfResources,
+            Self::Port { kind, .. } => *kind,
             Self::Launch { .. } | Self::DiedStarting { .. } => Kind::StartFailed,
             Self::Silent { .. } => Kind::TimedOut,
             Self::Agent { .. } => Kind::GuestUnavailable,
@@ -404,7 +417,7 @@ impl Error {
                 _ => None,
             },
             Self::Busy { .. } => Some("wait for what it is doing, then try again".to_owned()),
-            Self::Asset { fix, .. } | Self::Unavailable { fix, .. } => Some(fix.clone()),
+            Self::Asset { fix, .. } | Self::Unavailable { fix, .. } | Self::Port { fix, .. } => Some(fix.clone()),
             Self::NoRoom { .. } => Some(
                 "remove machines or images, or keep less free: `space_floor` under `[daemon]` in the configuration"
                     .to_owned(),
@@ -423,6 +436,9 @@ impl Error {
                 })
             }
             Self::Store(StoreError::InUse { .. }) => Some("remove what uses it first".to_owned()),
+            Self::Store(StoreError::Exhausted { .. }) => Some(
+                "remove machines, or set a larger `subnet` under `[network]` in the configuration".to_owned(),
+            ),
             Self::Store(StoreError::ReadOnly) => {
                 Some("make the state directory writable again; nothing was changed".to_owned())
             }
@@ -472,6 +488,7 @@ impl Error {
             | Self::Make { .. }
             | Self::NoRoom { .. }
             | Self::Unavailable { .. }
+            | Self::Port { .. }
             | Self::Io { .. }
             | Self::Host { .. }
             | Self::Store(_)

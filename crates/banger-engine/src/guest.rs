@@ -1,4 +1,6 @@
-//! The way into a guest: a client of its agent, for as long as it runs.
+//! The way into a guest: a client of its agent, for as long as it runs; beside it the keys of [`ssh`].
+
+pub mod ssh;
 
 use banger_agent_api::AgentClient;
 

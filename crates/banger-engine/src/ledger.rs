@@ -5,7 +5,8 @@
 //! off is simply run again.
 //!
 //! An owner is a machine for life ([`Owner::Machine`]: its directory) or one run of it ([`Owner::Run`]: processes and
-//! sockets), so that stopping is collecting the one and removing is collecting both.
+//! sockets), so that stopping is collecting the one and removing is collecting both. What all machines share belongs to
+//! the host's network ([`Owner::Host`]).
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -20,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::crash::{self, Kind, Point, Step};
 use crate::error::Error;
+use crate::net::hands::Hands;
 use crate::vm::capability::system_disk::devices::{self, Device};
 
 /// How long a killed process has to be gone. Longer only when it waits for a broken disk.
@@ -32,6 +34,8 @@ pub(crate) enum Owner {
     Machine(String),
     /// A run of a machine, until it ends.
     Run(String),
+    /// The network of all machines, until the daemon ends in order with none of them running.
+    Host,
 }
 
 impl fmt::Display for Owner {
@@ -39,6 +43,7 @@ impl fmt::Display for Owner {
         match self {
             Self::Machine(id) => write!(f, "machine:{id}"),
             Self::Run(id) => write!(f, "run:{id}"),
+            Self::Host => f.write_str("host:network"),
         }
     }
 }
@@ -48,14 +53,16 @@ impl Owner {
         match text.split_once(':')? {
             ("machine", id) => Some(Self::Machine(id.to_owned())),
             ("run", id) => Some(Self::Run(id.to_owned())),
+            ("host", "network") => Some(Self::Host),
             _ => None,
         }
     }
 
-    /// The machine's id.
-    pub(crate) fn vm(&self) -> &str {
+    /// The machine's id, where it is one's.
+    pub(crate) fn vm(&self) -> Option<&str> {
         match self {
-            Self::Machine(id) | Self::Run(id) => id,
+            Self::Machine(id) | Self::Run(id) => Some(id),
+            Self::Host => None,
         }
     }
 }
@@ -91,6 +98,30 @@ pub(crate) enum Object {
         /// By its name.
         device: Device,
     },
+    /// The bridge of machines.
+    Bridge {
+        /// Its name.
+        name: String,
+    },
+    /// A table of nftables.
+    Table {
+        /// `inet`, `bridge`.
+        family: String,
+        /// Its name.
+        name: String,
+    },
+    /// A setting of the host's kernel.
+    Sysctl {
+        /// Below `/proc/sys`.
+        key: String,
+        /// What it was.
+        before: String,
+    },
+    /// A tap: of the host, that it exists; of a run, that it uses it.
+    Tap {
+        /// Its name.
+        name: String,
+    },
 }
 
 impl Object {
@@ -98,18 +129,21 @@ impl Object {
     fn kind(&self, owner: &Owner) -> Kind {
         match (self, owner) {
             (Self::Directory { .. }, Owner::Machine(_)) => Kind::StateDirectory,
-            (Self::Directory { .. }, Owner::Run(_)) => Kind::RuntimeDirectory,
-            (Self::Processes { .. }, Owner::Machine(_) | Owner::Run(_)) => Kind::Processes,
-            (Self::Process { role, .. }, Owner::Machine(_) | Owner::Run(_)) => {
-                match role.parse::<ProcessRole>() {
-                    Ok(ProcessRole::VsockDevice) => Kind::VsockDevice,
-                    Ok(ProcessRole::Vmm) | Err(_) => Kind::Vmm,
-                }
-            }
-            (Self::Device { device }, Owner::Machine(_) | Owner::Run(_)) => match device {
+            (Self::Directory { .. }, Owner::Run(_) | Owner::Host) => Kind::RuntimeDirectory,
+            (Self::Processes { .. }, _) => Kind::Processes,
+            (Self::Process { role, .. }, _) => match role.parse::<ProcessRole>() {
+                Ok(ProcessRole::VsockDevice) => Kind::VsockDevice,
+                Ok(ProcessRole::Vmm) | Err(_) => Kind::Vmm,
+            },
+            (Self::Device { device }, _) => match device {
                 Device::Mapped { .. } => Kind::MappedDevice,
                 Device::Loop { .. } => Kind::LoopDevice,
             },
+            (Self::Bridge { .. }, _) => Kind::Bridge,
+            (Self::Table { .. }, _) => Kind::Table,
+            (Self::Sysctl { .. }, _) => Kind::Sysctl,
+            (Self::Tap { .. }, Owner::Host) => Kind::Tap,
+            (Self::Tap { .. }, Owner::Machine(_) | Owner::Run(_)) => Kind::TapUse,
         }
     }
 }
@@ -133,12 +167,13 @@ impl Entered {
 #[derive(Clone)]
 pub(crate) struct Ledger {
     store: Store,
+    network: Hands,
 }
 
 impl Ledger {
     /// Over the store's table.
-    pub(crate) fn new(store: Store) -> Self {
-        Self { store }
+    pub(crate) fn new(store: Store, network: Hands) -> Self {
+        Self { store, network }
     }
 
     /// Enters an object. Call before making it, and say when it is there.
@@ -169,32 +204,65 @@ impl Ledger {
     pub(crate) async fn collect(&self, owner: &Owner) -> Result<(), Error> {
         let mut first = None;
         for row in self.rows_of(owner).await? {
-            let removed = match decode(&row) {
-                Ok(object) => {
-                    let kind = object.kind(owner);
-                    crash::point(Point::Object(kind, Step::Removing));
-                    let removed = remove(&object, &crate::id::token(owner.vm())).await;
-                    removed.map(|()| kind)
-                }
-                Err(e) => Err(e),
-            };
-            match removed {
-                Ok(kind) => {
-                    crash::point(Point::Object(kind, Step::Removed));
-                    self.store
-                        .note(move |tx| banger_store::ledger::remove(tx, row.id))
-                        .await?;
-                    crash::point(Point::Object(kind, Step::Struck));
-                }
-                Err(e) => {
-                    tracing::error!(%owner, object = row.object, error = crate::error::chain(&e), "object not removed");
-                    first.get_or_insert(e);
-                }
+            if let Err(e) = self.strike(owner, &row).await {
+                tracing::error!(%owner, object = row.object, error = crate::error::chain(&e), "object not removed");
+                first.get_or_insert(e);
             }
         }
         match first {
             None => Ok(()),
             Some(e) => Err(e),
+        }
+    }
+
+    /// Removes one of an owner's objects, and its row; one that is not there is fine.
+    pub(crate) async fn discard(&self, owner: &Owner, object: &Object) -> Result<(), Error> {
+        for row in self.rows_of(owner).await? {
+            if decode(&row).is_ok_and(|found| found == *object) {
+                self.strike(owner, &row).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn strike(&self, owner: &Owner, row: &LedgerRow) -> Result<(), Error> {
+        let object = decode(row)?;
+        let (kind, id) = (object.kind(owner), row.id);
+        crash::point(Point::Object(kind, Step::Removing));
+        self.remove(&object, owner).await?;
+        crash::point(Point::Object(kind, Step::Removed));
+        self.store
+            .note(move |tx| banger_store::ledger::remove(tx, id))
+            .await?;
+        crash::point(Point::Object(kind, Step::Struck));
+        Ok(())
+    }
+
+    /// An owner's objects, the newest first. What cannot be read is left out: collecting it says so.
+    pub(crate) async fn objects(&self, owner: &Owner) -> Result<Vec<Object>, Error> {
+        let rows = self.rows_of(owner).await?;
+        Ok(rows.iter().filter_map(|row| decode(row).ok()).collect())
+    }
+
+    async fn remove(&self, object: &Object, owner: &Owner) -> Result<(), Error> {
+        let token = owner.vm().map(crate::id::token).unwrap_or_default();
+        match (object, owner) {
+            (Object::Bridge { name }, _) | (Object::Tap { name }, Owner::Host) => {
+                self.network.delete_link(name).await
+            }
+            (Object::Tap { name }, Owner::Machine(id) | Owner::Run(id)) => {
+                self.network.pool.give_back(id, name);
+                Ok(())
+            }
+            (Object::Table { family, name }, _) => self.network.remove_table(family, name).await,
+            (Object::Sysctl { key, before }, _) => Hands::restore(key, before),
+            (
+                Object::Directory { .. }
+                | Object::Processes { .. }
+                | Object::Process { .. }
+                | Object::Device { .. },
+                _,
+            ) => remove(object, &token).await,
         }
     }
 
@@ -280,7 +348,13 @@ fn record(object: &Object) -> Option<ProcessRecord> {
                 },
             })
         }
-        Object::Directory { .. } | Object::Processes { .. } | Object::Device { .. } => None,
+        Object::Directory { .. }
+        | Object::Processes { .. }
+        | Object::Device { .. }
+        | Object::Bridge { .. }
+        | Object::Table { .. }
+        | Object::Sysctl { .. }
+        | Object::Tap { .. } => None,
     }
 }
 
@@ -302,6 +376,8 @@ async fn remove(object: &Object, token: &str) -> Result<(), Error> {
             if stranger { Ok(()) } else { end(id).await }
         }
         Object::Device { device } => devices::remove(device).await,
+        // Of the network's hands.
+        Object::Bridge { .. } | Object::Table { .. } | Object::Sysctl { .. } | Object::Tap { .. } => Ok(()),
     }
 }
 
@@ -441,7 +517,7 @@ mod tests {
     async fn what_is_entered_is_collected_newest_first_and_again_without_harm() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(&dir.path().join("banger.db")).unwrap();
-        let ledger = Ledger::new(store);
+        let ledger = Ledger::new(store, Hands::for_tests());
         let vm = crate::id::new();
         let (machine, run) = (Owner::Machine(vm.clone()), Owner::Run(vm.clone()));
         let state = dir.path().join(crate::id::token(&vm));
@@ -475,7 +551,10 @@ mod tests {
     #[tokio::test]
     async fn a_recorded_process_and_an_unrecorded_one_are_both_ended() {
         let dir = tempfile::tempdir().unwrap();
-        let ledger = Ledger::new(Store::open(&dir.path().join("banger.db")).unwrap());
+        let ledger = Ledger::new(
+            Store::open(&dir.path().join("banger.db")).unwrap(),
+            Hands::for_tests(),
+        );
         let vm = crate::id::new();
         let run = Owner::Run(vm.clone());
         let token = crate::id::token(&vm);

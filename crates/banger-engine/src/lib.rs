@@ -8,6 +8,7 @@
 //! - one per machine (`vm::task`), bounded mailbox in, `watch` of its view out; ends when the machine is removed or the
 //!   engine closes;
 //! - two per operation at work (`operation`), `watch` of the operation out; end with it;
+//! - one per published port of a machine that runs (`ports`), ends with its run or its publication;
 //! - the store's thread and each running machine's supervisor belong to their crates.
 //!
 //! Order of what may wait for what: a machine's task → a store transaction → a subsystem's own lock, which is a leaf. A
@@ -28,9 +29,11 @@ pub mod image;
 mod ledger;
 mod limits;
 mod name;
+mod net;
 #[cfg(test)]
 mod older_agent;
 pub mod operation;
+pub mod ports;
 mod reconcile;
 mod rows;
 mod settings;
@@ -39,9 +42,11 @@ pub mod vm;
 pub mod vmms;
 
 pub use collect::{Garbage, GarbageKind};
-pub use engine::{Engine, NewVm, OpenError, Preflight, Status};
+pub use engine::{Engine, HostPort, HostResolver, Names, NetworkMachine, NetworkStatus, NewVm, OpenError, Preflight, Status, Unpublish, VmPorts};
 pub use error::{Error, Kind, Problem, Report};
-pub use settings::{Settings, VmDefaults, VmmSettings};
+pub use net::allow::{Allow, UnknownAllow};
+pub use net::subnet::{Subnet, SubnetError};
+pub use settings::{NetworkMode, NetworkSettings, Settings, VmDefaults, VmmSettings};
 pub use vm::capability::system_disk::{Availability, Obstacle, SystemDiskKind};
 pub use vm::change::{Applies, Change, SetVm};
 pub use vm::restart::Restart;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use banger_vmm::Preference;
 
+use crate::net::subnet::Subnet;
 use crate::vm::capability::system_disk::SystemDiskKind;
 
 /// Everything the engine must be told.
@@ -24,6 +25,8 @@ pub struct Settings {
     pub space_floor: u64,
     /// VMMs.
     pub vmm: VmmSettings,
+    /// Machines' network.
+    pub network: NetworkSettings,
     /// Defaults of machines.
     pub vm: VmDefaults,
     /// Name of the kernel that is used when nothing else is named.
@@ -47,6 +50,30 @@ impl Settings {
         let admin = ["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from);
         self.path.iter().cloned().chain(admin).collect()
     }
+}
+
+/// Machines' network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetworkSettings {
+    /// How machines are connected.
+    pub mode: NetworkMode,
+    /// The bridge's name: 1 to 10 of a-z, 0-9, `-` and `_`, beginning with a letter; taps are called after it.
+    pub bridge: String,
+    /// The machines' addresses.
+    pub subnet: Subnet,
+    /// Spare taps that are kept.
+    pub pool: u16,
+}
+
+/// How machines are connected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NetworkMode {
+    /// By a bridge where the host lets us have one, else without privileges.
+    Auto,
+    /// By a bridge.
+    Bridge,
+    /// Without privileges: the VMM's own network.
+    User,
 }
 
 /// Which VMMs, and where.

@@ -15,9 +15,11 @@
 pub mod facts;
 pub mod images;
 pub mod kernels;
+pub mod leases;
 pub mod ledger;
 mod migrate;
 pub mod operations;
+pub mod publications;
 pub mod vms;
 
 use std::path::{Path, PathBuf};
@@ -99,6 +101,14 @@ pub enum StoreError {
         name: String,
         /// Names of the users.
         by: Vec<String>,
+    },
+    /// None of them is free.
+    #[error("no {what} is free: all {taken} are taken")]
+    Exhausted {
+        /// `address`.
+        what: &'static str,
+        /// How many there are.
+        taken: u32,
     },
     /// The file system is full.
     #[error("no space left for the state file")]

@@ -10,6 +10,8 @@ use crate::OpenError;
 const STEPS: &[M<'static>] = &[
     M::up(include_str!("migrations/001_first_light.sql")),
     M::up(include_str!("migrations/002_lifecycle.sql")),
+    M::up(include_str!("migrations/003_publications.sql")),
+    M::up(include_str!("migrations/004_network.sql")),
 ];
 
 /// Brings the schema up to date. An existing file is copied to `banger.db.schema-N` first, so that an upgrade can be
@@ -131,7 +133,9 @@ mod tests {
             ("overlay", 0, 0)
         );
         assert_eq!((vm.nat, vm.autostart, vm.restart.as_str()), (true, false, "no"));
-        assert_eq!(vm.expires, None);
+        assert_eq!((vm.expires, vm.allow.as_str()), (None, ""));
+        assert_eq!(crate::leases::find(&tx, &vm.id).unwrap(), None);
+        assert_eq!(crate::publications::list(&tx).unwrap(), []);
     }
 
     #[test]

@@ -49,11 +49,13 @@ pub struct VmRow {
     pub restart: String,
     /// When it is removed, whatever it does.
     pub expires: Option<Timestamp>,
+    /// What its guest may reach beyond the host's own way out; words of the engine's, separated by commas.
+    pub allow: String,
 }
 
 /// In the order of [`parse`].
 const COLUMNS: &str = "id, name, image, kernel, vcpus, memory_mib, disk, vmm, labels, ephemeral, phase, created, \
-     system_disk, generation, work_disk, nat, autostart, restart, expires";
+     system_disk, generation, work_disk, nat, autostart, restart, expires, allow";
 
 fn parse(row: &Row<'_>) -> rusqlite::Result<(VmRow, String)> {
     let labels: String = row.get(8)?;
@@ -77,6 +79,7 @@ fn parse(row: &Row<'_>) -> rusqlite::Result<(VmRow, String)> {
         autostart: row.get(16)?,
         restart: row.get(17)?,
         expires: maybe_time(row, 18)?,
+        allow: row.get(19)?,
     };
     Ok((vm, labels))
 }
@@ -158,7 +161,7 @@ fn needs(tx: &Transaction<'_>, row: &VmRow) -> Result<(), StoreError> {
 }
 
 /// Every column that may change by [`update`], with its value.
-fn settings(row: &VmRow) -> Result<[(&'static str, Value); 16], StoreError> {
+fn settings(row: &VmRow) -> Result<[(&'static str, Value); 17], StoreError> {
     Ok([
         ("name", row.name.clone().into()),
         ("image", row.image.clone().into()),
@@ -176,6 +179,7 @@ fn settings(row: &VmRow) -> Result<[(&'static str, Value); 16], StoreError> {
         ("autostart", row.autostart.into()),
         ("restart", row.restart.clone().into()),
         ("expires", row.expires.map(|t| t.to_string()).into()),
+        ("allow", row.allow.clone().into()),
     ])
 }
 

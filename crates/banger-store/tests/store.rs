@@ -2,7 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test says by panicking what went wrong")]
 
-use banger_store::{Store, StoreError, images, kernels, ledger, vms};
+use banger_store::{Store, StoreError, images, kernels, leases, ledger, publications, vms};
+use std::net::Ipv4Addr;
+
 use jiff::Timestamp;
 
 fn kernel(name: &str) -> kernels::KernelRow {
@@ -53,6 +55,7 @@ fn vm(id: &str, name: &str) -> vms::VmRow {
         autostart: true,
         restart: "on-failure".into(),
         expires: Some(Timestamp::UNIX_EPOCH),
+        allow: "guests,lan".into(),
     }
 }
 
@@ -205,6 +208,7 @@ async fn an_update_changes_all_but_phase_and_creation() {
         autostart: false,
         restart: "always".into(),
         expires: None,
+        allow: "host".into(),
         ..vm("v1", "dev")
     };
     let row = changed.clone();
@@ -235,4 +239,96 @@ async fn a_fact_is_replaced_and_the_old_one_told() {
         .await
         .unwrap();
     assert_eq!((first, second.as_deref()), (None, Some("a")));
+}
+
+#[tokio::test]
+async fn an_address_stays_with_its_machine_and_is_not_given_again_while_others_are_free() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = filled(&dir.path().join("banger.db")).await;
+    let (first, last) = (Ipv4Addr::new(10, 0, 0, 2), Ipv4Addr::new(10, 0, 0, 4));
+    let machine = |id: &'static str| {
+        let store = store.clone();
+        let made = async move {
+            store
+                .write(move |tx| {
+                    if id != "v1" {
+                        vms::insert(tx, &vm(id, id))?;
+                    }
+                    leases::take(tx, id, first, last)
+                })
+                .await
+        };
+        made
+    };
+    let octet = |address: Ipv4Addr| address.octets()[3];
+    assert_eq!(octet(machine("v1").await.unwrap()), 2);
+    assert_eq!(octet(machine("v2").await.unwrap()), 3);
+    store.write(|tx| vms::remove(tx, "v2")).await.unwrap();
+    assert_eq!(octet(machine("v3").await.unwrap()), 4);
+    assert_eq!(octet(machine("v4").await.unwrap()), 3);
+    // None is left: the machine is not there either.
+    let full = machine("v5").await.unwrap_err();
+    assert!(matches!(full, StoreError::Exhausted { taken: 3, .. }), "{full:?}");
+    assert_eq!(full.to_string(), "no address is free: all 3 are taken");
+    assert_eq!(store.read(vms::list).await.unwrap().0.len(), 3);
+    let all = store.read(leases::list).await.unwrap();
+    let all: Vec<_> = all
+        .iter()
+        .map(|lease| (lease.vm.as_str(), octet(lease.address)))
+        .collect();
+    assert_eq!(all, [("v1", 2), ("v4", 3), ("v3", 4)]);
+    assert_eq!(store.read(|tx| leases::find(tx, "v3")).await.unwrap(), Some(last));
+    assert_eq!(store.read(|tx| leases::find(tx, "v2")).await.unwrap(), None);
+}
+
+fn publication(vm: &str, protocol: &str, host: &str, guest_port: u16) -> publications::PublicationRow {
+    publications::PublicationRow {
+        vm: vm.into(),
+        protocol: protocol.into(),
+        host: host.parse().unwrap(),
+        guest_port,
+    }
+}
+
+#[tokio::test]
+async fn a_port_of_the_host_leads_to_one_machine() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = filled(&dir.path().join("banger.db")).await;
+    let publish = |row: publications::PublicationRow| store.write(move |tx| publications::insert(tx, &row));
+    let web = publication("v1", "tcp", "127.0.0.1:8080", 80);
+    publish(web.clone()).await.unwrap();
+    // Again is fine; another protocol, address or family is another port.
+    publish(web.clone()).await.unwrap();
+    for other in ["127.0.0.2:8080", "[::]:8080"] {
+        publish(publication("v1", "tcp", other, 81)).await.unwrap();
+    }
+    publish(publication("v1", "udp", "0.0.0.0:8080", 80))
+        .await
+        .unwrap();
+    for (protocol, host) in [
+        ("tcp", "127.0.0.1:8080"),
+        ("tcp", "0.0.0.0:8080"),
+        ("tcp", "[::1]:8080"),
+        ("udp", "127.0.0.1:8080"),
+    ] {
+        let taken = publish(publication("v1", protocol, host, 9)).await.unwrap_err();
+        let says = format!("port \"{host}/{protocol}\" is in use by machine \"dev\"");
+        assert_eq!(taken.to_string(), says);
+    }
+    let gone = web.clone();
+    store
+        .write(move |tx| publications::remove(tx, &gone))
+        .await
+        .unwrap();
+    let left = store.read(|tx| publications::of_vm(tx, "v1")).await.unwrap();
+    assert_eq!(left.len(), 3);
+    assert!(!left.contains(&web));
+    let nobody = publish(publication("v9", "tcp", "127.0.0.1:1", 1)).await;
+    assert!(
+        matches!(nobody, Err(StoreError::Missing { what: "machine", .. })),
+        "{nobody:?}"
+    );
+    // They go with their machine.
+    store.write(|tx| vms::remove(tx, "v1")).await.unwrap();
+    assert_eq!(store.read(publications::list).await.unwrap(), []);
 }

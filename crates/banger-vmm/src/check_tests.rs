@@ -183,6 +183,33 @@ fn each_flaw_is_named() {
             "network.mac: a card's address is no group address",
         ),
         (
+            |spec, _| {
+                spec.network = Some(Network::Tap {
+                    name: "bgr0,t1".to_owned(),
+                    mac: [0; 6],
+                });
+            },
+            "network.name: \"bgr0,t1\" is not 1 to 15 letters, digits, `-`, `_`, `.`",
+        ),
+        (
+            |spec, _| {
+                spec.network = Some(Network::Tap {
+                    name: "no-such-tap".to_owned(),
+                    mac: [0; 6],
+                });
+            },
+            "network.name: cannot find the tap no-such-tap: No such device (os error 19)",
+        ),
+        (
+            |spec, _| {
+                spec.network = Some(Network::Tap {
+                    name: "lo".to_owned(),
+                    mac: [3; 6],
+                });
+            },
+            "network.mac: a card's address is no group address",
+        ),
+        (
             |spec, dir| spec.console = dir.join("none/console"),
             "console: cannot find the directory DIR/none: No such file or directory (os error 2)",
         ),

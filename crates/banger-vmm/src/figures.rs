@@ -15,7 +15,8 @@ pub struct MachineFigures {
     pub resident: u64,
     /// What its disks have moved. A VMM that does not answer moves nothing, so its last answer stands.
     pub disk: Moved,
-    /// What its network card has moved; `None` where the VMM does not count: QEMU's user-mode network.
+    /// What its network card has moved; `None` where nobody counts: QEMU's user-mode network. Firecracker counts itself;
+    /// QEMU's tap is counted by the kernel.
     pub network: Option<Moved>,
 }
 

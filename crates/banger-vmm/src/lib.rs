@@ -18,7 +18,7 @@
 //! Long-lived tasks: one per machine, waiting on the pidfds of its processes and publishing [`MachineExit`] on a
 //! watch channel; under QEMU one more that reads the QMP connection until it closes.
 //!
-//! This crate knows nothing about images, networks, the store or the guest's agent: it gets paths and numbers.
+//! This crate knows nothing about images, bridges and addresses, the store or the guest's agent: it gets paths and numbers.
 
 mod check;
 mod choice;

@@ -29,7 +29,8 @@ pub struct MachineSpec {
     pub runtime_dir: PathBuf,
     /// Where the VMM processes' own messages are appended.
     pub log: PathBuf,
-    /// Where the VMM's metrics go, one JSON document a line; begun anew by each launch. Only Firecracker writes any.
+    /// Where the VMM's metrics go, one JSON document a line; begun anew by each launch. Firecracker writes its own; QEMU
+    /// has none, and its driver keeps there what its tap had moved before.
     pub metrics: PathBuf,
 }
 
@@ -77,4 +78,18 @@ pub enum Network {
         /// The card's hardware address.
         mac: [u8; 6],
     },
+    /// A tap of the host's: a persistent interface that exists, is in no other machine's use, and that the VMM may open
+    /// (with `CAP_NET_ADMIN`, or as its owner). What it is connected to is not this crate's business.
+    Tap {
+        /// The tap's name in the network namespace in which the VMM is started, which is the caller's.
+        name: String,
+        /// The card's hardware address. The tap has another of its own.
+        mac: [u8; 6],
+    },
+}
+
+/// A hardware address as people and programs write it.
+pub(crate) fn mac_text(mac: &[u8; 6]) -> String {
+    let [a, b, c, d, e, f] = mac;
+    format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
 }

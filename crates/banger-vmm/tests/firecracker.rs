@@ -110,6 +110,11 @@ while [ $(size) = $before ]; do /bin/busybox usleep 20000; done; echo AFTER $(si
     assert_gone(&bench.spec.token);
 }
 
+#[test]
+fn a_tap_carries_the_guests_packets() {
+    support::a_tap_carries(async || Some((driver().await?, bench("tap", support::NETWORK_GUEST)?)));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_panic_ends_the_machine() {
     let (Some(firecracker), Some(bench)) = (driver().await, bench("panic", "echo DYING; exit 3")) else {

@@ -147,6 +147,25 @@ async fn a_disk_grows_and_its_traffic_is_counted() {
     assert_gone(&bench.spec.token);
 }
 
+#[test]
+fn a_tap_carries_the_guests_packets() {
+    let modules = [
+        "drivers/virtio/virtio_ring.ko",
+        "drivers/virtio/virtio.ko",
+        "drivers/virtio/virtio_pci_modern_dev.ko",
+        "drivers/virtio/virtio_pci_legacy_dev.ko",
+        "drivers/virtio/virtio_pci.ko",
+        "net/core/failover.ko",
+        "drivers/net/net_failover.ko",
+        "drivers/net/virtio_net.ko",
+    ];
+    support::a_tap_carries(async || {
+        let kernel = file("BANGER_TEST_DEBIAN_KERNEL")?;
+        let bench = Bench::with_modules("tap", kernel, 256, support::NETWORK_GUEST, &modules)?;
+        Some((driver().await?, bench))
+    });
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reset_ends_the_machine() {
     let script = "echo GOING; /bin/busybox reboot -f";

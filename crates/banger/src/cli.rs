@@ -57,6 +57,7 @@ Exit codes:
     8  the guest did not come up or cannot be reached
     9  the daemon cannot be reached
   130  interrupted or cancelled
+  `banger ssh` gives ssh's exit code, or 125 when Banger itself failed.
   `banger exec` and `banger run … CMD` give the command's own exit code, or 128 + the signal that
   ended it; 125 when Banger itself failed, 126 when the command cannot be run, 127 when the guest
   has no such command.

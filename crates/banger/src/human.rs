@@ -1,9 +1,11 @@
 //! Figures and names for people.
 
+use std::collections::BTreeSet;
+
 use jiff::Timestamp;
 
 use banger_api::types::{
-    BootState, HealthState, OperationState, RestartPolicy, SystemDisk, VmState, VmmKind,
+    BootState, HealthState, OperationState, Reach, RestartPolicy, SystemDisk, VmState, VmmKind,
 };
 
 /// The largest unit that says enough: `5s`, `3m`, `7h`, `2d`, `8w`, `3y`. A clock that went back reads as `0s`.
@@ -56,6 +58,20 @@ pub(crate) fn vm_state(state: VmState) -> &'static str {
         VmState::Resetting => "resetting",
         VmState::Failed => "failed",
         VmState::Removing => "removing",
+    }
+}
+
+/// What a guest may reach on the bridge.
+pub(crate) fn allow(reach: &BTreeSet<Reach>) -> String {
+    let words = reach.iter().map(|reach| match reach {
+        Reach::Guests => "guests",
+        Reach::Host => "host",
+        Reach::Lan => "lan",
+    });
+    let words: Vec<_> = words.collect();
+    match words.is_empty() {
+        true => "none".to_owned(),
+        false => words.join(", "),
     }
 }
 

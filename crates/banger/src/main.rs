@@ -7,6 +7,7 @@
 //! cli (clap) → commands/* → context (socket, daemon on demand) → banger-api client → bangerd
 //!                  ├─ operation + progress   everything slow: watch, draw, cancel on Ctrl-C
 //!                  ├─ session + terminal     exec: stdin, stdout, stderr, signals, window size
+//!                  ├─ ssh/*                 what Banger gives to the host's ssh
 //!                  ├─ copy/*                 cp: tar out of the host, and safely back into it
 //!                  └─ output + table         results on stdout; everything else goes to stderr
 //! ```
@@ -32,6 +33,7 @@ mod progress;
 mod service;
 mod session;
 mod spawn;
+mod ssh;
 mod stdio;
 mod table;
 mod terminal;

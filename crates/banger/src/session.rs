@@ -233,13 +233,13 @@ async fn receive(mut reader: FrameReader) -> Result<u8, CliError> {
 }
 
 /// A thread that writes to one of our streams.
-struct Output {
-    chunks: mpsc::Sender<Bytes>,
+pub(crate) struct Output {
+    pub(crate) chunks: mpsc::Sender<Bytes>,
     written: JoinHandle<Result<(), CliError>>,
 }
 
 impl Output {
-    fn start(fd: BorrowedFd<'static>) -> Self {
+    pub(crate) fn start(fd: BorrowedFd<'static>) -> Self {
         let (chunks, mut queue) = mpsc::channel::<Bytes>(8);
         let written = tokio::task::spawn_blocking(move || {
             while let Some(chunk) = queue.blocking_recv() {
@@ -259,7 +259,7 @@ impl Output {
     }
 
     /// Waits until everything is written.
-    async fn finish(self) -> Result<(), CliError> {
+    pub(crate) async fn finish(self) -> Result<(), CliError> {
         drop(self.chunks);
         self.written
             .await
@@ -268,13 +268,13 @@ impl Output {
 }
 
 /// A thread that reads standard input, until its end or until `stop` is dropped.
-struct Input {
-    chunks: mpsc::Receiver<Bytes>,
-    stop: OwnedFd,
+pub(crate) struct Input {
+    pub(crate) chunks: mpsc::Receiver<Bytes>,
+    pub(crate) stop: OwnedFd,
 }
 
 impl Input {
-    fn start() -> Result<Self, CliError> {
+    pub(crate) fn start() -> Result<Self, CliError> {
         let (stopped, stop) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
             .map_err(|error| CliError::general(format!("failed to make a pipe: {error}")))?;
         let (queue, chunks) = mpsc::channel(4);

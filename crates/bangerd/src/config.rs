@@ -10,7 +10,7 @@ use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
-use units::{AbsolutePath, MaybeSize, Seconds, Size};
+use units::{AbsolutePath, BridgeName, MaybeSize, Network4, PoolSize, Seconds, Size};
 
 /// Longest file that is read, in bytes.
 const MAX_FILE: u64 = 1 << 20;
@@ -22,6 +22,7 @@ pub(crate) struct Config {
     pub(crate) daemon: Daemon,
     pub(crate) vm: Vm,
     pub(crate) vmm: Vmm,
+    pub(crate) network: Network,
     pub(crate) kernel: Kernel,
     pub(crate) agent: Agent,
 }
@@ -128,6 +129,37 @@ pub(crate) enum VmmChoice {
     Auto,
     Firecracker,
     Qemu,
+}
+
+/// `[network]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub(crate) struct Network {
+    pub(crate) mode: NetworkChoice,
+    pub(crate) bridge: BridgeName,
+    pub(crate) subnet: Network4,
+    pub(crate) pool: PoolSize,
+}
+
+impl Default for Network {
+    fn default() -> Self {
+        Self {
+            mode: NetworkChoice::default(),
+            bridge: BridgeName("bgr0".to_owned()),
+            subnet: Network4(banger_engine::Subnet::DEFAULT),
+            pool: PoolSize(4),
+        }
+    }
+}
+
+/// How machines are connected.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum NetworkChoice {
+    Auto,
+    Bridge,
+    #[default]
+    User,
 }
 
 /// `[kernel]`.
@@ -277,6 +309,7 @@ mod tests {
             daemon,
             vm: _,
             vmm,
+            network: _,
             kernel: _,
             agent,
         } = loaded.config;
@@ -343,6 +376,13 @@ mod tests {
             "[vm]\nwork_disk = 0",
             "[vmm]\nchoice = \"xen\"",
             "[vmm]\nqemu = \"qemu\"",
+            "[network]\nmode = \"vpn\"",
+            "[network]\nbridge = \"bridge-of-mine\"",
+            "[network]\nbridge = \"0\"",
+            "[network]\nsubnet = \"10.209.0.1/20\"",
+            "[network]\nsubnet = \"10.0.0.0/30\"",
+            "[network]\nsubnet = \"fd00::/64\"",
+            "[network]\npool = 65",
             "[daemon]\nlog_level = \"loud\"",
             "[daemon]\nlog_level = \"info\"\nlog_level = \"info\"",
             "[daemon\n",

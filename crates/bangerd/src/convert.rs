@@ -2,20 +2,24 @@
 //! that a change on either side is a compile error and not a change of the contract.
 
 mod figures;
+pub(crate) mod network;
+mod ports;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use banger_agent_api::{AgentError, FailureKind};
 use banger_api::types;
 use banger_api::{ErrorKind, RpcError};
 use banger_engine::doctor::{Check, Outcome};
+use banger_engine::guest::ssh::SshIdentity;
 use banger_engine::image::registry::{Image, Kernel};
 use banger_engine::operation::{Operation, OperationState};
 use banger_engine::vm::state::{Failure, Phase, Running, Vm, vmm_kind};
 use banger_engine::vmms::FoundVmm;
-use banger_engine::{Applies, Change, Garbage, Kind, Preflight, Report, Restart, SystemDiskKind};
+use banger_engine::{Allow, Applies, Change, Garbage, Kind, Preflight, Report, Restart, SystemDiskKind};
 use banger_vmm::VmmKind;
 pub(crate) use figures::{boot_state, health, stats};
+pub(crate) use ports::{ports, publication, publication_of, published, unpublish_of};
 
 // ---- errors --------------------------------------------------------------------------------------------------------
 
@@ -84,7 +88,14 @@ pub(crate) fn agent_error(vm: &str, error: &AgentError) -> RpcError {
                 // Kinds to come are refusals too.
                 | _ => ErrorKind::GuestRefused,
             };
-            RpcError::new(kind, text)
+            let error = RpcError::new(kind, text);
+            match failure.kind == FailureKind::NoSshServer {
+                true => error.hint(format!(
+                    "install one: banger exec {vm} -- apt-get install -y openssh-server (or the image's own way); \
+                     `banger exec -it {vm} -- sh` needs none"
+                )),
+                false => error,
+            }
         }
         AgentError::DeadlineExceeded { .. } => RpcError::new(ErrorKind::TimedOut, text)
             .hint("the guest may be busy; `banger vm logs` shows its console"),
@@ -97,6 +108,20 @@ pub(crate) fn agent_error(vm: &str, error: &AgentError) -> RpcError {
             RpcError::new(ErrorKind::GuestUnavailable, text)
                 .hint("stop and start the machine: it gets this release's agent")
         }
+    }
+}
+
+// ---- ssh -----------------------------------------------------------------------------------------------------------
+
+pub(crate) fn ssh_identity(identity: SshIdentity) -> types::SshIdentity {
+    let SshIdentity { client, hosts } = identity;
+    types::SshIdentity {
+        private_key: client.private,
+        public_key: client.public,
+        hosts: hosts
+            .into_iter()
+            .map(|(vm, host_key)| types::SshHost { vm, host_key })
+            .collect(),
     }
 }
 
@@ -146,6 +171,32 @@ pub(crate) fn restart_of(policy: types::RestartPolicy) -> Restart {
         types::RestartPolicy::OnFailure => Restart::OnFailure,
         types::RestartPolicy::Always => Restart::Always,
     }
+}
+
+/// What a guest may reach.
+pub(crate) fn allow(allow: Allow) -> BTreeSet<types::Reach> {
+    let Allow { guests, host, lan } = allow;
+    [
+        (guests, types::Reach::Guests),
+        (host, types::Reach::Host),
+        (lan, types::Reach::Lan),
+    ]
+    .into_iter()
+    .filter_map(|(is, reach)| is.then_some(reach))
+    .collect()
+}
+
+pub(crate) fn allow_of(reach: &BTreeSet<types::Reach>) -> Allow {
+    Allow {
+        guests: reach.contains(&types::Reach::Guests),
+        host: reach.contains(&types::Reach::Host),
+        lan: reach.contains(&types::Reach::Lan),
+    }
+}
+
+/// A hardware address as everybody writes it.
+pub(crate) fn mac(bytes: [u8; 6]) -> String {
+    bytes.map(|byte| format!("{byte:02x}")).join(":")
 }
 
 pub(crate) fn change(change: Change) -> types::VmChange {
@@ -202,6 +253,10 @@ pub(crate) fn vm(vm: Vm) -> types::Vm {
         work_disk,
         work_disk_used,
         nat,
+        allow: allowed,
+        address,
+        mac: card,
+        tap,
         autostart,
         restart: policy,
         expires,
@@ -209,12 +264,13 @@ pub(crate) fn vm(vm: Vm) -> types::Vm {
         pending,
         created,
         vsock,
+        published: ports,
     } = vm;
     let (state, restarts) = (state(&phase), phase.restarts());
     let vsock = vsock.to_string_lossy().into_owned();
     let (running, failure) = match phase {
         // A run of a VMM that this release does not know is shown as no run.
-        Phase::Running(run) | Phase::Stopping(run) => (running(run, vsock), None),
+        Phase::Running(run) | Phase::Stopping(run) => (running(run, vsock, tap), None),
         Phase::Failed(failure) => (None, Some(failure)),
         Phase::Due(due) => (None, due.failure),
         Phase::Creating | Phase::Stopped | Phase::Starting | Phase::Resetting | Phase::Removing => {
@@ -246,6 +302,9 @@ pub(crate) fn vm(vm: Vm) -> types::Vm {
         work_disk,
         work_disk_used,
         nat,
+        allow: allow(allowed),
+        address,
+        mac: mac(card),
         autostart,
         restart: restart(policy),
         expires,
@@ -253,11 +312,12 @@ pub(crate) fn vm(vm: Vm) -> types::Vm {
         restarts_at,
         pending,
         created,
+        published: ports.into_iter().map(published).collect(),
         running,
     }
 }
 
-fn running(run: Running, vsock: String) -> Option<types::VmRunning> {
+fn running(run: Running, vsock: String, tap: Option<String>) -> Option<types::VmRunning> {
     let Running {
         vmm: name,
         acceleration,
@@ -279,6 +339,7 @@ fn running(run: Running, vsock: String) -> Option<types::VmRunning> {
         agent_version,
         kernel_release,
         vsock,
+        tap,
     })
 }
 

@@ -10,13 +10,15 @@
 use std::sync::Arc;
 
 use banger_api::server::{Access, BindError, Server, bind};
-use banger_engine::{Engine, OpenError, Settings, SystemDiskKind, VmDefaults, VmmSettings};
+use banger_engine::{
+    Engine, NetworkMode, NetworkSettings, OpenError, Settings, SystemDiskKind, VmDefaults, VmmSettings,
+};
 use banger_vmm::Preference;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{Loaded, SystemDiskChoice, VmmChoice};
+use crate::config::{Loaded, NetworkChoice, SystemDiskChoice, VmmChoice};
 use crate::directories::{Directories, Environment};
 use crate::lock::Lock;
 use crate::service::{Facts, Rpc};
@@ -169,6 +171,16 @@ impl Daemon {
                 firecracker: path(&config.vmm.firecracker),
                 qemu: path(&config.vmm.qemu),
                 vhost_device_vsock: path(&config.vmm.vhost_device_vsock),
+            },
+            network: NetworkSettings {
+                mode: match config.network.mode {
+                    NetworkChoice::Auto => NetworkMode::Auto,
+                    NetworkChoice::Bridge => NetworkMode::Bridge,
+                    NetworkChoice::User => NetworkMode::User,
+                },
+                bridge: config.network.bridge.0.clone(),
+                subnet: config.network.subnet.0,
+                pool: config.network.pool.0,
             },
             vm: VmDefaults {
                 vcpus: config.vm.vcpus.get(),

@@ -4,6 +4,8 @@
 //! or the agent's flow control. A client that has gone ends what it had begun, because dropping the agent's stream does.
 //! A daemon that stops says so in a last frame.
 
+mod ssh;
+
 use std::convert::Infallible;
 use std::time::Duration;
 

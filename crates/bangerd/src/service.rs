@@ -10,6 +10,7 @@ use banger_api::types::*;
 use banger_api::{RpcError, Service};
 use banger_engine::image::registry::{KernelSource as EngineKernelSource, Source};
 use banger_engine::{Engine, NewVm, SetVm};
+use jiff::Timestamp;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -253,6 +254,8 @@ impl Service for Rpc {
             autostart,
             restart,
             expires,
+            allow,
+            publish,
         } = params;
         let new = NewVm {
             name,
@@ -271,6 +274,8 @@ impl Service for Rpc {
             autostart,
             restart: convert::restart_of(restart),
             expires,
+            allow: convert::allow_of(&allow),
+            publish: validate::publish(&publish)?,
         };
         self.engine
             .create_vm(new)
@@ -321,6 +326,30 @@ impl Service for Rpc {
         begun.map(convert::operation).map_err(convert::error)
     }
 
+    async fn vm_ports(&self, _: Caller, params: VmRef) -> Result<VmPorts, RpcError> {
+        let ports = self.engine.ports(&params.vm).await.map_err(convert::error)?;
+        Ok(convert::ports(ports, Timestamp::now()))
+    }
+
+    async fn vm_publish(&self, _: Caller, params: VmPublish) -> Result<Vec<Publication>, RpcError> {
+        let wanted = validate::publish(&params.ports)?;
+        let published = self.engine.publish(&params.vm, &wanted).await;
+        let published = published.map_err(convert::error)?;
+        Ok(published.into_iter().map(convert::published).collect())
+    }
+
+    async fn vm_unpublish(&self, _: Caller, params: VmUnpublish) -> Result<Vec<Publication>, RpcError> {
+        let which = convert::unpublish_of(params.ports);
+        let gone = self.engine.unpublish(&params.vm, &which).await;
+        let gone = gone.map_err(convert::error)?;
+        Ok(gone.into_iter().map(convert::publication).collect())
+    }
+
+    async fn net_status(&self, _: Caller, Empty {}: Empty) -> Result<NetStatus, RpcError> {
+        let status = self.engine.network().await;
+        status.map(convert::network::status).map_err(convert::error)
+    }
+
     async fn vm_ping(&self, _: Caller, params: VmRef) -> Result<VmPing, RpcError> {
         self.engine
             .ping_vm(&params.vm)
@@ -348,6 +377,7 @@ impl Service for Rpc {
             vmm,
             labels,
             nat,
+            allow,
             autostart,
             restart,
             expires,
@@ -362,6 +392,7 @@ impl Service for Rpc {
             vmm: vmm.map(convert::vmm_of),
             labels,
             nat,
+            allow: allow.as_ref().map(convert::allow_of),
             autostart,
             restart: restart.map(convert::restart_of),
             expires: validate::expiry(expires, no_expiry)?,
@@ -461,6 +492,27 @@ impl Service for Rpc {
     }
 
     // ---- guest -----------------------------------------------------------------------------------------------------
+
+    async fn ssh_identity(&self, _: Caller, params: SshIdentityOf) -> Result<SshIdentity, RpcError> {
+        let identity = self.engine.ssh_identity(params.vm.as_deref()).await;
+        identity.map(convert::ssh_identity).map_err(convert::error)
+    }
+
+    async fn ssh_rotate(&self, _: Caller, Empty {}: Empty) -> Result<SshIdentity, RpcError> {
+        let identity = self.engine.rotate_ssh().await;
+        identity.map(convert::ssh_identity).map_err(convert::error)
+    }
+
+    async fn guest_ssh(&self, _: Caller, params: SshOpen) -> Result<StreamHandler, RpcError> {
+        let SshOpen { vm } = params;
+        let (client, start) = self.engine.ssh(&vm).await.map_err(convert::error)?;
+        let (input, output) = client
+            .ssh(start)
+            .await
+            .map_err(|e| convert::agent_error(&vm, &e))?;
+        let session = self.session(vm);
+        Ok(Box::new(|stream| Box::pin(session.ssh(stream, input, output))))
+    }
 
     async fn guest_exec(&self, _: Caller, params: ExecOpen) -> Result<StreamHandler, RpcError> {
         validate::command(&params)?;

@@ -5,9 +5,12 @@ use std::path::{Path, PathBuf};
 
 use banger_agent_api::{MAX_ARG_STRLEN, MAX_ARGS, MAX_ARGS_BYTES, MAX_PATH};
 use banger_api::contract::Caller;
-use banger_api::types::ExecOpen;
+use banger_api::types::{ExecOpen, PublishPort};
 use banger_api::{ErrorKind, RpcError};
+use banger_engine::ports::Publication;
 use jiff::Timestamp;
+
+use crate::convert;
 
 fn invalid(message: impl Into<String>) -> RpcError {
     RpcError::new(ErrorKind::InvalidArgument, message)
@@ -22,6 +25,16 @@ pub(crate) fn memory(bytes: u64) -> Result<u64, RpcError> {
             "memory of {bytes} bytes is not a whole number of MiB"
         )))
     }
+}
+
+/// Ports to be published: those of the guest are real ones.
+pub(crate) fn publish(ports: &[PublishPort]) -> Result<Vec<Publication>, RpcError> {
+    if ports.iter().any(|port| port.guest_port == 0) {
+        return Err(invalid(
+            "port 0 of a guest cannot be published: ports go from 1 to 65535",
+        ));
+    }
+    Ok(ports.iter().copied().map(convert::publication_of).collect())
 }
 
 /// A new expiry, or none any more; absent where neither is asked for.

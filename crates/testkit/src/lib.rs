@@ -5,10 +5,16 @@
 //! `make test` prints these lines at its end. With `BANGER_TEST_REQUIRE` set, as `make test` does, a part that set-up
 //! installs must be there: its absence fails the test. Only tests depend on this crate.
 
+mod namespace;
+mod resolver;
+
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
+
+pub use namespace::in_network_namespace;
+pub use resolver::Resolver;
 
 /// Says that the running test does nothing, and why. Returns `None` for the caller to pass on.
 ///

@@ -50,6 +50,16 @@ enum Before {
 
 /// What a host without device-mapper cannot do: these kinds of objects have no steps there.
 const MAPPED: [&str; 2] = ["loop-device.", "mapped-device."];
+/// What these daemons do not have, since they leave the network of their host alone: the suite `network` has one of its own.
+const NETWORK: [&str; 7] = [
+    "bridge.",
+    "table.",
+    "sysctl.",
+    "tap.",
+    "tap-use.",
+    "before.lease-take",
+    "after.lease-take",
+];
 
 fn has_device_mapper() -> bool {
     Path::new("/dev/mapper/control").exists() && Path::new("/sys/class/misc/device-mapper").exists()
@@ -83,6 +93,20 @@ const SCENARIOS: &[Scenario] = &[
         ends: false,
         left: None,
         act: rename,
+    },
+    Scenario {
+        name: "publish",
+        before: Before::Stopped,
+        ends: false,
+        left: None,
+        act: publish,
+    },
+    Scenario {
+        name: "renew the key of ssh",
+        before: Before::Stopped,
+        ends: false,
+        left: None,
+        act: renew_key,
     },
     Scenario {
         name: "reset",
@@ -258,6 +282,27 @@ fn change(_: &Bench, wire: &mut Wire) -> Option<()> {
 fn rename(_: &Bench, wire: &mut Wire) -> Option<()> {
     asked(wire, "vm.rename", &json!({"vm": VM, "name": "renamed"}))?;
     asked(wire, "vm.rename", &json!({"vm": "renamed", "name": VM}))?;
+    Some(())
+}
+
+/// Any free port, so that none that a daemon left published is in the way.
+fn publish(_: &Bench, wire: &mut Wire) -> Option<()> {
+    let ports = json!([{"guest_port": 80}, {"protocol": "udp", "guest_port": 53}]);
+    let published = asked(wire, "vm.publish", &json!({"vm": VM, "ports": ports}))?;
+    assert!(
+        published.as_array().is_some_and(|list| list.len() >= 2),
+        "{published:#}"
+    );
+    asked(wire, "vm.unpublish", &json!({"vm": VM}))?;
+    let shown = asked(wire, "vm.show", &json!({"vm": VM}))?;
+    assert_eq!(shown["published"], Value::Null, "{shown:#}");
+    Some(())
+}
+
+fn renew_key(_: &Bench, wire: &mut Wire) -> Option<()> {
+    let renewed = asked(wire, "ssh.rotate", &json!({}))?;
+    let identity = asked(wire, "ssh.identity", &json!({}))?;
+    assert_eq!(identity["public_key"], renewed["public_key"]);
     Some(())
 }
 
@@ -733,6 +778,7 @@ fn every_point_is_part_of_a_scenario() {
         .filter(|point| !all.contains(point.as_str()))
         .collect();
     assert!(unknown.is_empty(), "{unknown:?}");
+    all.retain(|point| !NETWORK.iter().any(|kind| point.starts_with(kind)));
     let listed = all.len();
     if !mapped {
         all.retain(|point| !MAPPED.iter().any(|kind| point.starts_with(kind)));
@@ -750,7 +796,15 @@ fn every_point_is_part_of_a_scenario() {
 #[test]
 fn dying_while_creating_changing_and_removing() {
     die_everywhere(
-        &["create", "change", "rename", "reset", "remove", "doctor"],
+        &[
+            "create",
+            "change",
+            "rename",
+            "renew the key of ssh",
+            "reset",
+            "remove",
+            "doctor",
+        ],
         Deaths::Every,
     );
 }

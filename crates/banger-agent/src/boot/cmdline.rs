@@ -7,7 +7,10 @@
 //! | `banger.work`      | `DEVICE:HOME`: block device whose contents lie over that home directory |
 //! | `banger.hostname`  | the guest's name                                           |
 //! | `banger.init`      | `agent`, or an absolute path in the image; absent: as the image has it |
-//! | `banger.net`       | `IFACE,ADDRESS/PREFIX[,GATEWAY[,DNS]]`, IPv4               |
+//! | `banger.net`       | `IFACE,ADDRESS/PREFIX[,GATEWAY[,DNS]][,OPTION…]`, IPv4     |
+//!
+//! Options of `banger.net`: `mtu=BYTES`, `search=DOMAIN` (tried after a name without a dot), `inet6=off` (the card gets no
+//! IPv6 address, not even a link-local one).
 //!
 //! The line comes from the daemon, but a user may add to it: a value that makes no sense stops the boot with its name, an
 //! unknown `banger.` parameter (a newer daemon's) is a warning.
@@ -34,6 +37,12 @@ pub(super) struct Net {
     pub(super) prefix: u8,
     pub(super) gateway: Option<Ipv4Addr>,
     pub(super) dns: Option<Ipv4Addr>,
+    /// Largest packet in bytes, where it is not the kernel's choice.
+    pub(super) mtu: Option<u16>,
+    /// The domain that names without a dot are in.
+    pub(super) search: Option<String>,
+    /// Whether the card may have IPv6 addresses.
+    pub(super) inet6: bool,
 }
 
 /// The work disk.
@@ -78,6 +87,8 @@ const WORK: &str = "banger.work";
 const HOSTNAME: &str = "banger.hostname";
 const INIT: &str = "banger.init";
 const NET: &str = "banger.net";
+const NET_FORM: &str =
+    "INTERFACE,ADDRESS/PREFIX[,GATEWAY[,DNS]] and options mtu=BYTES, search=DOMAIN, inet6=off";
 
 /// Splits a command line as the kernel does: at white space, except within double quotes, which are dropped. What
 /// follows `--` is init's (kernel-parameters.txt).
@@ -239,8 +250,11 @@ fn init_choice(value: &str) -> Result<InitChoice, CommandLineError> {
 }
 
 fn network(value: &str) -> Result<Net, CommandLineError> {
-    let wrong = || invalid(NET, value, "INTERFACE,ADDRESS/PREFIX[,GATEWAY[,DNS]]");
-    let mut fields = value.split(',');
+    let wrong = || invalid(NET, value, NET_FORM);
+    let is_option = |field: &str| field.contains('=');
+    let places = value.split(',').take_while(|field| !is_option(field));
+    let options = value.split(',').skip_while(|field| !is_option(field));
+    let mut fields = places;
     let interface = fields.next().unwrap_or_default();
     // IFNAMSIZ is 16 with the NUL.
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
@@ -264,13 +278,36 @@ fn network(value: &str) -> Result<Net, CommandLineError> {
         return Err(wrong());
     }
     let address = Ipv4Addr::from_str(address).map_err(|_| wrong())?;
-    Ok(Net {
+    let mut net = Net {
         interface: interface.to_owned(),
         address,
         prefix,
         gateway,
         dns,
-    })
+        mtu: None,
+        search: None,
+        inet6: true,
+    };
+    for option in options {
+        match option.split_once('=') {
+            // Below 68 bytes IPv4 does not work (RFC 791).
+            Some(("mtu", bytes)) => {
+                let mtu = bytes.parse().ok().filter(|mtu| *mtu >= 68);
+                net.mtu = Some(mtu.ok_or_else(wrong)?);
+            }
+            Some(("search", domain)) if is_domain(domain) => net.search = Some(domain.to_owned()),
+            Some(("inet6", "off")) => net.inet6 = false,
+            Some(_) | None => return Err(wrong()),
+        }
+    }
+    Ok(net)
+}
+
+/// Labels of letters, digits and hyphens with dots between them (RFC 1123, 2.1).
+fn is_domain(text: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+    let label = |label: &str| (1..=63).contains(&label.len()) && label.bytes().all(plain);
+    text.len() <= 253 && text.split('.').all(label)
 }
 
 #[cfg(test)]
@@ -290,6 +327,9 @@ mod tests {
             prefix: 24,
             gateway: Some(Ipv4Addr::new(10, 0, 2, 2)),
             dns: Some(Ipv4Addr::new(10, 0, 2, 3)),
+            mtu: None,
+            search: None,
+            inet6: true,
         };
         let expected = BootSpec {
             root: "/dev/vda".into(),
@@ -348,6 +388,15 @@ mod tests {
             "banger.net=,10.0.2.15/24",
             "banger.net=a/b,10.0.2.15/24",
             "banger.net=eth0,10.0.2.15/24,1,2,3",
+            "banger.net=eth0,10.0.2.15/24,mtu=67",
+            "banger.net=eth0,10.0.2.15/24,mtu=65536",
+            "banger.net=eth0,10.0.2.15/24,search=",
+            "banger.net=eth0,10.0.2.15/24,search=a..b",
+            "banger.net=eth0,10.0.2.15/24,search=a_b",
+            "banger.net=eth0,10.0.2.15/24,inet6=on",
+            "banger.net=eth0,10.0.2.15/24,other=1",
+            "banger.net=eth0,10.0.2.15/24,mtu=1500,10.0.2.2",
+            "banger.net=eth0,mtu=1500",
         ] {
             let root = if wrong.starts_with(ROOT) {
                 ""
@@ -370,6 +419,20 @@ mod tests {
         assert_eq!((net.gateway, net.dns), (None, None));
         let net = network("eth0,172.16.0.2/30,,1.1.1.1").expect("no gateway");
         assert_eq!((net.gateway, net.dns), (None, Some(Ipv4Addr::new(1, 1, 1, 1))));
+        assert_eq!((net.mtu, net.search, net.inet6), (None, None, true));
+    }
+
+    #[test]
+    fn options_follow_what_there_is() {
+        let net =
+            network("eth0,10.209.0.2/20,10.209.0.1,10.209.0.1,search=vm,mtu=1400,inet6=off").expect("valid");
+        assert_eq!(net.dns, Some(Ipv4Addr::new(10, 209, 0, 1)));
+        assert_eq!(
+            (net.mtu, net.search.as_deref(), net.inet6),
+            (Some(1400), Some("vm"), false)
+        );
+        let net = network("eth0,10.209.0.2/20,mtu=9000").expect("valid");
+        assert_eq!((net.gateway, net.mtu), (None, Some(9000)));
     }
 
     #[test]

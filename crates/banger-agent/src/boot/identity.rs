@@ -37,12 +37,36 @@ pub(super) fn set_name(name: &str, memory: &Path) -> Result<(), BootError> {
     })
 }
 
-/// Sets the resolver.
-pub(super) fn set_resolver(dns: Ipv4Addr, memory: &Path) {
-    let root = Path::new(mounts::ROOT);
-    keep_up(root, memory, "resolv.conf", |_| {
-        Some(format!("nameserver {dns}\n"))
-    });
+/// Sets the resolver, and the domain that names without a dot are in.
+///
+/// What images have in place of the file, a link to systemd-resolved's or resolvconf's, is replaced by it on the first
+/// boot: both then take it for what it says. A link that came later (with the installation of systemd-resolved in the
+/// guest) is the user's; for it, systemd-resolved is told in its own way.
+pub(super) fn set_resolver(dns: Ipv4Addr, search: Option<&str>, memory: &Path) {
+    resolver(Path::new(mounts::ROOT), Path::new("/run"), dns, search, memory);
+}
+
+fn resolver(root: &Path, run: &Path, dns: Ipv4Addr, search: Option<&str>, memory: &Path) {
+    let mut text = format!("nameserver {dns}\n");
+    if let Some(search) = search {
+        text.push_str(&format!("search {search}\n"));
+    }
+    keep_up(root, memory, "resolv.conf", |_| Some(text));
+    let link = fs::symlink_metadata(root.join("etc/resolv.conf")).is_ok_and(|found| found.is_symlink());
+    if link && let Err(error) = tell_resolved(run, dns, search) {
+        log::line(format_args!("failed to tell systemd-resolved of {dns}: {error}"));
+    }
+}
+
+/// A drop-in (resolved.conf(5)) that is gone with the next boot.
+fn tell_resolved(run: &Path, dns: Ipv4Addr, search: Option<&str>) -> io::Result<()> {
+    let directory = run.join("systemd/resolved.conf.d");
+    fs::create_dir_all(&directory)?;
+    let mut text = format!("[Resolve]\nDNS={dns}\n");
+    if let Some(search) = search {
+        text.push_str(&format!("Domains={search}\n"));
+    }
+    replace(&directory.join("50-banger.conf"), &text)
 }
 
 /// Brings one file of `/etc` up to date, unless the user has edited it.
@@ -168,6 +192,45 @@ mod tests {
         assert!(!may_write(None, Some("dev\n"), "dev\n"));
         // A crash between file and memory.
         assert!(may_write(Some("renamed\n"), Some("dev\n"), "renamed\n"));
+    }
+
+    #[test]
+    fn the_resolver_is_a_file_unless_the_user_links_it() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (root, run, memory) = (
+            dir.path().join("root"),
+            dir.path().join("run"),
+            dir.path().join("memory"),
+        );
+        let (file, drop_in) = (
+            root.join("etc/resolv.conf"),
+            run.join("systemd/resolved.conf.d/50-banger.conf"),
+        );
+        fs::create_dir_all(root.join("etc")).expect("made");
+        // As in images with systemd-resolved.
+        let link =
+            || std::os::unix::fs::symlink("../run/systemd/resolve/stub-resolv.conf", &file).expect("linked");
+        link();
+        let dns = Ipv4Addr::new(10, 209, 0, 1);
+        resolver(&root, &run, dns, Some("vm"), &memory);
+        let text = fs::read_to_string(&file).expect("a file");
+        assert_eq!(text, "nameserver 10.209.0.1\nsearch vm\n");
+        assert!(!file.is_symlink() && !drop_in.exists());
+        // The same once more; then with another server, still the agent's.
+        resolver(&root, &run, dns, Some("vm"), &memory);
+        let other = Ipv4Addr::new(10, 0, 2, 3);
+        resolver(&root, &run, other, None, &memory);
+        assert_eq!(
+            fs::read_to_string(&file).expect("a file"),
+            "nameserver 10.0.2.3\n"
+        );
+        // Later the user installs systemd-resolved.
+        fs::remove_file(&file).expect("removed");
+        link();
+        resolver(&root, &run, dns, Some("vm"), &memory);
+        assert!(file.is_symlink());
+        let text = fs::read_to_string(&drop_in).expect("a drop-in");
+        assert_eq!(text, "[Resolve]\nDNS=10.209.0.1\nDomains=vm\n");
     }
 
     #[test]

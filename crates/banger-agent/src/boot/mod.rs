@@ -167,7 +167,7 @@ fn configure(spec: &BootSpec) -> Result<(), BootError> {
     if let Some(net) = &spec.net {
         network = network.and_then(|()| net::configure(net));
         if let Some(dns) = net.dns {
-            identity::set_resolver(dns, memory);
+            identity::set_resolver(dns, net.search.as_deref(), memory);
         }
     }
     if let Err(error) = network {

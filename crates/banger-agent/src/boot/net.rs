@@ -1,7 +1,8 @@
 //! The guest's interfaces, by the ioctls of netdevice(7) and rtnetlink's older sibling: few enough to need no library.
 //!
-//! Loopback comes up with its addresses by itself. The one interface of `banger.net` gets an address, a default route and
-//! nothing else; its MTU is the host's business (virtio announces it).
+//! Loopback comes up with its addresses by itself. The one interface of `banger.net` gets an address, a default route, an
+//! MTU if the host names one, and nothing else. Where the host carries no IPv6, it is switched off before the interface is
+//! up, so that nothing in the guest waits for it.
 
 use super::cmdline::Net;
 use rustix::fd::{AsRawFd, OwnedFd};
@@ -37,6 +38,12 @@ pub(super) fn configure(net: &Net) -> Result<(), NetError> {
     while !sysfs.exists() && Instant::now() < end {
         std::thread::sleep(INTERFACE_LOOK);
     }
+    if !net.inet6 {
+        inet6_off(&net.interface)?;
+    }
+    if let Some(mtu) = net.mtu {
+        interface.mtu(mtu)?;
+    }
     let mask = Ipv4Addr::from_bits(u32::MAX.checked_shl(32 - u32::from(net.prefix)).unwrap_or(0));
     interface.address(libc::SIOCSIFADDR, "set the address of", net.address)?;
     interface.address(libc::SIOCSIFNETMASK, "set the network mask of", mask)?;
@@ -44,6 +51,22 @@ pub(super) fn configure(net: &Net) -> Result<(), NetError> {
     match net.gateway {
         Some(gateway) => interface.default_route(gateway),
         None => Ok(()),
+    }
+}
+
+/// Keeps an interface without IPv6 addresses (the kernel's Documentation/networking/ip-sysctl.rst).
+fn inet6_off(interface: &str) -> Result<(), NetError> {
+    // The command line's parser has seen to it that this is one name and no way up.
+    let setting = format!("/proc/sys/net/ipv6/conf/{interface}/disable_ipv6");
+    match std::fs::write(setting, "1\n") {
+        // A kernel without IPv6.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(source) => Err(NetError {
+            doing: "switch off IPv6 on",
+            interface: interface.to_owned(),
+            source,
+        }),
+        Ok(()) => Ok(()),
     }
 }
 
@@ -100,6 +123,12 @@ impl<'a> Interface<'a> {
             request.ifr_ifru.ifru_flags |= i16::try_from(up).unwrap_or_default();
         }
         self.ioctl(libc::SIOCSIFFLAGS, "bring up", &mut request)
+    }
+
+    fn mtu(&self, mtu: u16) -> Result<(), NetError> {
+        let mut request = self.request();
+        request.ifr_ifru.ifru_mtu = mtu.into();
+        self.ioctl(libc::SIOCSIFMTU, "set the MTU of", &mut request)
     }
 
     fn address(&self, what: libc::Ioctl, doing: &'static str, address: Ipv4Addr) -> Result<(), NetError> {

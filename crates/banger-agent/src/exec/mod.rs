@@ -14,9 +14,9 @@
 //! away: the process group gets SIGHUP, then SIGKILL. Either way the leader is reaped and every descriptor closed by
 //! this module before its permit is given back.
 
-mod prepare;
-mod process;
-mod spawn;
+pub(crate) mod prepare;
+pub(crate) mod process;
+pub(crate) mod spawn;
 mod stream;
 mod terminal;
 

@@ -4,11 +4,13 @@
 //! binary in an initramfs can do without.
 //!
 //! Long-lived tasks: one accepting connections, one for each connection (hyper spawns one for each of its streams), one
-//! for each command ([`crate::exec`]), one blocking thread for each transfer ([`crate::transfer`]).
+//! for each command ([`crate::exec`]) and each forwarded connection ([`forward`]), one blocking thread for each transfer ([`crate::transfer`]).
 
 mod booted;
 mod disks;
 mod figures;
+mod forward;
+mod listening;
 mod power;
 mod service;
 
@@ -17,7 +19,7 @@ pub(crate) use service::{Context, Role};
 use crate::log;
 use banger_agent_api::proto::agent_server::AgentServer;
 use banger_agent_api::{
-    CONNECTION_WINDOW, MAX_CHUNK, MAX_FRAME, MAX_REQUEST_MESSAGE, MAX_STREAMS, STREAM_WINDOW,
+    CONNECTION_WINDOW, MAX_CHUNK, MAX_FORWARDS, MAX_FRAME, MAX_REQUEST_MESSAGE, MAX_STREAMS, STREAM_WINDOW,
 };
 use hyper::server::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -83,8 +85,8 @@ pub(crate) async fn serve(
                 .timer(TokioTimer::new())
                 .initial_stream_window_size(STREAM_WINDOW)
                 .initial_connection_window_size(CONNECTION_WINDOW)
-                // Commands and transfers are limited by name in the service; the rest is for unary calls.
-                .max_concurrent_streams(2 * MAX_STREAMS)
+                // Commands, forwards and transfers are limited by name in the service; the rest is for unary calls.
+                .max_concurrent_streams(2 * MAX_STREAMS + MAX_FORWARDS)
                 // A client may drop many calls at once without being taken for an attacker.
                 .max_pending_accept_reset_streams(Some(2 * MAX_STREAMS as usize))
                 .max_frame_size(MAX_FRAME)

@@ -214,6 +214,7 @@ mod tests {
         let context = Arc::new(Context {
             role: Role::Debug,
             disks: None,
+            ssh: crate::ssh::Place::in_guest(),
             open_files,
         });
         let refused = begin(&context, &Running::default(), ShutdownMode::Immediate, 0).expect_err("refused");

@@ -1,14 +1,16 @@
 //! The calls: validate, convert, delegate.
 
 use super::figures::Figures;
-use super::{booted, disks, power};
+use super::{booted, disks, forward, listening, power};
 use crate::boot::Disks;
-use crate::{exec, log, transfer};
+use crate::{exec, log, ssh, transfer};
 use banger_agent_api::proto::agent_server::Agent;
 use banger_agent_api::proto::exec_input::Input as ExecIn;
+use banger_agent_api::proto::forward_input::Input as ForwardIn;
+use banger_agent_api::proto::ssh_input::Input as SshIn;
 use banger_agent_api::proto::upload_input::Input as UploadIn;
 use banger_agent_api::proto::{self, ExecInput, ShutdownMode, UploadInput};
-use banger_agent_api::{AgentInfo, Failure, FailureKind, InitMode, MAX_STREAMS};
+use banger_agent_api::{AgentInfo, Failure, FailureKind, InitMode, MAX_FORWARDS, MAX_SSH, MAX_STREAMS};
 use futures_util::Stream;
 use futures_util::stream::poll_fn;
 use rustix::fd::OwnedFd;
@@ -67,6 +69,8 @@ pub(crate) struct Context {
     pub(crate) role: Role,
     /// Absent where the agent has not booted the machine.
     pub(crate) disks: Option<Disks>,
+    /// Where sshd's files go.
+    pub(crate) ssh: ssh::Place,
     /// `RLIMIT_NOFILE` for commands (the server has raised its own).
     pub(crate) open_files: libc::rlimit,
 }
@@ -79,6 +83,9 @@ pub(crate) struct Service {
     commands: Arc<Semaphore>,
     transfers: Arc<Semaphore>,
     waits: Arc<Semaphore>,
+    forwards: Arc<Semaphore>,
+    ssh: Arc<Semaphore>,
+    listening: listening::Listening,
     figures: Figures,
 }
 
@@ -90,6 +97,9 @@ impl Service {
             commands: Arc::new(Semaphore::new(MAX_STREAMS as usize)),
             transfers: Arc::new(Semaphore::new(MAX_TRANSFERS)),
             waits: Arc::new(Semaphore::new(MAX_WAITS)),
+            forwards: Arc::new(Semaphore::new(MAX_FORWARDS as usize)),
+            ssh: Arc::new(Semaphore::new(MAX_SSH as usize)),
+            listening: listening::Listening::default(),
             figures: Figures::default(),
         }
     }
@@ -260,6 +270,52 @@ impl Agent for Service {
             .await
             .map_err(Failure::into_status)?;
         Ok(Response::new(proto::WaitBootedReply { state: state.into() }))
+    }
+
+    type ForwardStream = Reply<proto::ForwardOutput>;
+
+    async fn forward(
+        &self,
+        request: Request<Streaming<proto::ForwardInput>>,
+    ) -> Result<Response<Self::ForwardStream>, Status> {
+        let permit = permit(&self.forwards, "forwarded connections", MAX_FORWARDS as usize)?;
+        let mut inputs = request.into_inner();
+        let Some(ForwardIn::Start(start)) = first(&mut inputs).await?.input else {
+            return Err(invalid("forward to a port: the first message is not its start"));
+        };
+        forward::open(&start, inputs, permit)
+            .await
+            .map(reply)
+            .map_err(Failure::into_status)
+    }
+
+    async fn listening(
+        &self,
+        _request: Request<proto::ListeningRequest>,
+    ) -> Result<Response<proto::ListeningReply>, Status> {
+        Ok(Response::new(self.listening.read().await.map_err(lost)?))
+    }
+
+    type SshStream = Reply<proto::SshOutput>;
+
+    async fn ssh(
+        &self,
+        request: Request<Streaming<proto::SshInput>>,
+    ) -> Result<Response<Self::SshStream>, Status> {
+        let permit = permit(&self.ssh, "ssh connections", MAX_SSH as usize)?;
+        let mut inputs = request.into_inner();
+        let Some(SshIn::Start(start)) = first(&mut inputs).await?.input else {
+            return Err(invalid(
+                "begin an ssh connection: the first message is not its start",
+            ));
+        };
+        let place = self.context.ssh.clone();
+        let starting = ssh::start(start, inputs, place, self.context.open_files, permit);
+        // A task of its own, so that a caller who goes away now leaves no process behind.
+        match tokio::spawn(starting).await.map_err(lost)? {
+            Ok(receiver) => Ok(reply(receiver)),
+            Err(failure) => Err(failure.into_status()),
+        }
     }
 
     async fn shutdown(

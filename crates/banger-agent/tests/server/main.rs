@@ -4,3 +4,4 @@ mod common;
 mod copy;
 mod exec;
 mod figures;
+mod forward;

@@ -1,12 +1,12 @@
 //! Changing a machine that exists.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{RestartPolicy, Vm, VmmKind};
+use super::{Reach, RestartPolicy, Vm, VmmKind};
 
 /// Parameters of `vm.set`: what is absent stays as it is.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -38,6 +38,9 @@ pub struct VmSet {
     /// The guest may reach what its host reaches.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nat: Option<bool>,
+    /// All that the guest may reach on the bridge.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub allow: Option<BTreeSet<Reach>>,
     /// Start it when the host has booted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub autostart: Option<bool>,

@@ -8,7 +8,10 @@ mod daemon;
 mod figures;
 mod guest;
 mod image;
+mod network;
 mod operation;
+mod ports;
+mod ssh;
 mod vm;
 
 use schemars::JsonSchema;
@@ -19,7 +22,10 @@ pub use daemon::*;
 pub use figures::*;
 pub use guest::*;
 pub use image::*;
+pub use network::*;
 pub use operation::*;
+pub use ports::*;
+pub use ssh::*;
 pub use vm::*;
 
 /// No parameters, or no result.

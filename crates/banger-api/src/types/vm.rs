@@ -1,10 +1,13 @@
 //! Machines.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
 
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+use super::{Publication, PublishPort};
 
 /// Names a machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -77,6 +80,12 @@ pub struct VmCreate {
     /// Remove it at this time, whatever it does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires: Option<Timestamp>,
+    /// What its guest may reach on the bridge.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub allow: BTreeSet<Reach>,
+    /// Its ports that are to be reached at the host.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub publish: Vec<PublishPort>,
 }
 
 /// How a system disk is made. Each is a copy-on-write view of the image, made in the same time for any image.
@@ -102,6 +111,18 @@ pub enum RestartPolicy {
     OnFailure,
     /// Also when the guest shut itself down.
     Always,
+}
+
+/// What a guest on the bridge may reach beyond what its host reaches for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Reach {
+    /// Other machines that allow it too.
+    Guests,
+    /// Services of the host.
+    Host,
+    /// The host's own networks and all private ones.
+    Lan,
 }
 
 /// Parameters of `vm.list`.
@@ -217,6 +238,14 @@ pub struct Vm {
     pub autostart: bool,
     /// When it is started again after it ended by itself.
     pub restart: RestartPolicy,
+    /// What its guest may reach on the bridge.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub allow: BTreeSet<Reach>,
+    /// Its address on the bridge, which it keeps for life. Absent where it never was on one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<Ipv4Addr>,
+    /// Its card's hardware address.
+    pub mac: String,
     /// When it is removed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires: Option<Timestamp>,
@@ -231,6 +260,9 @@ pub struct Vm {
     pub pending: Vec<String>,
     /// When it was created.
     pub created: Timestamp,
+    /// Its ports that are published, by the host's port.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub published: Vec<Publication>,
     /// Present while a VMM runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub running: Option<VmRunning>,
@@ -255,6 +287,9 @@ pub struct VmRunning {
     pub kernel_release: String,
     /// The Unix socket of the guest's vsock (`CONNECT port` protocol).
     pub vsock: String,
+    /// Its tap, where it is on the bridge.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tap: Option<String>,
 }
 
 /// Result of `vm.ping`.

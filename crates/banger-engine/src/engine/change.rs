@@ -89,7 +89,16 @@ impl Engine {
         if let Some(kernel) = &set.kernel {
             registry::find_kernel(&self.host, kernel).await?;
         }
+        let rules = set.nat.is_some() || set.allow.is_some();
         let changes = handle.set(set).await?;
+        // "Now" is when the rules are in force.
+        if rules && let Err(reason) = self.host.network.applied().await {
+            return Err(Error::Host {
+                action: "put the rules for the machine in force",
+                source: format!("{reason}; the change is kept, and applied as soon as that is possible")
+                    .into(),
+            });
+        }
         Ok((self.show(&handle).await?, changes))
     }
 

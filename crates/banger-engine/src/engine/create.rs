@@ -3,16 +3,19 @@
 use std::collections::BTreeMap;
 
 use banger_store::StoreError;
+use banger_store::publications;
 use banger_store::vms::VmRow;
 use banger_vmm::VmmKind;
 use jiff::Timestamp;
 use tokio::sync::oneshot;
 
-use super::Engine;
+use super::{Engine, ports};
 use crate::crash::Write;
 use crate::error::{Error, chain};
 use crate::image::registry;
+use crate::net::allow::Allow;
 use crate::operation::{Operation, Progress};
+use crate::ports::Publication;
 use crate::vm::capability::system_disk::{self, SystemDiskKind};
 use crate::vm::change;
 use crate::vm::machines::phase_text;
@@ -56,6 +59,10 @@ pub struct NewVm {
     pub restart: Restart,
     /// Remove it at this time.
     pub expires: Option<Timestamp>,
+    /// What its guest may reach.
+    pub allow: Allow,
+    /// Its ports that are published.
+    pub publish: Vec<Publication>,
 }
 
 impl Engine {
@@ -80,8 +87,13 @@ impl Engine {
             let removed = self
                 .host
                 .store
-                .write(Write::VmRemove, move |tx| banger_store::vms::remove(tx, &id))
+                .write(Write::VmRemove, {
+                    let id = id.clone();
+                    move |tx| banger_store::vms::remove(tx, &id)
+                })
                 .await;
+            self.host.ports.forget(&id);
+            self.host.network.changed();
             // What cannot be removed now holds the name: it is shown, so that it can be removed, if the next daemon has not
             // done so before.
             if let Err(e) = removed {
@@ -99,22 +111,41 @@ impl Engine {
     /// Checks what a new machine shall be and inserts its row.
     async fn reserve(&self, new: &NewVm) -> Result<VmRow, Error> {
         let mut row = self.row_of(new).await?;
+        let addresses = self.host.network.addresses();
+        let _changing = self.host.ports.changing.lock().await;
+        let wanted = ports::distinct(&new.publish)?;
+        ports::check_number(wanted.len())?;
+        // Given back below: this is to know that they can be had, and which they are.
+        let reserved = self.reserve_ports(&row.id, &wanted).await?;
+        let published: Vec<_> = reserved
+            .iter()
+            .map(|(publication, _)| publication.row(&row.id))
+            .collect();
         // A made-up name may be taken by somebody faster; one that was asked for is the caller's to change.
         for attempt in 0..16 {
             row.name = match &new.name {
                 Some(name) => name.clone(),
                 None => made_up_name(attempt),
             };
-            let inserted = row.clone();
+            let (inserted, published) = (row.clone(), published.clone());
             match self
                 .host
                 .store
                 .write(Write::VmInsert, move |tx| {
-                    banger_store::vms::insert(tx, &inserted)
+                    banger_store::vms::insert(tx, &inserted)?;
+                    // A machine and its address are one thing: without one it is not made.
+                    if let Some((first, last)) = addresses {
+                        banger_store::leases::take(tx, &inserted.id, first, last)?;
+                    }
+                    published.iter().try_for_each(|row| publications::insert(tx, row))
                 })
                 .await
             {
-                Ok(()) => return Ok(row),
+                Ok(()) => {
+                    self.host.ports.add(&row.id, reserved);
+                    self.host.network.changed();
+                    return Ok(row);
+                }
                 Err(StoreError::Exists { .. }) if new.name.is_none() => {}
                 Err(e) => return Err(e.into()),
             }
@@ -170,6 +201,7 @@ impl Engine {
             autostart: new.autostart,
             restart: new.restart.as_str().to_owned(),
             expires: new.expires,
+            allow: new.allow.as_row(),
         };
         change::lasting(&row)?;
         Ok(row)

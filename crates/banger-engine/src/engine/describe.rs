@@ -1,10 +1,12 @@
 //! Machines, for people and programs.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 
 use super::Engine;
 use crate::error::Error;
-use crate::settings::Settings;
+use crate::host::Host;
+use crate::net::{self, allow::Allow};
 use crate::vm::capability::system_disk::{self, SystemDiskKind};
 use crate::vm::capability::work_disk;
 use crate::vm::change;
@@ -12,10 +14,18 @@ use crate::vm::restart::Restart;
 use crate::vm::state::{Paths, Vm, vmm_kind};
 use crate::vm::task::Handle;
 
+/// What rows say of machines that is not in their own.
+struct Known {
+    /// Images' names by id.
+    images: BTreeMap<String, String>,
+    /// Machines' addresses by id.
+    addresses: BTreeMap<String, Ipv4Addr>,
+}
+
 impl Engine {
     /// All machines that carry the labels, by name. A label without a value matches any.
     pub async fn vms(&self, labels: &BTreeMap<String, String>) -> Result<Vec<Vm>, Error> {
-        let names = self.image_names().await?;
+        let known = self.known().await?;
         let wanted = |handle: &Handle| {
             let view = handle.view.borrow();
             labels.iter().all(|(key, value)| match view.row.labels.get(key) {
@@ -24,7 +34,7 @@ impl Engine {
             })
         };
         let handles = self.machines.all();
-        self.describe(handles.into_iter().filter(wanted).collect(), names)
+        self.describe(handles.into_iter().filter(wanted).collect(), known)
             .await
     }
 
@@ -35,20 +45,16 @@ impl Engine {
     }
 
     pub(super) async fn show(&self, handle: &Handle) -> Result<Vm, Error> {
-        let names = self.image_names().await?;
-        let mut one = self.describe(vec![handle.clone()], names).await?;
+        let known = self.known().await?;
+        let mut one = self.describe(vec![handle.clone()], known).await?;
         one.pop().ok_or(Error::ShuttingDown)
     }
 
     /// On a thread of its own: what disks take is asked of file systems, some of which take their time.
-    async fn describe(
-        &self,
-        handles: Vec<Handle>,
-        images: BTreeMap<String, String>,
-    ) -> Result<Vec<Vm>, Error> {
+    async fn describe(&self, handles: Vec<Handle>, known: Known) -> Result<Vec<Vm>, Error> {
         let host = self.host.clone();
         let described = tokio::task::spawn_blocking(move || {
-            let one = |handle: &Handle| describe(&host.settings, handle, &images);
+            let one = |handle: &Handle| describe(&host, handle, &known);
             handles.iter().map(one).collect()
         });
         described.await.map_err(|source| Error::Host {
@@ -57,13 +63,25 @@ impl Engine {
         })
     }
 
-    async fn image_names(&self) -> Result<BTreeMap<String, String>, Error> {
-        let rows = self.host.store.read(banger_store::images::list).await?;
-        Ok(rows.into_iter().map(|row| (row.id, row.name)).collect())
+    async fn known(&self) -> Result<Known, Error> {
+        let read = self.host.store.read(|tx| {
+            let (images, leases) = (banger_store::images::list(tx)?, banger_store::leases::list(tx)?);
+            Ok((images, leases))
+        });
+        let (images, leases) = read.await?;
+        Ok(Known {
+            images: images.into_iter().map(|row| (row.id, row.name)).collect(),
+            addresses: leases
+                .into_iter()
+                .map(|lease| (lease.vm, lease.address))
+                .collect(),
+        })
     }
 }
 
-fn describe(settings: &Settings, handle: &Handle, images: &BTreeMap<String, String>) -> Vm {
+fn describe(host: &Host, handle: &Handle, known: &Known) -> Vm {
+    let Known { images, addresses } = known;
+    let settings = &host.settings;
     // A copy: whoever changes the view would wait for what is asked below.
     let view = handle.view.borrow().clone();
     let row = &view.row;
@@ -94,6 +112,10 @@ fn describe(settings: &Settings, handle: &Handle, images: &BTreeMap<String, Stri
             work_disk::usage(&paths)
         },
         nat: row.nat,
+        allow: Allow::of(&row.allow),
+        address: addresses.get(&row.id).copied(),
+        mac: net::mac(&row.id),
+        tap: host.network.tap_of(&row.id).filter(|_| run.is_some()),
         autostart: row.autostart,
         restart: Restart::of(&row.restart),
         expires: row.expires,
@@ -101,5 +123,6 @@ fn describe(settings: &Settings, handle: &Handle, images: &BTreeMap<String, Stri
         pending: run.map(|run| change::pending(row, run)).unwrap_or_default(),
         created: row.created,
         vsock: paths.vsock(),
+        published: host.ports.of(&row.id),
     }
 }

@@ -3,18 +3,20 @@
 //! What is slow returns an [`Operation`] at once; arguments are checked before it begins, so that a mistake is the call's
 //! own error and not an operation's.
 //!
-//! What is about machines' lives is beside: `create`, `change` (start to remove, settings), `describe`.
+//! What is about machines' lives is beside: `create`, `change` (start to remove, settings), `describe`, `ports`.
 
 mod change;
 mod create;
 mod describe;
+mod network;
+mod ports;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use banger_agent_api::{AgentClient, BootState};
+use banger_agent_api::{AgentClient, BootState, proto};
 use banger_store::Store;
 use banger_vmm::VmmKind;
 use tokio::sync::{mpsc, watch};
@@ -26,14 +28,19 @@ use crate::error::Error;
 use crate::figures;
 use crate::figures::health::{self, VmHealth};
 use crate::figures::stats::{self, VmStats};
+use crate::guest::ssh::{self, Keys, SshIdentity};
 use crate::guest::{self, Ping};
 use crate::host::Host;
 use crate::image::registry::{self, Image, Kernel, KernelSource, Source};
 use crate::ledger::Ledger;
+use crate::net::Network;
+use crate::net::hands::Hands;
 use crate::operation::{Operation, Operations};
+use crate::ports::Ports;
 use crate::reconcile;
 use crate::rows::Rows;
 use crate::settings::Settings;
+use crate::vm::capability::system_disk::devices::scope;
 use crate::vm::capability::system_disk::{self, Availability};
 use crate::vm::machines::Machines;
 use crate::vm::policy::State;
@@ -42,6 +49,8 @@ use crate::vm::{console, preflight};
 use crate::vmms::{FoundVmm, Vmms};
 use change::checked_timeout;
 pub use create::NewVm;
+pub use network::{HostResolver, Names, NetworkMachine, NetworkStatus};
+pub use ports::{HostPort, Unpublish, VmPorts};
 
 /// A ping's.
 const PING: Duration = Duration::from_secs(10);
@@ -136,18 +145,31 @@ impl Engine {
         let operations = Operations::open(rows.clone())
             .await
             .map_err(OpenError::Reconcile)?;
+        let scope = scope(&settings.state_dir).map_err(OpenError::Reconcile)?;
+        let hands = Hands::new(&settings.network.bridge, &scope, &settings.tool_dirs());
+        let ledger = Ledger::new(store, hands.clone());
+        let network = Network::open(settings.network.clone(), hands, ledger.clone(), rows.clone())
+            .await
+            .map_err(OpenError::Reconcile)?;
         let host = Arc::new(Host {
             assets: Assets::new(&settings),
-            ledger: Ledger::new(store),
+            network: network.clone(),
+            ledger,
             vmms: Vmms::new(&settings),
+            keys: Keys::open(&settings),
+            ports: Ports::default(),
             operations,
             store: rows,
             settings,
         });
+        let published = host.store.read(banger_store::publications::list).await;
+        host.ports
+            .load(&published.map_err(|e| OpenError::Reconcile(e.into()))?);
         let machines = Machines::default();
         reconcile::run(&host, &machines)
             .await
             .map_err(OpenError::Reconcile)?;
+        network.keep();
         // Probing runs each VMM once; by the first start it is known.
         let probing = host.clone();
         tokio::spawn(async move { probing.vmms.probe().await });
@@ -158,6 +180,7 @@ impl Engine {
     pub async fn close(&self) {
         self.host.operations.close().await;
         self.machines.close(CLOSING).await;
+        self.host.network.close().await;
     }
 
     /// What there is.
@@ -324,6 +347,21 @@ impl Engine {
     /// The client of a running machine's agent.
     pub fn guest(&self, reference: &str) -> Result<AgentClient, Error> {
         guest::client(&self.machines.find(reference)?)
+    }
+
+    /// What a client of ssh needs: its key, and the host keys of all machines that have one. The machine named gets one.
+    pub async fn ssh_identity(&self, vm: Option<&str>) -> Result<SshIdentity, Error> {
+        ssh::identity(&self.host, &self.machines, vm).await
+    }
+
+    /// Makes the client's key anew; the former opens nothing from the next connection on.
+    pub async fn rotate_ssh(&self) -> Result<SshIdentity, Error> {
+        ssh::rotate(&self.host, &self.machines).await
+    }
+
+    /// The client of a running machine's agent, and what an ssh connection to it begins with.
+    pub async fn ssh(&self, reference: &str) -> Result<(AgentClient, proto::SshStart), Error> {
+        ssh::start(&self.host, &self.machines, reference).await
     }
 
     /// A machine's serial console: chunks until the end, or, when following, until the machine stops or the receiver is

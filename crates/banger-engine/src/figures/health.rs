@@ -23,7 +23,7 @@ use crate::host::Host;
 use crate::limits::bytes;
 use crate::space;
 use crate::vm::capability::system_disk;
-use crate::vm::state::{Phase, vmm_kind};
+use crate::vm::state::{Phase, Running, vmm_kind};
 use crate::vm::task::Handle;
 
 const PROCESS: &str = "process";
@@ -346,7 +346,10 @@ fn network(subject: &Subject, stats: Option<&GuestStats>) -> Check {
         .and_then(|run| run.with.as_ref())
         .map_or(subject.row.nat, |with| with.nat);
     let vmm = run.and_then(|run| vmm_kind(&run.vmm));
+    let bridged = run.is_some_and(Running::on_bridge);
     match (wanted, vmm) {
+        // There is a card whatever is set: what it reaches is a matter of rules.
+        (_, _) if bridged => {}
         (false, _) => return Check::fine(NETWORK, name, "none, as set"),
         (true, Some(VmmKind::Firecracker)) => {
             return Check::warning(

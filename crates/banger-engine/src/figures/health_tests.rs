@@ -147,6 +147,7 @@ pub(in crate::figures) fn subject(vmm: VmmKind, nat: bool) -> Subject {
         work_disk: 0,
         // Changed since the run began: it does not have it yet.
         nat: !nat,
+        allow: String::new(),
         autostart: false,
         restart: "no".to_owned(),
         expires: None,

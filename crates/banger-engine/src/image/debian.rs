@@ -23,13 +23,14 @@ const MIRROR: &str = include_str!("debian/mirror.sh");
 const SUITE: &str = "bookworm";
 /// Beyond what is essential: a system, the ways into it, and what people reach for in the first minute. Names of a
 /// machine's own are resolved by `libnss-myhostname`; `libpam-systemd` makes logins sessions.
-const PACKAGES: [&str; 18] = [
+const PACKAGES: [&str; 19] = [
     "systemd-sysv",
     "dbus",
     "libpam-systemd",
     "libnss-myhostname",
     "kmod",
     "openssh-server",
+    "rsync",
     "git",
     "curl",
     "ca-certificates",

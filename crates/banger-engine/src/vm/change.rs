@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::Error;
 use crate::limits::{self, bytes};
 use crate::name;
+use crate::net::allow::Allow;
 use crate::vm::clock;
 use crate::vm::restart::Restart;
 use crate::vm::state::Running;
@@ -34,6 +35,8 @@ pub struct SetVm {
     pub labels: BTreeMap<String, Option<String>>,
     /// The guest may reach what its host reaches.
     pub nat: Option<bool>,
+    /// All that its guest may reach.
+    pub allow: Option<Allow>,
     /// Started when the host has booted.
     pub autostart: Option<bool>,
     /// When it is started again after it ended by itself.
@@ -82,12 +85,12 @@ pub(crate) struct Bounds {
 pub(crate) fn apply(
     row: &VmRow,
     set: &SetVm,
-    runs: bool,
+    run: Option<&Running>,
     bounds: Bounds,
 ) -> Result<(VmRow, Vec<Change>), Error> {
     let mut changed = Changes {
         list: Vec::new(),
-        runs,
+        runs: run.is_some(),
     };
     let mut new = row.clone();
     if let Some(vcpus) = set.vcpus {
@@ -150,9 +153,19 @@ pub(crate) fn apply(
     limits::labels(&new.labels)?;
     let yes = |is: bool| if is { "yes" } else { "no" };
     if let Some(nat) = set.nat {
-        let reason = "a guest's network is set up when it starts";
-        changed.later("nat", &yes(row.nat), &yes(nat), reason);
+        // On the bridge it is a matter of rules; a card of the VMM's own network is there from the start or not at all.
+        if run.is_some_and(|run| !run.on_bridge()) {
+            let reason = "a guest's network is set up when it starts";
+            changed.later("nat", &yes(row.nat), &yes(nat), reason);
+        } else {
+            changed.now("nat", yes(row.nat), yes(nat));
+        }
         new.nat = nat;
+    }
+    if let Some(allow) = set.allow {
+        let before = Allow::of(&row.allow);
+        changed.now("allow", &before.to_string(), &allow.to_string());
+        new.allow = allow.as_row();
     }
     if let Some(autostart) = set.autostart {
         changed.now("autostart", yes(row.autostart), yes(autostart));
@@ -262,6 +275,9 @@ pub struct RanWith {
     pub work_disk: u64,
     /// The guest may reach what its host reaches.
     pub nat: bool,
+    /// It is on the bridge, where that is a matter of rules.
+    #[serde(default)]
+    pub bridged: bool,
 }
 
 impl RanWith {
@@ -275,6 +291,7 @@ impl RanWith {
             disk: row.disk,
             work_disk: row.work_disk,
             nat: row.nat,
+            bridged: false,
         }
     }
 
@@ -288,6 +305,7 @@ impl RanWith {
             disk,
             work_disk,
             nat,
+            bridged: _,
         } = self;
         VmRow {
             name,
@@ -315,7 +333,7 @@ pub(crate) fn pending(row: &VmRow, run: &Running) -> Vec<String> {
         ("memory", with.memory_mib != row.memory_mib),
         ("disk", with.disk != row.disk),
         ("work_disk", with.work_disk != row.work_disk),
-        ("nat", with.nat != row.nat),
+        ("nat", with.nat != row.nat && !with.bridged),
         ("vmm", row.vmm.as_ref().is_some_and(|vmm| *vmm != run.vmm)),
     ];
     differing
@@ -363,6 +381,7 @@ pub(crate) mod tests {
             autostart: false,
             restart: "no".into(),
             expires: None,
+            allow: String::new(),
         }
     }
 
@@ -395,6 +414,7 @@ pub(crate) mod tests {
             ]
             .into(),
             nat: Some(false),
+            allow: Some("guests,lan".parse().unwrap()),
             autostart: Some(true),
             restart: Some(Restart::Always),
             expires: Some(Some(Timestamp::from_second(NOW + 1).unwrap())),
@@ -410,7 +430,7 @@ pub(crate) mod tests {
 
     #[test]
     fn every_setting_changes_and_says_when_it_counts() {
-        let (new, changes) = apply(&row(), &all(), true, bounds()).unwrap();
+        let (new, changes) = apply(&row(), &all(), Some(&run()), bounds()).unwrap();
         assert_eq!(
             lines(&changes),
             [
@@ -423,6 +443,7 @@ pub(crate) mod tests {
                 "label new: absent -> \"x\" Now",
                 "label team: \"a\" -> absent Now",
                 "nat: yes -> no NextStart",
+                "allow: none -> guests,lan Now",
                 "autostart: no -> yes Now",
                 "restart: no -> always Now",
                 "expires: never -> 1970-01-12T13:46:41Z Now",
@@ -440,7 +461,7 @@ pub(crate) mod tests {
         expected.sort();
         assert_eq!(pending, expected);
         // Of one that rests, all of it counts.
-        let (_, changes) = apply(&row(), &all(), false, bounds()).unwrap();
+        let (_, changes) = apply(&row(), &all(), None, bounds()).unwrap();
         assert!(
             changes
                 .iter()
@@ -450,9 +471,9 @@ pub(crate) mod tests {
 
     #[test]
     fn the_same_again_is_no_change() {
-        let (new, _) = apply(&row(), &all(), true, bounds()).unwrap();
+        let (new, _) = apply(&row(), &all(), Some(&run()), bounds()).unwrap();
         for set in [all(), SetVm::default()] {
-            let (same, changes) = apply(&new, &set, true, bounds()).unwrap();
+            let (same, changes) = apply(&new, &set, Some(&run()), bounds()).unwrap();
             assert_eq!((same, changes), (new.clone(), Vec::new()));
         }
         // A label that is not there needs no taking off.
@@ -460,13 +481,13 @@ pub(crate) mod tests {
             labels: [("gone".to_owned(), None)].into(),
             ..SetVm::default()
         };
-        assert!(apply(&row(), &off, true, bounds()).unwrap().1.is_empty());
+        assert!(apply(&row(), &off, Some(&run()), bounds()).unwrap().1.is_empty());
     }
 
     #[test]
     fn what_cannot_be_is_refused_whole_and_names_the_way_out() {
         let refused = |set: SetVm| {
-            let error = apply(&row(), &set, true, bounds()).unwrap_err();
+            let error = apply(&row(), &set, Some(&run()), bounds()).unwrap_err();
             assert_eq!(error.kind(), Kind::InvalidArgument, "{error}");
             let report = error.report();
             format!("{} ({})", report.message, report.hint.unwrap_or_default())
@@ -572,13 +593,13 @@ pub(crate) mod tests {
                 ..SetVm::default()
             },
         ] {
-            assert!(apply(&ephemeral, &set, false, bounds()).is_err());
+            assert!(apply(&ephemeral, &set, None, bounds()).is_err());
         }
     }
 
     #[test]
     fn a_run_is_taken_up_with_what_it_was_started_with() {
-        let (new, _) = apply(&row(), &all(), true, bounds()).unwrap();
+        let (new, _) = apply(&row(), &all(), Some(&run()), bounds()).unwrap();
         let taken_up = RanWith::of(&row()).on(&new);
         assert_eq!(RanWith::of(&taken_up), RanWith::of(&row()));
         assert_eq!(taken_up.restart, new.restart);
@@ -589,7 +610,7 @@ pub(crate) mod tests {
         fn a_disk_never_shrinks(from in 16_u64 << 20..1 << 40, to in 0_u64..1 << 41) {
             let before = VmRow { disk: from & !4095, ..row() };
             let set = SetVm { disk: Some(to), ..SetVm::default() };
-            if let Ok((after, _)) = apply(&before, &set, true, bounds()) {
+            if let Ok((after, _)) = apply(&before, &set, Some(&run()), bounds()) {
                 prop_assert!(after.disk >= before.disk);
             }
         }

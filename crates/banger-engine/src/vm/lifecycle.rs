@@ -22,6 +22,7 @@ use crate::error::Error;
 use crate::host::Host;
 use crate::ledger::{Owner, RunLog};
 use crate::operation::{Progress, Stage};
+use crate::ports::Reserved;
 use crate::vm::capability::{self, Start};
 use crate::vm::change::RanWith;
 use crate::vm::console::{self, Ending};
@@ -40,6 +41,8 @@ pub(crate) struct Started {
     pub(crate) machine: Arc<dyn Machine>,
     pub(crate) guest: AgentClient,
     pub(crate) running: Running,
+    /// Its published ports, which wait for the guest.
+    pub(crate) reserved: Vec<Reserved>,
 }
 
 /// Starts a machine and waits for its agent. On an error the caller collects the run.
@@ -168,7 +171,10 @@ pub(crate) async fn start(
         start_milliseconds: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
         agent_version: info.agent_version,
         kernel_release: info.kernel_release,
-        with: Some(RanWith::of(row)),
+        with: Some(RanWith {
+            bridged: host.network.tap_of(&row.id).is_some(),
+            ..RanWith::of(row)
+        }),
         restarts: 0,
         streak: 0,
     };
@@ -180,10 +186,17 @@ pub(crate) async fn start(
         init = ?info.init_mode,
         "started"
     );
+    let reserved = std::mem::take(
+        &mut *plan
+            .reserved
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner),
+    );
     Ok(Started {
         machine,
         guest,
         running,
+        reserved,
     })
 }
 
@@ -215,7 +228,11 @@ pub(crate) async fn plan<'a>(
         kernel: crate::image::kernel_files(state, &row.kernel),
         kernel_pvh: kernel.pvh,
         initramfs: OnceLock::new(),
+        address: OnceLock::new(),
+        mtu: OnceLock::new(),
+        adopts: false,
         hello: Mutex::new(None),
+        reserved: Mutex::default(),
         progress,
     })
 }
@@ -265,7 +282,11 @@ pub(crate) async fn adopt(
         .with
         .clone()
         .map_or_else(|| row.clone(), |with| with.on(row));
-    let spec = plan(host, &started, paths, kind, None).await?.spec();
+    let plan = Start {
+        adopts: true,
+        ..plan(host, &started, paths, kind, None).await?
+    };
+    let spec = plan.spec();
     let processes = host.ledger.processes(&Owner::Run(row.id.clone())).await?;
     let machine = vmm
         .adopt(&spec, &processes)
@@ -333,10 +354,14 @@ pub(crate) async fn kill(vm: &str, machine: &dyn Machine) -> Result<(), Error> {
 pub(crate) async fn remove(host: &Host, id: &str) -> Result<(), Error> {
     host.ledger.collect(&Owner::Run(id.to_owned())).await?;
     host.ledger.collect(&Owner::Machine(id.to_owned())).await?;
-    let id = id.to_owned();
+    // Whoever publishes a port of it now is told that there is no such machine.
+    let _changing = host.ports.changing.lock().await;
+    let row = id.to_owned();
     host.store
-        .write(Write::VmRemove, move |tx| banger_store::vms::remove(tx, &id))
+        .write(Write::VmRemove, move |tx| banger_store::vms::remove(tx, &row))
         .await?;
+    host.ports.forget(id);
+    host.network.changed();
     Ok(())
 }
 

@@ -1,6 +1,7 @@
 //! A machine's durable phase and the view of it that is published.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +13,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::id;
+use crate::net::allow::Allow;
+use crate::ports::Published;
 use crate::vm::capability::system_disk::SystemDiskKind;
 use crate::vm::change::RanWith;
 use crate::vm::policy::State;
@@ -89,6 +92,13 @@ impl Due {
             Some(failure) => Phase::Failed(failure),
             None => Phase::Stopped,
         }
+    }
+}
+
+impl Running {
+    /// It has a tap on the host's bridge.
+    pub(crate) fn on_bridge(&self) -> bool {
+        self.with.as_ref().is_some_and(|with| with.bridged)
     }
 }
 
@@ -242,6 +252,14 @@ pub struct Vm {
     pub work_disk_used: u64,
     /// The guest may reach what its host reaches.
     pub nat: bool,
+    /// What the guest may reach on the bridge.
+    pub allow: Allow,
+    /// Its address on the bridge.
+    pub address: Option<Ipv4Addr>,
+    /// Its card's hardware address.
+    pub mac: [u8; 6],
+    /// The tap of its run, where it is on the bridge.
+    pub tap: Option<String>,
     /// Started when the host has booted.
     pub autostart: bool,
     /// When it is started again after it ended by itself.
@@ -256,6 +274,8 @@ pub struct Vm {
     pub created: Timestamp,
     /// The Unix socket of the guest's vsock.
     pub vsock: PathBuf,
+    /// Its ports that are published, by the host's port.
+    pub published: Vec<Published>,
 }
 
 /// Where a machine's files are; derived from its id and nothing else.

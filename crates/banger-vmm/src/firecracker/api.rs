@@ -103,6 +103,10 @@ impl Api {
             self.put(&format!("/drives/{}", drive.drive_id), drive).await?;
         }
         self.put("/vsock", &config.vsock).await?;
+        if let Some(network) = &config.network {
+            let path = format!("/network-interfaces/{}", network.iface_id);
+            self.put(&path, network).await?;
+        }
         self.put(
             "/actions",
             &Action {

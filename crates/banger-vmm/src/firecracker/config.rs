@@ -5,7 +5,7 @@
 
 use serde::Serialize;
 
-use crate::spec::{Disk, MachineSpec};
+use crate::spec::{Disk, MachineSpec, Network, mac_text};
 
 /// What a kernel for x86-64 reads of its command line: `COMMAND_LINE_SIZE` of asm/setup.h less the NUL.
 const COMMAND_LINE_LIMIT: usize = 2047;
@@ -47,6 +47,9 @@ pub(super) struct Config<'a> {
     pub(super) drives: Vec<Drive<'a>>,
     /// For `PUT /vsock`.
     pub(super) vsock: Vsock<'a>,
+    /// For `PUT /network-interfaces/{iface_id}`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) network: Option<NetworkInterface<'a>>,
 }
 
 #[derive(Debug, Serialize)]
@@ -93,6 +96,13 @@ pub(super) struct Vsock<'a> {
     uds_path: &'a str,
 }
 
+#[derive(Debug, Serialize)]
+pub(super) struct NetworkInterface<'a> {
+    pub(super) iface_id: &'static str,
+    host_dev_name: &'a str,
+    guest_mac: String,
+}
+
 impl<'a> Config<'a> {
     /// Describes a specification that has been checked: paths that are not UTF-8 come out empty.
     pub(super) fn of(spec: &'a MachineSpec) -> Self {
@@ -111,6 +121,21 @@ impl<'a> Config<'a> {
                 guest_cid: spec.vsock.guest_cid,
                 uds_path: spec.vsock.socket.to_str().unwrap_or_default(),
             },
+            network: spec.network.as_ref().and_then(NetworkInterface::of),
+        }
+    }
+}
+
+impl<'a> NetworkInterface<'a> {
+    fn of(network: &'a Network) -> Option<Self> {
+        match network {
+            Network::Tap { name, mac } => Some(Self {
+                iface_id: "net",
+                host_dev_name: name,
+                guest_mac: mac_text(mac),
+            }),
+            // Refused by the check.
+            Network::User { .. } => None,
         }
     }
 }
@@ -177,5 +202,19 @@ mod tests {
   }
 }"#;
         assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn a_tap_is_a_network_interface() {
+        let mut spec = spec(Path::new("/d"));
+        spec.network = Some(Network::Tap {
+            name: "bgr0t3".to_owned(),
+            mac: [2, 0, 0, 1, 2, 0xff],
+        });
+        let text = serde_json::to_string(&Config::of(&spec).network).unwrap();
+        assert_eq!(
+            text,
+            r#"{"iface_id":"net","host_dev_name":"bgr0t3","guest_mac":"02:00:00:01:02:ff"}"#
+        );
     }
 }

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use serde_json::json;
 
-use crate::spec::{Disk, MachineSpec, Network};
+use crate::spec::{Disk, MachineSpec, Network, mac_text};
 use crate::vmm::Accelerator;
 
 /// What a kernel for x86-64 reads of its command line: `COMMAND_LINE_SIZE` of asm/setup.h less the NUL.
@@ -136,20 +136,30 @@ pub(super) fn qemu(spec: &MachineSpec, accelerator: Accelerator, descriptors: &D
         "-device",
         &format!("vhost-user-vsock-pci,id=vsock,chardev=vhost,addr={VSOCK_SLOT:x}"),
     );
-    match &spec.network {
-        None => {}
+    let mac = match &spec.network {
+        None => None,
         Some(Network::User { mac }) => {
-            let [a, b, c, d, e, f] = mac;
             args.pair("-netdev", "user,id=net");
-            // Without a boot ROM: nobody boots from this card.
-            args.pair(
-                "-device",
-                &format!(
-                    "virtio-net-pci,id=card,netdev=net,romfile=,addr={NETWORK_SLOT:x},\
-                     mac={a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}"
-                ),
-            );
+            Some(mac)
         }
+        Some(Network::Tap { name, mac }) => {
+            // The scripts would bring it up and into a bridge: it is already.
+            args.pair(
+                "-netdev",
+                &format!("tap,id=net,ifname={name},script=no,downscript=no"),
+            );
+            Some(mac)
+        }
+    };
+    if let Some(mac) = mac {
+        // Without a boot ROM: nobody boots from this card.
+        args.pair(
+            "-device",
+            &format!(
+                "virtio-net-pci,id=card,netdev=net,romfile=,addr={NETWORK_SLOT:x},mac={}",
+                mac_text(mac)
+            ),
+        );
     }
     args.0
 }
@@ -274,6 +284,19 @@ mod tests {
 -netdev user,id=net
 -device virtio-net-pci,id=card,netdev=net,romfile=,addr=3,mac=52:54:00:01:02:ff"#;
         assert_eq!(shown(&args), expected);
+    }
+
+    #[test]
+    fn a_tap_is_opened_as_it_is() {
+        let mut spec = spec(Path::new("/d"));
+        spec.network = Some(Network::Tap {
+            name: "bgr0t3".to_owned(),
+            mac: [2, 0, 0, 1, 2, 0xff],
+        });
+        let text = shown(&qemu(&spec, Accelerator::Tcg, &Descriptors { vhost: 7, qmp: 8 }));
+        let expected = "\n-netdev tap,id=net,ifname=bgr0t3,script=no,downscript=no\
+                        \n-device virtio-net-pci,id=card,netdev=net,romfile=,addr=3,mac=02:00:00:01:02:ff";
+        assert!(text.ends_with(expected), "{text}");
     }
 
     #[test]

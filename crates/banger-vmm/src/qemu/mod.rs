@@ -21,6 +21,7 @@
 mod argv;
 mod message;
 mod qmp;
+mod tap;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -36,13 +37,14 @@ use crate::error::{AdoptError, ControlError, KillError, LaunchError, ProbeError}
 use crate::figures::{MachineFigures, Moved};
 use crate::files::{connect_when_listening, open_append, remove_socket};
 use crate::probe;
-use crate::spec::MachineSpec;
+use crate::spec::{MachineSpec, Network};
 use crate::supervise::{Cleanup, Launching, Supervised};
 use crate::virtualization::HostVirtualization;
 use crate::vmm::{
     Companion, Machine, MachineExit, ProcessLog, ProcessRecord, ProcessRole, RunState, Vmm, VmmInfo, VmmKind,
 };
 use qmp::Qmp;
+use tap::TapCounter;
 
 /// How long `vhost-device-vsock` has to listen; it takes milliseconds.
 const VSOCK_READY: Duration = Duration::from_secs(10);
@@ -174,6 +176,14 @@ impl Qemu {
     }
 }
 
+/// The tap of the machine's card, if it has one.
+fn tap(spec: &MachineSpec) -> Option<&str> {
+    match &spec.network {
+        Some(Network::Tap { name, .. }) => Some(name),
+        Some(Network::User { .. }) | None => None,
+    }
+}
+
 fn file_error(action: &'static str, path: &Path, source: std::io::Error) -> LaunchError {
     LaunchError::File {
         action,
@@ -240,11 +250,18 @@ impl Vmm for Qemu {
         if !problems.is_empty() {
             return Err(LaunchError::Spec { problems });
         }
+        let tap = match tap(spec) {
+            Some(tap) => {
+                let counter = TapCounter::begin(tap, &spec.metrics).await;
+                Some(counter.map_err(|source| file_error("write", &spec.metrics, source))?)
+            }
+            None => None,
+        };
         let mut launching = Launching::new(log, &spec.log);
         match self.start(spec, &mut launching).await {
             Ok(qmp) => {
                 let supervised = launching.supervise(Self::cleanup(spec, &qmp));
-                Ok(Arc::new(QemuMachine::new(spec, supervised, qmp)))
+                Ok(Arc::new(QemuMachine::new(spec, supervised, qmp, tap)))
             }
             Err(error) => {
                 launching.abandon().await;
@@ -263,7 +280,8 @@ impl Vmm for Qemu {
         let supervised = Supervised::adopt(spec, processes, &roles, Self::cleanup(spec, &qmp))?;
         // Connected early, to hear QEMU's last words; whether it answers is for `control_alive` to say.
         qmp.status(ADOPT_CONNECT).await.ok();
-        Ok(Arc::new(QemuMachine::new(spec, supervised, qmp)))
+        let tap = tap(spec).map(|tap| TapCounter::adopt(tap, &spec.metrics));
+        Ok(Arc::new(QemuMachine::new(spec, supervised, qmp, tap)))
     }
 }
 
@@ -275,15 +293,17 @@ struct QemuMachine {
     disks: Vec<String>,
     /// As of QEMU's last answer.
     moved: Mutex<Moved>,
+    tap: Option<TapCounter>,
 }
 
 impl QemuMachine {
-    fn new(spec: &MachineSpec, supervised: Supervised, qmp: Arc<Qmp>) -> Self {
+    fn new(spec: &MachineSpec, supervised: Supervised, qmp: Arc<Qmp>, tap: Option<TapCounter>) -> Self {
         Self {
             supervised,
             qmp,
             disks: spec.disks.iter().map(|disk| disk.id.clone()).collect(),
             moved: Mutex::default(),
+            tap,
         }
     }
 }
@@ -323,6 +343,10 @@ impl Machine for QemuMachine {
 
     async fn figures(&self) -> MachineFigures {
         let answer = self.qmp.moved(FIGURES).await;
+        let network = match &self.tap {
+            Some(tap) => Some(tap.moved().await),
+            None => None,
+        };
         let mut moved = self.moved.lock().unwrap_or_else(PoisonError::into_inner);
         if let Ok(answer) = answer {
             // Two answers may arrive here in the other order.
@@ -330,7 +354,7 @@ impl Machine for QemuMachine {
         }
         MachineFigures {
             disk: *moved,
-            network: None,
+            network,
             ..self.supervised.usage()
         }
     }

@@ -7,6 +7,7 @@ mod location;
 mod moment;
 mod pair;
 mod path;
+mod port;
 mod size;
 
 pub(crate) use duration::{parse_duration, parse_seconds};
@@ -14,4 +15,5 @@ pub(crate) use location::Location;
 pub(crate) use moment::parse_moment;
 pub(crate) use pair::{EnvVar, Label, LabelKey, Selector};
 pub(crate) use path::absolute;
+pub(crate) use port::{format_host, parse_host_port, parse_publish};
 pub(crate) use size::{SizeError, format_size, parse_size};

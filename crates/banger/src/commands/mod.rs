@@ -11,8 +11,12 @@ pub(crate) mod exec;
 pub(crate) mod gc;
 pub(crate) mod image;
 pub(crate) mod kernel;
+pub(crate) mod net;
 pub(crate) mod op;
 pub(crate) mod run;
+pub(crate) mod ssh;
+pub(crate) mod ssh_config;
+pub(crate) mod ssh_proxy;
 pub(crate) mod version;
 pub(crate) mod vm;
 
@@ -26,6 +30,7 @@ use crate::error::CliError;
 pub(crate) enum Command {
     Run(run::Run),
     Exec(exec::Exec),
+    Ssh(ssh::Ssh),
     Cp(cp::Cp),
     #[command(visible_alias = "ps")]
     Ls(vm::ls::Ls),
@@ -38,12 +43,20 @@ pub(crate) enum Command {
     /// Manage kernels, which images boot with
     #[command(subcommand, arg_required_else_help = true)]
     Kernel(kernel::Kernel),
+    /// Look at the network of machines
+    #[command(subcommand, arg_required_else_help = true)]
+    Net(net::Net),
     /// Look at and cancel what takes time
     #[command(subcommand, arg_required_else_help = true)]
     Op(op::Op),
     /// Run, look at, install and stop the daemon
     #[command(subcommand, arg_required_else_help = true)]
     Daemon(daemon::Daemon),
+    /// Let the host's own ssh, scp and editors reach machines
+    #[command(subcommand, arg_required_else_help = true)]
+    SshConfig(ssh_config::SshConfig),
+    #[command(hide = true)]
+    SshProxy(ssh_proxy::SshProxy),
     Gc(gc::Gc),
     Doctor(doctor::Doctor),
     Version(version::Version),
@@ -58,11 +71,15 @@ impl Command {
             Self::Daemon(daemon::Daemon::Run(command)) => command.run(),
             Self::Run(command) => with_context(global, async |context| command.run(context).await),
             Self::Exec(command) => with_context(global, async |context| command.run(context).await),
+            Self::Ssh(command) => with_context(global, async |context| command.run(context).await),
+            Self::SshConfig(command) => with_context(global, async |context| command.run(context).await),
+            Self::SshProxy(command) => with_context(global, async |context| command.run(context).await),
             Self::Cp(command) => with_context(global, async |context| command.run(context).await),
             Self::Ls(command) => with_context(global, async |context| command.run(context).await),
             Self::Vm(command) => with_context(global, async |context| command.run(context).await),
             Self::Image(command) => with_context(global, async |context| command.run(context).await),
             Self::Kernel(command) => with_context(global, async |context| command.run(context).await),
+            Self::Net(command) => with_context(global, async |context| command.run(context).await),
             Self::Op(command) => with_context(global, async |context| command.run(context).await),
             Self::Daemon(command) => with_context(global, async |context| command.run(context).await),
             Self::Gc(command) => with_context(global, async |context| command.run(context).await),

@@ -25,6 +25,7 @@ Examples:
   banger run -it --rm debian                        a shell in a machine of its own
   banger run debian --vcpus 4 --memory 4G -- make   with more of everything
   banger run debian --name ci --ttl 2h --detach     gone in two hours; do not wait for it
+  banger run debian --name web -p 8080:80           its port 80 at http://127.0.0.1:8080
 ")]
 pub(crate) struct Run {
     /// Image to start from

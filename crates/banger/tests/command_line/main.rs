@@ -12,6 +12,7 @@ mod machines;
 mod many;
 mod operations;
 mod service;
+mod ssh;
 mod streams;
 mod support;
 mod terminal;

@@ -22,6 +22,23 @@ pub(crate) struct Seconds(pub(crate) Duration);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct AbsolutePath(pub(crate) PathBuf);
 
+/// A network of machines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Network4(pub(crate) banger_engine::Subnet);
+
+/// A bridge's name, after which its taps are called.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct BridgeName(pub(crate) String);
+
+/// How many spare taps there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct PoolSize(pub(crate) u16);
+
+/// `IFNAMSIZ` leaves 15 bytes, of which a tap's number takes up to 5.
+const BRIDGE_NAME: usize = 10;
+/// Each spare tap is an interface that everybody on the host sees in their lists.
+const POOL_MAXIMUM: u16 = 64;
+
 const MIB: u64 = 1 << 20;
 const DAY: u64 = 24 * 60 * 60;
 
@@ -55,6 +72,28 @@ impl Size {
             Some(bytes) if bytes % MIB != 0 => Err(format!("{text:?} is not a whole number of MiB")),
             Some(bytes) => Ok(Self(bytes)),
         }
+    }
+}
+
+impl BridgeName {
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+        let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '_';
+        let begins = text.starts_with(|c: char| c.is_ascii_lowercase());
+        if begins && text.len() <= BRIDGE_NAME && text.chars().all(allowed) {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(format!(
+                "{text:?} cannot name a bridge: write 1 to {BRIDGE_NAME} of a-z, 0-9, - and _, beginning with a letter"
+            ))
+        }
+    }
+}
+
+impl Network4 {
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+        text.parse()
+            .map(Self)
+            .map_err(|e: banger_engine::SubnetError| e.to_string())
     }
 }
 
@@ -118,6 +157,29 @@ impl<'de> Deserialize<'de> for Seconds {
 impl<'de> Deserialize<'de> for AbsolutePath {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         Self::parse(&String::deserialize(deserializer)?).map_err(de::Error::custom)
+    }
+}
+
+impl<'de> Deserialize<'de> for BridgeName {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::parse(&String::deserialize(deserializer)?).map_err(de::Error::custom)
+    }
+}
+
+impl<'de> Deserialize<'de> for Network4 {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::parse(&String::deserialize(deserializer)?).map_err(de::Error::custom)
+    }
+}
+
+impl<'de> Deserialize<'de> for PoolSize {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match u16::deserialize(deserializer)? {
+            size if size <= POOL_MAXIMUM => Ok(Self(size)),
+            size => Err(de::Error::custom(format!(
+                "{size} spare taps are more than the most, {POOL_MAXIMUM}"
+            ))),
+        }
     }
 }
 

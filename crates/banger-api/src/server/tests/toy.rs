@@ -79,6 +79,13 @@ impl Service for Toy {
         vm_health(VmRef) -> VmHealth;
         vm_wait(VmWait) -> VmWaited;
         gc_run(GcRun) -> GcReport;
+        net_status(Empty) -> NetStatus;
+        vm_ports(VmRef) -> VmPorts;
+        vm_publish(VmPublish) -> Vec<Publication>;
+        vm_unpublish(VmUnpublish) -> Vec<Publication>;
+        ssh_identity(SshIdentityOf) -> SshIdentity;
+        ssh_rotate(Empty) -> SshIdentity;
+        guest_ssh(SshOpen) -> StreamHandler;
     }
 
     /// Echoes the id.

@@ -8,6 +8,7 @@ mod boot;
 mod console;
 mod disk;
 mod network;
+mod publish;
 pub(crate) mod system_disk;
 mod vsock;
 pub(crate) mod work_disk;
@@ -24,6 +25,7 @@ use crate::error::{Error, Problem};
 use crate::host::Host;
 use crate::image::kernel::KernelFiles;
 use crate::operation::Progress;
+use crate::ports::Reserved;
 use crate::vm::state::Paths;
 
 /// One start of one machine, as the capabilities see it.
@@ -40,8 +42,16 @@ pub(crate) struct Start<'a> {
     pub(crate) kernel_pvh: bool,
     /// Made by `boot`.
     pub(crate) initramfs: OnceLock<PathBuf>,
+    /// Made by `network`: the guest's address on the bridge.
+    pub(crate) address: OnceLock<std::net::Ipv4Addr>,
+    /// The largest packet that gets out of the host whole, in bytes, where it is smaller than the bridge's.
+    pub(crate) mtu: OnceLock<u32>,
+    /// It runs already: it has what it was started with, and not what a start would give it.
+    pub(crate) adopts: bool,
     /// Made by `vsock`: where the guest's hello arrives.
     pub(crate) hello: Mutex<Option<UnixListener>>,
+    /// Made by `publish`: ports that are kept for when the guest has answered.
+    pub(crate) reserved: Mutex<Vec<Reserved>>,
     /// Where a start tells its user things; absent where nothing is started.
     pub(crate) progress: Option<&'a Progress>,
 }
@@ -79,12 +89,13 @@ pub(crate) trait Capability: Send + Sync {
 
 /// All, in the order of preparation.
 pub(crate) const ALL: &[&dyn Capability] = &[
+    &publish::Publish,
     &vsock::GuestSocket,
     &console::Console,
     &system_disk::SystemDisk,
     &work_disk::WorkDisk,
     &boot::BootFiles,
-    &network::UserNetwork,
+    &network::GuestNetwork,
 ];
 
 impl Start<'_> {

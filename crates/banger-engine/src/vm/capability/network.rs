@@ -1,25 +1,178 @@
-//! The network without privileges: QEMU's user-mode network, outbound only. Firecracker has none, and a machine without
-//! NAT gets no card at all.
+//! The guest's network: a tap on the host's bridge with an address of the machine's own, or, without privileges, QEMU's
+//! user-mode network, outbound only. Under Firecracker there is nothing without privileges, and without them a machine
+//! without NAT gets no card at all; on the bridge it gets one whose way out is closed.
+//!
+//! On the bridge `prepare` takes a tap that is there already and asks for rules without waiting for them; until they are
+//! in force, everything from the tap is dropped. `started` waits.
+
+use std::sync::Arc;
 
 use banger_vmm::{MachineSpec, Network, VmmKind};
 
 use super::{Capability, Start};
 use crate::doctor::Check;
+use crate::error::{Error, chain};
+use crate::host::Host;
+use crate::net::bridge::Scene;
+use crate::net::hands::Hands;
+use crate::net::{self, Mode, bridge, prerequisites};
 
 /// The addresses of QEMU's user-mode network (QEMU's manual, "Using the user mode network stack"): guest with prefix,
 /// gateway, DNS server.
 const GUEST: &str = "eth0,10.0.2.15/24,10.0.2.2,10.0.2.3";
 
-pub(crate) struct UserNetwork;
+/// Where a guest looks for a name without a dot: the zone of the DNS server on the bridge.
+const SEARCH: &str = "vm";
+
+pub(crate) struct GuestNetwork;
 
 #[async_trait::async_trait]
-impl Capability for UserNetwork {
+impl Capability for GuestNetwork {
     fn name(&self) -> &'static str {
         "network"
     }
 
     async fn check(&self, start: &Start<'_>) -> Vec<Check> {
-        let check = match (start.row.nat, start.vmm) {
+        let network = &start.host.network;
+        if let Mode::User(why) = network.mode() {
+            return vec![self.check_user(start, why)];
+        }
+        let mut checks = vec![match network.obstacle().await {
+            Some(obstacle) => Check::failure(self.name(), "bridge", obstacle.to_string(), obstacle.fix()),
+            None => Check::fine(self.name(), "bridge", network.settings().bridge.clone()),
+        }];
+        checks.push(match network.leased(&start.row.id, &start.row.name).await {
+            Ok(Some(address)) => Check::fine(self.name(), "address", address.to_string()),
+            Ok(None) => Check::fine(self.name(), "address", "leased when it starts"),
+            Err(e) => {
+                let report = e.report();
+                Check::failure(
+                    self.name(),
+                    "address",
+                    report.message,
+                    report.hint.unwrap_or_default(),
+                )
+            }
+        });
+        checks.push(match start.row.nat {
+            true => Check::fine(
+                self.name(),
+                "nat",
+                "the guest reaches the internet by the host's address",
+            ),
+            false => Check::fine(
+                self.name(),
+                "nat",
+                "none: the guest reaches nothing beyond the host",
+            ),
+        });
+        checks
+    }
+
+    async fn prepare(&self, start: &Start<'_>) -> Result<(), Error> {
+        let network = &start.host.network;
+        match network.mode() {
+            Mode::User(_) => Ok(()),
+            Mode::Bridge => {
+                let address = network.lease(&start.row.id, &start.row.name).await?;
+                // Kept for `contribute`, which cannot ask.
+                start.address.get_or_init(|| address);
+                if let Some(mtu) = bridge::narrowest().await {
+                    start.mtu.get_or_init(|| mtu);
+                }
+                network.take_tap(&start.row.id).await.map(drop)
+            }
+        }
+    }
+
+    fn contribute(&self, start: &Start<'_>, spec: &mut MachineSpec) {
+        let network = &start.host.network;
+        if let Some(tap) = network.tap_of(&start.row.id) {
+            spec.network = Some(Network::Tap {
+                name: tap,
+                mac: net::mac(&start.row.id),
+            });
+            // Absent when adopting, where nothing boots.
+            if let Some(address) = start.address.get() {
+                let subnet = network.settings().subnet;
+                let (prefix, gateway) = (subnet.prefix(), subnet.gateway());
+                // The bridge passes no IPv6, so the guest is better off without.
+                let mut parameter = format!(
+                    "banger.net=eth0,{address}/{prefix},{gateway},{gateway},search={SEARCH},inet6=off"
+                );
+                if let Some(mtu) = start.mtu.get() {
+                    parameter.push_str(&format!(",mtu={mtu}"));
+                }
+                spec.boot.args.push(parameter);
+            }
+            return;
+        }
+        match (network.mode(), start.vmm) {
+            // Before its tap is taken: the specification is looked at again with it.
+            (Mode::Bridge, _) if !start.adopts => {}
+            (_, VmmKind::Qemu) if start.row.nat => {
+                spec.network = Some(Network::User {
+                    mac: net::mac(&start.row.id),
+                });
+                spec.boot.args.push(format!("banger.net={GUEST}"));
+            }
+            (_, VmmKind::Qemu | VmmKind::Firecracker) => {}
+        }
+    }
+
+    async fn started(&self, start: &Start<'_>) {
+        let network = &start.host.network;
+        if network.tap_of(&start.row.id).is_none() {
+            return;
+        }
+        if let Err(reason) = network.applied().await {
+            let text = format!("the guest's network is closed: {reason}");
+            tracing::error!(vm = start.row.name, reason, "the guest's network is closed");
+            start.notice(text);
+        }
+    }
+
+    async fn doctor(&self, host: &Arc<Host>) -> Vec<Check> {
+        let (network, group) = (&host.network, prerequisites::GROUP);
+        let settings = network.settings();
+        let shown = format!("a bridge, {} with {}", settings.bridge, settings.subnet);
+        let mut checks = vec![match network.mode() {
+            Mode::Bridge => Check::fine(group, "mode", shown),
+            Mode::User(why) => {
+                Check::fine(group, "mode", format!("without privileges, the VMM's own: {why}"))
+            }
+        }];
+        // What a bridge would need is of interest where there is none because of that.
+        for missing in prerequisites::missing(network.hands()) {
+            checks.push(Check::warning(group, missing.name, missing.reason, missing.fix));
+        }
+        if *network.mode() != Mode::Bridge {
+            return checks;
+        }
+        let standing = network.standing();
+        match network.obstacle().await {
+            Some(obstacle) => checks.push(Check::failure(
+                group,
+                "bridge",
+                obstacle.to_string(),
+                obstacle.fix(),
+            )),
+            None => checks.push(clash(host).await),
+        }
+        if let Some(problem) = standing.problem {
+            let fix = "see the daemon's log; it is tried again at the next change";
+            checks.push(Check::failure(group, "rules", problem, fix));
+        }
+        checks.push(prerequisites::forwarding(standing.forwarding));
+        checks.extend(net::dns::checks(&network.dns(), settings.subnet.gateway()));
+        checks.extend(prerequisites::other_rules(network.hands(), &settings.bridge).await);
+        checks
+    }
+}
+
+impl GuestNetwork {
+    fn check_user(&self, start: &Start<'_>, why: &str) -> Check {
+        match (start.row.nat, start.vmm) {
             (false, VmmKind::Qemu | VmmKind::Firecracker) => {
                 Check::fine(self.name(), "nat", "none: the guest has its loopback only")
             }
@@ -31,40 +184,25 @@ impl Capability for UserNetwork {
             (true, VmmKind::Firecracker) => Check::warning(
                 self.name(),
                 "nat",
-                "Firecracker has no network without privileges: the guest has its loopback only",
+                format!(
+                    "Firecracker has no network without privileges ({why}): the guest has its loopback only"
+                ),
                 "run it with QEMU where it needs a network: --vmm qemu",
             ),
-        };
-        vec![check]
-    }
-
-    fn contribute(&self, start: &Start<'_>, spec: &mut MachineSpec) {
-        match start.vmm {
-            VmmKind::Qemu if start.row.nat => {
-                spec.network = Some(Network::User {
-                    mac: mac(&start.row.id),
-                });
-                spec.boot.args.push(format!("banger.net={GUEST}"));
-            }
-            VmmKind::Qemu | VmmKind::Firecracker => {}
         }
     }
 }
 
-/// A locally administered unicast address (IEEE 802, second-lowest bit of the first octet) that stays with the machine.
-fn mac(id: &str) -> [u8; 6] {
-    let digest = hostkit::digest::Digest::of_bytes(id.as_bytes());
-    let bytes = digest.as_bytes();
-    [0x02, bytes[0], bytes[1], bytes[2], bytes[3], bytes[4]]
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn a_mac_is_local_unicast_and_stays() {
-        let mac = super::mac("abcdefghij");
-        assert_eq!(mac[0] & 0b11, 0b10);
-        assert_eq!(mac, super::mac("abcdefghij"));
-        assert_ne!(mac, super::mac("abcdefghik"));
+/// A network that came up after the bridge, such as a VPN's.
+async fn clash(host: &Host) -> Check {
+    let (settings, group) = (host.network.settings(), prerequisites::GROUP);
+    let look = async { Ok::<_, Error>(Scene::look(&Hands::links()?).await) };
+    match look.await {
+        Ok(Ok(scene)) => match scene.clash(settings) {
+            Some(obstacle) => Check::warning(group, "bridge", obstacle.to_string(), obstacle.fix()),
+            None => Check::fine(group, "bridge", format!("{} is up", settings.bridge)),
+        },
+        Ok(Err(e)) => Check::warning(group, "bridge", chain(&e), "see the daemon's log"),
+        Err(e) => Check::warning(group, "bridge", chain(&e), "see the daemon's log"),
     }
 }

@@ -55,8 +55,7 @@ impl Task {
             boot_memory: limits::boot_memory(&self.host, set.kernel.as_ref().unwrap_or(&self.row.kernel)),
             now: Timestamp::now(),
         };
-        let runs = self.phase.running().is_some();
-        let (row, changes) = change::apply(&self.row, set, runs, bounds)?;
+        let (row, changes) = change::apply(&self.row, set, self.phase.running(), bounds)?;
         if row.disk > self.row.disk || row.work_disk > self.row.work_disk {
             space::demand(&self.host, 0)?;
         }
@@ -87,7 +86,9 @@ impl Task {
     async fn update(&mut self, row: VmRow) -> Result<(), Error> {
         let rows = &self.host.store;
         let written = rows.write(Write::VmUpdate, move |tx| banger_store::vms::update(tx, &row));
-        Ok(written.await?)
+        written.await?;
+        self.host.network.changed();
+        Ok(())
     }
 
     fn grow(&mut self, machine: Arc<dyn Machine>, before: &VmRow, changes: Vec<Change>, caller: Caller) {

@@ -184,9 +184,13 @@ pub(crate) fn spawn(host: Arc<Host>, machines: &Machines, row: VmRow, begin: Beg
         } => task.begin_create(progress, reply, start),
         Begin::Remove => task.begin_remove(None, Terms::default()),
         Begin::Resting(_) => task.wait_for_turn(),
-        // Somebody asked for its end, and was not told of another decision since.
-        Begin::Adopted(Phase::Stopping(_), ..) => task.go_on_stopping(),
-        Begin::Adopted(..) => {}
+        Begin::Adopted(phase, ..) => {
+            task.host.ports.follow(&task.row.id, task.guest.as_ref());
+            // Somebody asked for its end, and was not told of another decision since.
+            if let Phase::Stopping(_) = phase {
+                task.go_on_stopping();
+            }
+        }
     }
     // In the table before the task runs, which may take it out again at once.
     machines.add(&name, handle.clone());
@@ -427,6 +431,7 @@ impl Task {
     }
 
     fn show(&self) {
+        self.host.ports.follow(&self.row.id, self.guest.as_ref());
         self.view.send_modify(|view| {
             view.phase = self.phase.clone();
             view.guest = self.guest.clone();
@@ -446,6 +451,7 @@ impl Task {
         if self.unkept && self.work.is_none() {
             self.keep_phase().await;
         }
+        self.host.ports.retry(&self.row.id);
         for path in [self.paths.console(), self.paths.vmm_log(), self.paths.metrics()] {
             if let Err(e) = console::rotate(&path) {
                 tracing::warn!(path = %path.display(), error = %e, "not rotated");

@@ -218,7 +218,9 @@ impl Task {
                     machine,
                     guest,
                     mut running,
+                    reserved,
                 } = *started;
+                self.host.ports.open(&self.row.id, &guest, reserved);
                 if let Phase::Due(due) = &self.kept {
                     running.restarts = due.restarts + u32::from(!due.autostart);
                     running.streak = due.streak + 1;

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use banger_api::client::Client;
-use banger_api::types::{Operation, RestartPolicy, SystemDisk, VmCreate, VmmKind};
+use banger_api::types::{Operation, PublishPort, Reach, RestartPolicy, SystemDisk, VmCreate, VmmKind};
 use clap::{Args, ValueEnum};
 use jiff::Timestamp;
 
-use crate::args::{Label, parse_duration, parse_moment, parse_size};
+use crate::args::{Label, parse_duration, parse_moment, parse_publish, parse_size};
 use crate::commands::vm::rm;
 use crate::context::Context;
 use crate::error::CliError;
@@ -29,6 +29,7 @@ Examples:
   banger vm create dev --image debian --work-disk 20GiB --autostart --restart on-failure
   banger vm create ci --image busybox --label team=infra --vmm qemu --ttl 2h
   banger vm create ci --image busybox --start --detach
+  banger vm create web --image debian -p 8080:80 -p 127.0.0.1:5353:53/udp
 ")]
 pub(crate) struct Create {
     /// Name of the machine: 1 to 63 of a-z, 0-9 and -, beginning with a letter
@@ -77,8 +78,14 @@ pub(crate) struct MachineArgs {
     /// Label it; can be given several times
     #[arg(long, value_name = "KEY=VALUE")]
     label: Vec<Label>,
+    /// Make a port of the guest reachable at the host: [[ADDRESS:]HOST:]GUEST[/udp]; can be given several times
+    #[arg(short, long, value_name = "HOST:GUEST", value_parser = parse_publish)]
+    publish: Vec<PublishPort>,
     #[command(flatten)]
     nat: NatArgs,
+    /// What else the guest may reach on the bridge; several with commas [default: nothing]
+    #[arg(long, value_enum, value_name = "WHAT", value_delimiter = ',')]
+    allow: Vec<AllowArg>,
     /// Start it when the host has booted
     #[arg(long)]
     autostart: bool,
@@ -107,6 +114,27 @@ impl NatArgs {
             (true, _) => Some(true),
             (false, true) => Some(false),
             (false, false) => None,
+        }
+    }
+}
+
+/// What a guest on the bridge may reach.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum AllowArg {
+    /// Other machines that allow it too
+    Guests,
+    /// Services of the host
+    Host,
+    /// The host's own networks, and all private ones
+    Lan,
+}
+
+impl From<AllowArg> for Reach {
+    fn from(allow: AllowArg) -> Self {
+        match allow {
+            AllowArg::Guests => Self::Guests,
+            AllowArg::Host => Self::Host,
+            AllowArg::Lan => Self::Lan,
         }
     }
 }
@@ -221,9 +249,11 @@ impl MachineArgs {
             },
             work_disk: self.work_disk,
             nat: self.nat.asked(),
+            allow: self.allow.into_iter().map(Reach::from).collect(),
             autostart: self.autostart,
             restart: self.restart.map(RestartPolicy::from).unwrap_or_default(),
             expires: self.expiry.expires(Timestamp::now())?,
+            publish: self.publish,
         })
     }
 }

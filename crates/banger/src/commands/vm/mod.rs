@@ -7,6 +7,8 @@ pub(crate) mod logs;
 pub(crate) mod ls;
 pub(crate) mod many;
 pub(crate) mod ping;
+pub(crate) mod ports;
+pub(crate) mod publish;
 pub(crate) mod rename;
 pub(crate) mod reset;
 pub(crate) mod restart;
@@ -17,6 +19,7 @@ pub(crate) mod start;
 pub(crate) mod stats;
 mod stats_table;
 pub(crate) mod stop;
+pub(crate) mod unpublish;
 pub(crate) mod wait;
 
 use clap::Subcommand;
@@ -42,6 +45,9 @@ pub(crate) enum Vm {
     Health(health::Health),
     Wait(wait::Wait),
     Ping(ping::Ping),
+    Ports(ports::Ports),
+    Publish(publish::Publish),
+    Unpublish(unpublish::Unpublish),
     Logs(logs::Logs),
 }
 
@@ -63,6 +69,9 @@ impl Vm {
             Self::Health(command) => command.run(context).await,
             Self::Wait(command) => command.run(context).await,
             Self::Ping(command) => command.run(context).await,
+            Self::Ports(command) => command.run(context).await,
+            Self::Publish(command) => command.run(context).await,
+            Self::Unpublish(command) => command.run(context).await,
             Self::Logs(command) => command.run(context).await,
         }
     }

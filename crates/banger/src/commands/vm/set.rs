@@ -1,10 +1,12 @@
 //! `banger vm set`: changes a machine, and says what of it applies now.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use banger_api::client::Client;
-use banger_api::types::{Applies, RestartPolicy, Vm, VmChange, VmRef, VmReset, VmSet, VmSetReply, VmmKind};
-use clap::{ArgGroup, Args};
+use banger_api::types::{
+    Applies, Reach, RestartPolicy, Vm, VmChange, VmRef, VmReset, VmSet, VmSetReply, VmmKind,
+};
+use clap::{ArgGroup, Args, ValueEnum};
 use jiff::Timestamp;
 
 use super::create::{ExpiryArgs, NatArgs, RestartArg, VCPUS, VmmArg};
@@ -24,13 +26,14 @@ use crate::table;
 #[derive(Debug, Args)]
 #[command(
     group = ArgGroup::new("settings").required(true).multiple(true).args([
-        "vcpus", "memory", "disk", "work_disk", "kernel", "vmm", "image", "label", "unlabel", "nat", "no_nat",
+        "vcpus", "memory", "disk", "work_disk", "kernel", "vmm", "image", "label", "unlabel", "nat", "no_nat", "allow",
         "autostart", "no_autostart", "restart", "ttl", "expires", "no_expiry",
     ]),
     after_help = "\
 Examples:
   banger vm set dev --memory 4GiB --vcpus 4
   banger vm set dev --disk 40GiB
+  banger vm set dev --no-nat --allow guests,host
   banger vm set dev --label team=infra --unlabel stage
   banger vm set dev --autostart --restart on-failure --no-expiry
   banger vm set dev --image debian-next --force
@@ -72,6 +75,9 @@ pub(crate) struct Set {
     unlabel: Vec<LabelKey>,
     #[command(flatten)]
     nat: NatArgs,
+    /// All that the guest may reach on the bridge: guests, host, lan, several with commas; or none
+    #[arg(long, value_enum, value_name = "WHAT", value_delimiter = ',')]
+    allow: Vec<AllowOrNone>,
     /// Start it when the host has booted
     #[arg(long, overrides_with = "no_autostart")]
     autostart: bool,
@@ -89,6 +95,39 @@ pub(crate) struct Set {
     /// Format of the result: for people, or the daemon's own types
     #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t)]
     output: Format,
+}
+
+/// What a guest on the bridge may reach, or nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum AllowOrNone {
+    /// Other machines that allow it too
+    Guests,
+    /// Services of the host
+    Host,
+    /// The host's own networks, and all private ones
+    Lan,
+    /// Nothing of these
+    None,
+}
+
+/// What was asked for, if anything was.
+fn allowed(asked: &[AllowOrNone]) -> Result<Option<BTreeSet<Reach>>, CliError> {
+    if asked.is_empty() {
+        return Ok(None);
+    }
+    let reach: BTreeSet<Reach> = asked
+        .iter()
+        .filter_map(|asked| match asked {
+            AllowOrNone::Guests => Some(Reach::Guests),
+            AllowOrNone::Host => Some(Reach::Host),
+            AllowOrNone::Lan => Some(Reach::Lan),
+            AllowOrNone::None => None,
+        })
+        .collect();
+    if asked.contains(&AllowOrNone::None) && !reach.is_empty() {
+        return Err(CliError::usage("--allow none goes with nothing else"));
+    }
+    Ok(Some(reach))
 }
 
 impl Set {
@@ -131,6 +170,7 @@ impl Set {
                 return Err(CliError::usage(format!("label {key} is both set and taken away")));
             }
         }
+        let allow = allowed(&self.allow)?;
         Ok(VmSet {
             vm: self.vm,
             vcpus: self.vcpus,
@@ -141,6 +181,7 @@ impl Set {
             vmm: self.vmm.map(VmmKind::from),
             labels,
             nat: self.nat.asked(),
+            allow,
             autostart: match (self.autostart, self.no_autostart) {
                 (true, _) => Some(true),
                 (false, true) => Some(false),

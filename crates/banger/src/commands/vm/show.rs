@@ -76,6 +76,13 @@ fn render(vm: &Vm, now: Timestamp) -> String {
             },
         ),
         ("nat", human::yes_no(vm.nat).to_owned()),
+        ("allow", human::allow(&vm.allow)),
+        (
+            "address",
+            vm.address
+                .map_or_else(|| "none".to_owned(), |address| address.to_string()),
+        ),
+        ("mac", vm.mac.clone()),
         ("pinned vmm", vm.vmm.map_or("none", human::vmm).to_owned()),
     ]);
     let labels: Vec<String> = vm
@@ -106,6 +113,10 @@ fn render(vm: &Vm, now: Timestamp) -> String {
             ),
         ),
     ]);
+    if !vm.published.is_empty() {
+        let lines: Vec<String> = vm.published.iter().map(super::ports::line).collect();
+        rows.push(("published", lines.join(", ")));
+    }
     if !vm.pending.is_empty() {
         rows.push(("at next start", vm.pending.join(", ")));
     }
@@ -133,6 +144,7 @@ fn render(vm: &Vm, now: Timestamp) -> String {
             ("agent", running.agent_version.clone()),
             ("vsock", running.vsock.clone()),
         ]);
+        rows.extend(running.tap.iter().map(|tap| ("tap", tap.clone())));
     }
     table::fields(rows)
 }
@@ -183,6 +195,12 @@ pub(super) fn example(running: bool) -> Vm {
         work_disk: 0,
         work_disk_used: 0,
         nat: true,
+        allow: running
+            .then_some(banger_api::types::Reach::Guests)
+            .into_iter()
+            .collect(),
+        address: running.then_some([10, 209, 0, 2].into()),
+        mac: "02:00:5e:10:00:07".into(),
         autostart: false,
         restart: banger_api::types::RestartPolicy::No,
         expires: None,
@@ -190,6 +208,7 @@ pub(super) fn example(running: bool) -> Vm {
         restarts_at: None,
         pending: Vec::new(),
         created,
+        published: Vec::new(),
         running: running.then(|| VmRunning {
             vmm: VmmKind::Qemu,
             acceleration: "tcg".into(),
@@ -199,6 +218,7 @@ pub(super) fn example(running: bool) -> Vm {
             agent_version: "0.1.0".into(),
             kernel_release: "6.1.0-42-cloud-amd64".into(),
             vsock: "/run/banger/bgrk3v9x0q2ab/vsock.sock".into(),
+            tap: Some("bgr0t0".into()),
         }),
     }
 }

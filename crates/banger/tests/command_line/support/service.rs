@@ -28,6 +28,8 @@ pub(crate) struct World {
     pub(crate) slow: Mutex<bool>,
     /// How often figures were asked for.
     pub(crate) samples: Mutex<u64>,
+    /// How often the key of ssh was made anew.
+    pub(crate) keys: Mutex<u64>,
 }
 
 /// A machine that runs.
@@ -58,6 +60,10 @@ pub(super) fn vm(name: &str) -> Vm {
         expires: None,
         restarts: 0,
         restarts_at: None,
+        allow: std::collections::BTreeSet::new(),
+        address: None,
+        mac: "02:00:00:00:00:01".into(),
+        published: Vec::new(),
         pending: Vec::new(),
         created,
         running: None,
@@ -417,6 +423,22 @@ impl Service for Local {
             guest_uptime_seconds: 5,
         })
     }
+    async fn vm_ports(&self, _: Caller, params: VmRef) -> Result<VmPorts, RpcError> {
+        self.find(&params.vm)?;
+        Err(RpcError::new(ErrorKind::NotFound, "no ports here"))
+    }
+    async fn vm_publish(&self, _: Caller, params: VmPublish) -> Result<Vec<Publication>, RpcError> {
+        self.find(&params.vm)?;
+        Err(RpcError::new(ErrorKind::NotFound, "no ports here"))
+    }
+    async fn vm_unpublish(&self, _: Caller, params: VmUnpublish) -> Result<Vec<Publication>, RpcError> {
+        self.find(&params.vm)?;
+        Err(RpcError::new(ErrorKind::NotFound, "no ports here"))
+    }
+    async fn net_status(&self, _: Caller, _: Empty) -> Result<NetStatus, RpcError> {
+        Err(RpcError::new(ErrorKind::NotFound, "no network here"))
+    }
+
     async fn op_list(&self, _: Caller, _: Empty) -> Result<Vec<Operation>, RpcError> {
         Ok(Vec::new())
     }
@@ -477,6 +499,55 @@ impl Service for Local {
             )
         })?;
         Ok(Box::new(move |stream| Box::pin(exec(stream, child))))
+    }
+
+    async fn ssh_identity(&self, _: Caller, params: SshIdentityOf) -> Result<SshIdentity, RpcError> {
+        if let Some(vm) = &params.vm {
+            self.find(vm)?;
+        }
+        let keys = *self.0.keys.lock().unwrap();
+        let hosts = self.0.vms.lock().unwrap();
+        Ok(SshIdentity {
+            private_key: format!("private {keys}\n"),
+            public_key: format!("ssh-ed25519 AAAA{keys}"),
+            hosts: hosts
+                .values()
+                .map(|vm| SshHost {
+                    vm: vm.name.clone(),
+                    host_key: format!("ssh-ed25519 BBBB{}", vm.id),
+                })
+                .collect(),
+        })
+    }
+
+    async fn ssh_rotate(&self, caller: Caller, _: Empty) -> Result<SshIdentity, RpcError> {
+        *self.0.keys.lock().unwrap() += 1;
+        self.ssh_identity(caller, SshIdentityOf::default()).await
+    }
+
+    /// Gives back what comes, and then its last word.
+    async fn guest_ssh(&self, _: Caller, params: SshOpen) -> Result<StreamHandler, RpcError> {
+        let vm = self.find(&params.vm)?;
+        if vm.state != VmState::Running {
+            let error = RpcError::new(
+                ErrorKind::WrongState,
+                format!("machine {:?} is not running", vm.name),
+            );
+            return Err(error.hint(format!("start it: banger vm start {}", vm.name)));
+        }
+        Ok(Box::new(|mut stream| {
+            Box::pin(async move {
+                while let Ok(Some(Frame::Data(bytes))) = stream.next().await {
+                    if stream.send(Frame::Data(bytes)).await.is_err() {
+                        return;
+                    }
+                }
+                let word = Bytes::from_static(b"bye");
+                if stream.send(Frame::Data(word)).await.is_ok() {
+                    stream.send(Frame::End).await.ok();
+                }
+            })
+        }))
     }
 
     async fn guest_upload(&self, _: Caller, params: UploadOpen) -> Result<StreamHandler, RpcError> {

@@ -119,7 +119,7 @@ fn uuid(scope: &str, name: &str) -> String {
 
 /// What tells a state directory from all others for as long as the host runs, which is as long as devices live: where
 /// its inode is.
-fn scope(state_dir: &Path) -> Result<String, Error> {
+pub(crate) fn scope(state_dir: &Path) -> Result<String, Error> {
     let found = std::fs::metadata(state_dir).map_err(io("look at", state_dir))?;
     let digest = Digest::of_bytes(format!("{}:{}", found.dev(), found.ino()).as_bytes());
     let bytes = digest.as_bytes().iter().take(8);

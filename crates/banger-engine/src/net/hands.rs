@@ -1,0 +1,94 @@
+//! What the network does to the host: links, rules, settings of the kernel, each by the program or the call that the host
+//! has for it. Here is also how each is undone, for the ledger.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use hostkit::link::Links;
+use hostkit::nft::{Family, Nft};
+use hostkit::sysctl;
+
+use super::pool::Pool;
+use crate::error::Error;
+
+/// How the aliases of our links begin; the scope of the state directory follows.
+const ALIAS: &str = "banger ";
+
+/// Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct Hands {
+    /// The taps.
+    pub(crate) pool: Pool,
+    /// What our links say of whose they are.
+    pub(crate) alias: Arc<str>,
+    /// As in the variable `PATH`.
+    path: Arc<OsString>,
+}
+
+fn fail(action: &'static str, source: impl std::error::Error + Send + Sync + 'static) -> Error {
+    Error::Host {
+        action,
+        source: Box::new(source),
+    }
+}
+
+impl Hands {
+    /// For a bridge of that name and a state directory of that scope.
+    pub(crate) fn new(bridge: &str, scope: &str, path: &[PathBuf]) -> Self {
+        // A directory with a colon in its name cannot be in a `PATH`, and came out of one.
+        let path = std::env::join_paths(path).unwrap_or_default();
+        Self {
+            pool: Pool::new(bridge),
+            alias: format!("{ALIAS}{scope}").into(),
+            path: Arc::new(path),
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn for_tests() -> Self {
+        Self::new("bgr0", "test", &[])
+    }
+
+    /// The host's links. Connected anew each time: nothing here is frequent, and a descriptor is kept for nothing.
+    pub(crate) fn links() -> Result<Links, Error> {
+        Links::connect().map_err(|e| fail("look at the host's links", e))
+    }
+
+    /// The program for rules.
+    pub(crate) fn nft(&self) -> Result<Nft, Error> {
+        Nft::find(Some(&self.path)).map_err(|e| fail("find nft", e))
+    }
+
+    /// Removes a link of ours; one that is gone is fine, and one that says that it is another's is left alone.
+    pub(crate) async fn delete_link(&self, name: &str) -> Result<(), Error> {
+        let links = Self::links()?;
+        let action = "remove a link";
+        match links.get(name).await.map_err(|e| fail(action, e))? {
+            None => Ok(()),
+            // Without an alias it is one that was being made.
+            Some(link) if link.alias == *self.alias || link.alias.is_empty() => {
+                links.delete(name).await.map_err(|e| fail(action, e))
+            }
+            Some(link) => {
+                tracing::warn!(name, alias = link.alias, "left alone: a link of somebody else's");
+                Ok(())
+            }
+        }
+    }
+
+    /// Removes a table with its rules; one that is gone is fine.
+    pub(crate) async fn remove_table(&self, family: &str, name: &str) -> Result<(), Error> {
+        let family = match family {
+            "bridge" => Family::Bridge,
+            _ => Family::Inet,
+        };
+        let removed = self.nft()?.remove_table(family, name).await;
+        removed.map_err(|e| fail("remove the rules", e))
+    }
+
+    /// Sets a setting to what it was.
+    pub(crate) fn restore(key: &str, before: &str) -> Result<(), Error> {
+        sysctl::write(key, before).map_err(|e| fail("restore a setting of the kernel", e))
+    }
+}

@@ -1,0 +1,291 @@
+//! Taps made ahead of need. Taking one is an operation on a map, so that a start waits for the kernel only when there is
+//! none left; the network's keeper makes them, and removes what is too many.
+//!
+//! A tap is spare or some machine's. That it exists is in the ledger of the host (`Owner::Host`), that a run uses it in
+//! the run's: collecting the run gives it back, and a daemon that starts learns from there who has which.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+
+/// Number of taps at most: what is left of an interface's name behind the longest bridge's.
+const NUMBERS: u32 = 9999;
+
+/// All taps of the bridge. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct Pool(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    bridge: String,
+    taps: Mutex<Taps>,
+    /// Somebody took one, gave one back or waits for one: the keeper has something to do.
+    used: Notify,
+    /// There is a spare one.
+    filled: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Taps {
+    /// Up and in the bridge.
+    spare: BTreeSet<String>,
+    /// By machine.
+    used: BTreeMap<String, String>,
+    /// Being made or removed by the keeper.
+    between: BTreeSet<String>,
+    /// Starts that wait for one.
+    waiting: usize,
+}
+
+/// How many there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Levels {
+    /// Ready to be taken.
+    pub(crate) spare: usize,
+    /// In use by machines.
+    pub(crate) used: usize,
+    /// Starts that wait for one.
+    pub(crate) waiting: usize,
+}
+
+impl Pool {
+    /// Without taps, for a bridge of that name.
+    pub(crate) fn new(bridge: &str) -> Self {
+        Self(Arc::new(Shared {
+            bridge: bridge.to_owned(),
+            taps: Mutex::default(),
+            used: Notify::new(),
+            filled: Notify::new(),
+        }))
+    }
+
+    fn taps(&self) -> MutexGuard<'_, Taps> {
+        self.0.taps.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives a machine a spare tap, or again the one that it has.
+    pub(crate) fn take(&self, vm: &str) -> Option<String> {
+        let mut taps = self.taps();
+        if let Some(tap) = taps.used.get(vm) {
+            return Some(tap.clone());
+        }
+        let tap = taps.spare.pop_first()?;
+        taps.used.insert(vm.to_owned(), tap.clone());
+        drop(taps);
+        self.0.used.notify_one();
+        Some(tap)
+    }
+
+    /// As [`Self::take`], waiting for one to be made. Dropping it takes nothing.
+    pub(crate) async fn take_when_there_is_one(&self, vm: &str) -> String {
+        let waiting = Waiting::new(self);
+        loop {
+            let filled = self.0.filled.notified();
+            tokio::pin!(filled);
+            // Heard from here on: one that is added before the next look is not missed.
+            filled.as_mut().enable();
+            if let Some(tap) = self.take(vm) {
+                drop(waiting);
+                return tap;
+            }
+            self.0.used.notify_one();
+            filled.await;
+        }
+    }
+
+    /// A machine's tap.
+    pub(crate) fn of(&self, vm: &str) -> Option<String> {
+        self.taps().used.get(vm).cloned()
+    }
+
+    /// All that are in use, by machine.
+    pub(crate) fn used(&self) -> BTreeMap<String, String> {
+        self.taps().used.clone()
+    }
+
+    /// All that are spare.
+    pub(crate) fn spare(&self) -> BTreeSet<String> {
+        self.taps().spare.clone()
+    }
+
+    /// A machine that runs has this tap: learned from the ledger.
+    pub(crate) fn adopt(&self, vm: &str, tap: &str) {
+        let mut taps = self.taps();
+        taps.spare.remove(tap);
+        taps.used.insert(vm.to_owned(), tap.to_owned());
+    }
+
+    /// A run has ended. Its tap may be anybody's, unless it was nobody's already.
+    pub(crate) fn give_back(&self, vm: &str, tap: &str) {
+        let mut taps = self.taps();
+        if taps.used.get(vm).is_some_and(|has| has == tap) {
+            taps.used.remove(vm);
+            taps.spare.insert(tap.to_owned());
+            drop(taps);
+            self.0.filled.notify_waiters();
+            self.0.used.notify_one();
+        }
+    }
+
+    /// Whether a name is one that our taps have.
+    pub(crate) fn is_tap(&self, name: &str) -> bool {
+        let number = name
+            .strip_prefix(&self.0.bridge)
+            .and_then(|rest| rest.strip_prefix('t'));
+        number.is_some_and(|n| !n.is_empty() && n.len() <= 4 && n.bytes().all(|b| b.is_ascii_digit()))
+    }
+
+    /// Counted.
+    pub(crate) fn levels(&self) -> Levels {
+        let taps = self.taps();
+        Levels {
+            spare: taps.spare.len(),
+            used: taps.used.len(),
+            waiting: taps.waiting,
+        }
+    }
+
+    // ---- the keeper's ----------------------------------------------------------------------------------------------
+
+    /// Until somebody took one, gave one back or waits for one.
+    pub(super) async fn changed(&self) {
+        self.0.used.notified().await;
+    }
+
+    /// The name of a tap to make, where fewer are spare than shall be and are waited for.
+    pub(super) fn wants(&self, size: usize) -> Option<String> {
+        let mut taps = self.taps();
+        if taps.spare.len() >= size.max(usize::from(taps.waiting > 0)).max(taps.waiting) {
+            return None;
+        }
+        let used: BTreeSet<&String> = taps.used.values().collect();
+        let taken =
+            |name: &String| taps.spare.contains(name) || taps.between.contains(name) || used.contains(name);
+        let name = (0..=NUMBERS)
+            .map(|n| format!("{}t{n}", self.0.bridge))
+            .find(|name| !taken(name))?;
+        taps.between.insert(name.clone());
+        Some(name)
+    }
+
+    /// A spare tap that is one too many. It is nobody's from here on.
+    pub(super) fn surplus(&self, size: usize) -> Option<String> {
+        let mut taps = self.taps();
+        if taps.spare.len() <= size.max(taps.waiting) {
+            return None;
+        }
+        let name = taps.spare.pop_last()?;
+        taps.between.insert(name.clone());
+        Some(name)
+    }
+
+    /// One that was made is there.
+    pub(super) fn add(&self, name: &str) {
+        let mut taps = self.taps();
+        taps.between.remove(name);
+        taps.spare.insert(name.to_owned());
+        drop(taps);
+        self.0.filled.notify_waiters();
+    }
+
+    /// One that was being made or removed is not there.
+    pub(super) fn forget(&self, name: &str) {
+        let mut taps = self.taps();
+        taps.between.remove(name);
+        taps.spare.remove(name);
+    }
+}
+
+/// Counts a start that waits, for as long as it does.
+struct Waiting<'a>(&'a Pool);
+
+impl<'a> Waiting<'a> {
+    fn new(pool: &'a Pool) -> Self {
+        pool.taps().waiting += 1;
+        Self(pool)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.taps().waiting -= 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn filled(size: usize) -> Pool {
+        let pool = Pool::new("bgr0");
+        while let Some(name) = pool.wants(size) {
+            pool.add(&name);
+        }
+        pool
+    }
+
+    #[test]
+    fn a_tap_is_one_machines_until_it_is_given_back() {
+        let pool = filled(2);
+        let (a, b) = (pool.take("a").unwrap(), pool.take("b").unwrap());
+        assert_eq!((a.as_str(), b.as_str()), ("bgr0t0", "bgr0t1"));
+        assert_eq!(pool.take("a").as_deref(), Some("bgr0t0"));
+        assert_eq!(pool.take("c"), None);
+        // Not its own: nothing happens.
+        pool.give_back("b", &a);
+        assert_eq!(pool.take("c"), None);
+        pool.give_back("a", &a);
+        pool.give_back("a", &a);
+        assert_eq!(pool.take("c").as_deref(), Some("bgr0t0"));
+        assert_eq!(
+            pool.levels(),
+            Levels {
+                spare: 0,
+                used: 2,
+                waiting: 0
+            }
+        );
+    }
+
+    #[test]
+    fn what_is_missing_is_made_and_what_is_too_many_goes() {
+        let pool = filled(3);
+        pool.adopt("a", "bgr0t1");
+        assert_eq!(pool.wants(3).as_deref(), Some("bgr0t3"));
+        assert_eq!(
+            pool.wants(3).as_deref(),
+            Some("bgr0t4"),
+            "one in the making has its name"
+        );
+        pool.add("bgr0t3");
+        pool.give_back("a", "bgr0t1");
+        assert_eq!(pool.surplus(3).as_deref(), Some("bgr0t3"));
+        pool.forget("bgr0t3");
+        assert_eq!(pool.surplus(3), None);
+        assert!(
+            pool.is_tap("bgr0t12")
+                && !pool.is_tap("bgr0t")
+                && !pool.is_tap("bgr0t1x")
+                && !pool.is_tap("bgr0")
+        );
+    }
+
+    #[tokio::test]
+    async fn a_start_that_finds_none_waits_for_one() {
+        let pool = filled(0);
+        let waiting = tokio::spawn({
+            let pool = pool.clone();
+            async move { pool.take_when_there_is_one("a").await }
+        });
+        pool.changed().await;
+        let name = pool.wants(0).unwrap();
+        pool.add(&name);
+        assert_eq!(waiting.await.unwrap(), name);
+        assert_eq!(pool.levels().waiting, 0);
+        // One that has given up is waited for no more.
+        let given_up = pool.take_when_there_is_one("b");
+        drop(tokio::time::timeout(std::time::Duration::from_millis(1), given_up).await);
+        assert_eq!(pool.wants(0), None);
+    }
+}

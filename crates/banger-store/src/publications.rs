@@ -1,0 +1,126 @@
+//! The table of published ports: which port of the host leads to which of a machine. A machine's go with it.
+
+use std::net::{IpAddr, SocketAddr};
+
+use rusqlite::types::Type;
+use rusqlite::{ErrorCode, Row, Transaction};
+
+use crate::{StoreError, unsigned};
+
+/// One published port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PublicationRow {
+    /// The machine's id.
+    pub vm: String,
+    /// `tcp` or `udp`.
+    pub protocol: String,
+    /// Where the host listens.
+    pub host: SocketAddr,
+    /// Where the guest does.
+    pub guest_port: u16,
+}
+
+const COLUMNS: &str = "vm, protocol, host_address, host_port, guest_port";
+
+fn parse(row: &Row<'_>) -> rusqlite::Result<PublicationRow> {
+    let address: String = row.get(2)?;
+    let address: IpAddr = address
+        .parse()
+        .map_err(|e| rusqlite::Error::FromSqlConversionFailure(2, Type::Text, Box::new(e)))?;
+    Ok(PublicationRow {
+        vm: row.get(0)?,
+        protocol: row.get(1)?,
+        host: SocketAddr::new(address, unsigned(row, 3)?),
+        guest_port: unsigned(row, 4)?,
+    })
+}
+
+/// All, by the host's port.
+pub fn list(tx: &Transaction<'_>) -> Result<Vec<PublicationRow>, StoreError> {
+    let mut statement = tx.prepare_cached(&format!(
+        "SELECT {COLUMNS} FROM publications ORDER BY host_port, protocol, host_address"
+    ))?;
+    let rows = statement.query_map([], parse)?.collect::<Result<_, _>>()?;
+    Ok(rows)
+}
+
+/// One machine's, by the host's port.
+pub fn of_vm(tx: &Transaction<'_>, vm: &str) -> Result<Vec<PublicationRow>, StoreError> {
+    let mut statement = tx.prepare_cached(&format!(
+        "SELECT {COLUMNS} FROM publications WHERE vm = ?1 ORDER BY host_port, protocol, host_address"
+    ))?;
+    let rows = statement.query_map([vm], parse)?.collect::<Result<_, _>>()?;
+    Ok(rows)
+}
+
+/// Whether one could be reserved: a host's port leads to one place, on each of its addresses. Gives whether it is there as
+/// asked for already.
+///
+/// # Errors
+///
+/// [`StoreError::InUse`] by the machine that has it.
+pub fn check(tx: &Transaction<'_>, row: &PublicationRow) -> Result<bool, StoreError> {
+    let mut all = list(tx)?.into_iter();
+    let taken = all.find(|other| other.protocol == row.protocol && overlap(other.host, row.host));
+    match taken {
+        Some(taken) if taken == *row => Ok(true),
+        Some(taken) => Err(StoreError::InUse {
+            what: "port",
+            name: format!("{}/{}", row.host, row.protocol),
+            by: vec![name(tx, &taken.vm)?],
+        }),
+        None => Ok(false),
+    }
+}
+
+/// Reserves one. One that is there as asked for already is fine.
+///
+/// # Errors
+///
+/// As [`check`]; [`StoreError::Missing`] where there is no such machine.
+pub fn insert(tx: &Transaction<'_>, row: &PublicationRow) -> Result<(), StoreError> {
+    if check(tx, row)? {
+        return Ok(());
+    }
+    tx.prepare_cached(&format!(
+        "INSERT INTO publications ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5)"
+    ))?
+    .execute((
+        &row.vm,
+        &row.protocol,
+        row.host.ip().to_string(),
+        row.host.port(),
+        row.guest_port,
+    ))
+    // Its own key was looked at above.
+    .map_err(|e| match e.sqlite_error_code() {
+        Some(ErrorCode::ConstraintViolation) => StoreError::Missing {
+            what: "machine",
+            name: row.vm.clone(),
+        },
+        _ => e.into(),
+    })?;
+    Ok(())
+}
+
+/// Whether both cannot be listened on: one port, and one address or all of them. IPv4 and IPv6 do not meet.
+fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
+    let (x, y) = (a.ip(), b.ip());
+    a.port() == b.port() && x.is_ipv4() == y.is_ipv4() && (x == y || x.is_unspecified() || y.is_unspecified())
+}
+
+fn name(tx: &Transaction<'_>, vm: &str) -> Result<String, StoreError> {
+    let name = tx
+        .prepare_cached("SELECT name FROM vms WHERE id = ?1")?
+        .query_row([vm], |row| row.get::<_, String>(0))?;
+    Ok(format!("machine {name:?}"))
+}
+
+/// Frees one; one that is free already is fine.
+pub fn remove(tx: &Transaction<'_>, row: &PublicationRow) -> Result<(), StoreError> {
+    tx.prepare_cached(
+        "DELETE FROM publications WHERE vm = ?1 AND protocol = ?2 AND host_address = ?3 AND host_port = ?4",
+    )?
+    .execute((&row.vm, &row.protocol, row.host.ip().to_string(), row.host.port()))?;
+    Ok(())
+}

@@ -1,0 +1,162 @@
+//! The two namespaces, and what serves in them.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::net::TcpListener;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use e2e::{Guest, wait_for};
+use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
+
+/// Everything serves at this port, and answers with the address of who asks.
+pub(crate) const PORT: u16 = 7777;
+/// The host under test, on its own network.
+pub(crate) const HOST: &str = "192.0.2.2";
+/// Its neighbour there.
+pub(crate) const LAN: &str = "192.0.2.1";
+/// What is beyond.
+pub(crate) const INTERNET: &str = "203.0.113.5";
+/// The bridge.
+pub(crate) const GATEWAY: &str = "10.209.0.1";
+
+/// The configuration of a daemon with a bridge.
+pub(crate) const CONFIG: &str = "[vmm]\nchoice = \"qemu\"\n[network]\nmode = \"bridge\"\npool = 2\n";
+
+/// Both namespaces, which end with this.
+#[derive(Debug)]
+pub(crate) struct World {
+    router: Child,
+}
+
+impl World {
+    /// Makes the namespaces and puts this thread, and what it starts from here on, into that of the host.
+    pub(crate) fn enter() -> Option<Self> {
+        if !e2e::testbed::is_root() {
+            e2e::testbed::skip("network namespaces need root");
+            return None;
+        }
+        for program in ["ip", "nft", "unshare"] {
+            if e2e::testbed::find_program(program).is_none() {
+                e2e::testbed::require(&format!("{program} is missing: make setup"));
+                return None;
+            }
+        }
+        // SAFETY: of the flags that can be asked for, only sharing of file descriptors is a danger to others; this is none.
+        unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }.expect("make a network namespace");
+        let router = Command::new("unshare")
+            .args(["--net", "sleep", "infinity"])
+            .stdin(Stdio::null())
+            .spawn()
+            .expect("run unshare");
+        let world = Self { router };
+        let ours = std::fs::read_link("/proc/thread-self/ns/net").expect("look at a namespace");
+        let apart = wait_for(Duration::from_secs(10), || {
+            let its = std::fs::read_link(world.router_namespace()).ok()?;
+            (its != ours).then_some(())
+        });
+        apart.expect("a namespace for the router");
+        let pid = world.router.id();
+        sh(&format!(
+            "ip link set lo up; ip link add uplink type veth peer name lan0 netns {pid}; ip addr add {HOST}/24 dev uplink; \
+             ip link set uplink up"
+        ));
+        world.router_sh(&format!(
+            "ip link set lo up; ip addr add {LAN}/24 dev lan0; ip link set lan0 up; ip addr add {INTERNET}/24 dev lo"
+        ));
+        sh(&format!("ip route add default via {LAN}"));
+        serve(None);
+        serve(Some(world.router_namespace()));
+        Some(world)
+    }
+
+    fn router_namespace(&self) -> String {
+        format!("/proc/{}/ns/net", self.router.id())
+    }
+
+    /// A shell script at the router.
+    pub(crate) fn router_sh(&self, script: &str) -> String {
+        sh(&format!(
+            "nsenter --net={} sh -euc '{script}'",
+            self.router_namespace()
+        ))
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        drop(self.router.kill());
+        drop(self.router.wait());
+    }
+}
+
+/// A shell script in the host's namespace that must succeed; returns its standard output.
+#[track_caller]
+pub(crate) fn sh(script: &str) -> String {
+    let script = format!("PATH=$PATH:/usr/sbin:/sbin; {script}");
+    let output = Command::new("sh")
+        .args(["-euc", &script])
+        .output()
+        .expect("run sh");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{script}: {said}");
+    String::from_utf8_lossy(&output.stdout).trim_end().to_owned()
+}
+
+/// Answers every connection with the peer's address; in the namespace given, else in this thread's. The thread ends with the
+/// process.
+fn serve(namespace: Option<String>) {
+    let own = File::open("/proc/thread-self/ns/net").expect("open a namespace");
+    let (ready, wait) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let file = namespace.map_or(own, |path| File::open(path).expect("open a namespace"));
+        let network = Some(LinkNameSpaceType::Network);
+        move_into_link_name_space(std::os::fd::AsFd::as_fd(&file), network).expect("enter a namespace");
+        let listener = TcpListener::bind(("0.0.0.0", PORT)).expect("listen");
+        ready.send(()).expect("a waiting test");
+        for stream in listener.incoming() {
+            let Ok(mut stream) = stream else { continue };
+            let peer = stream.peer_addr().map(|peer| peer.ip().to_string());
+            // Whoever asks may be gone.
+            drop(writeln!(stream, "hello {}", peer.unwrap_or_default()));
+        }
+    });
+    wait.recv().expect("a server");
+}
+
+/// What the service at an address says to a guest; `None` where it is not reached.
+pub(crate) fn ask(guest: &Guest<'_>, address: &str) -> Option<String> {
+    let script = format!("nc -w 2 {address} {PORT} </dev/null 2>/dev/null || true");
+    let said = guest.sh(&script);
+    said.strip_prefix("hello ").map(ToOwned::to_owned)
+}
+
+/// Whether a guest gets an answer to one of three pings: the first may be spent on a neighbour that was sought in vain
+/// a moment ago.
+pub(crate) fn pings(guest: &Guest<'_>, address: &str) -> bool {
+    guest.sh(&format!(
+        "ping -c 3 -W 2 {address} >/dev/null 2>&1 && echo yes || echo no"
+    )) == "yes"
+}
+
+/// Interfaces, rules and settings of Banger's that the host has.
+pub(crate) fn objects() -> Vec<String> {
+    let links = sh("ip -o link | sed -n 's/^[0-9]*: \\(bgr[^:@]*\\).*/\\1/p'");
+    let tables = sh("nft list tables");
+    let forward = sh("cat /proc/sys/net/ipv4/ip_forward");
+    let mut all: Vec<String> = links
+        .lines()
+        .chain(tables.lines())
+        .map(ToOwned::to_owned)
+        .collect();
+    all.extend((forward == "1").then(|| "ip_forward".to_owned()));
+    all
+}
+
+/// Waits until the host has exactly as many taps.
+#[track_caller]
+pub(crate) fn wait_taps(count: usize) {
+    let taps = || objects().iter().filter(|name| name.starts_with("bgr0t")).count();
+    let there = wait_for(Duration::from_secs(10), || (taps() == count).then_some(()));
+    assert!(there.is_some(), "{count} taps were to be: {:?}", objects());
+}
