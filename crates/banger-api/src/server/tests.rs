@@ -83,6 +83,10 @@ impl Service for Toy {
         vm_health(VmRef) -> VmHealth;
         vm_wait(VmWait) -> VmWaited;
         gc_run(GcRun) -> GcReport;
+        vm_ports(VmRef) -> VmPorts;
+        vm_publish(VmPublish) -> Vec<Publication>;
+        vm_unpublish(VmUnpublish) -> Vec<Publication>;
+        net_status(Empty) -> NetStatus;
         ssh_identity(SshIdentityOf) -> SshIdentity;
         ssh_rotate(Empty) -> SshIdentity;
         guest_ssh(SshOpen) -> StreamHandler;
