@@ -67,6 +67,13 @@ impl Settings {
         self
     }
 
+    /// Adds to the configuration file.
+    #[must_use]
+    pub fn add_config(mut self, config: &str) -> Self {
+        self.config.push_str(config);
+        self
+    }
+
     /// The state directory lies in a file system of that size (a `size=` of tmpfs(5)), which only the daemon sees. Needs
     /// root. The prepared state, where asked for, is copied into it.
     #[must_use]
@@ -350,6 +357,24 @@ impl Daemon {
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.child.as_ref().expect("a daemon that runs").id()
+    }
+
+    /// Whether it runs, as far as was noticed.
+    #[must_use]
+    pub fn runs(&self) -> bool {
+        self.child.is_some()
+    }
+
+    /// Tells it to end, and does not wait.
+    pub fn signal_end(&self) {
+        let child = self.child.as_ref().expect("a daemon that runs");
+        rustix::process::kill_process(Pid::from_child(child), Signal::TERM).expect("signal bangerd");
+    }
+
+    /// Its configuration.
+    #[must_use]
+    pub fn config(&self) -> String {
+        std::fs::read_to_string(self.home.path().join("config.toml")).expect("read the configuration")
     }
 
     /// Writes another configuration, for the next launch.

@@ -33,7 +33,9 @@ pub(crate) mod tests {
     use banger_vmm::Preference;
 
     use super::*;
-    use crate::settings::{VmDefaults, VmmSettings};
+    use crate::net::hands::Hands;
+    use crate::net::subnet::Subnet;
+    use crate::settings::{NetworkMode, NetworkSettings, VmDefaults, VmmSettings};
     use crate::vm::change::tests::row;
 
     /// Of a state directory with the one machine of [`row`].
@@ -60,6 +62,12 @@ pub(crate) mod tests {
                 start_timeout: Duration::from_secs(1),
                 stop_timeout: Duration::from_secs(1),
             },
+            network: NetworkSettings {
+                mode: NetworkMode::User,
+                bridge: "bgr0".to_owned(),
+                subnet: Subnet::DEFAULT,
+                pool: 0,
+            },
             default_kernel: "debian".to_owned(),
         };
         let store = banger_store::Store::open(&directory.join("banger.db")).unwrap();
@@ -75,9 +83,15 @@ pub(crate) mod tests {
         })
         .await
         .unwrap();
+        let hands = Hands::for_tests();
+        let ledger = Ledger::new(store, hands.clone());
+        let network = Network::open(settings.network.clone(), hands, ledger.clone(), rows.clone());
         Host {
             assets: Assets::new(&settings),
-            ledger: Ledger::new(store),
+            network: network.await.unwrap(),
+            ledger,
+            keys: Keys::open(&settings),
+            ports: Ports::default(),
             vmms: Vmms::new(&settings),
             operations: Operations::open(rows.clone()).await.unwrap(),
             store: rows,

@@ -42,7 +42,10 @@ pub mod vm;
 pub mod vmms;
 
 pub use collect::{Garbage, GarbageKind};
-pub use engine::{Engine, HostPort, HostResolver, Names, NetworkMachine, NetworkStatus, NewVm, OpenError, Preflight, Status, Unpublish, VmPorts};
+pub use engine::{
+    Engine, HostPort, HostResolver, Names, NetworkMachine, NetworkStatus, NewVm, OpenError, Preflight,
+    Status, Unpublish, VmPorts,
+};
 pub use error::{Error, Kind, Problem, Report};
 pub use net::allow::{Allow, UnknownAllow};
 pub use net::subnet::{Subnet, SubnetError};

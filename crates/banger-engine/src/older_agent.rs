@@ -59,6 +59,8 @@ fn unknown<T>() -> Result<Response<T>, Status> {
 impl Agent for Older {
     type ExecStream = BoxStream<proto::ExecOutput>;
     type DownloadStream = BoxStream<proto::DownloadOutput>;
+    type ForwardStream = BoxStream<proto::ForwardOutput>;
+    type SshStream = BoxStream<proto::SshOutput>;
 
     async fn ping(&self, _: Request<proto::PingRequest>) -> Result<Response<proto::PingReply>, Status> {
         let uptime_ms = UPTIME.as_millis().try_into().unwrap();
@@ -109,6 +111,27 @@ impl Agent for Older {
         &self,
         _: Request<proto::WaitBootedRequest>,
     ) -> Result<Response<proto::WaitBootedReply>, Status> {
+        unknown()
+    }
+
+    async fn forward(
+        &self,
+        _: Request<Streaming<proto::ForwardInput>>,
+    ) -> Result<Response<Self::ForwardStream>, Status> {
+        unknown()
+    }
+
+    async fn listening(
+        &self,
+        _: Request<proto::ListeningRequest>,
+    ) -> Result<Response<proto::ListeningReply>, Status> {
+        unknown()
+    }
+
+    async fn ssh(
+        &self,
+        _: Request<Streaming<proto::SshInput>>,
+    ) -> Result<Response<Self::SshStream>, Status> {
         unknown()
     }
 

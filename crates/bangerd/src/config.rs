@@ -156,9 +156,9 @@ impl Default for Network {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum NetworkChoice {
+    #[default]
     Auto,
     Bridge,
-    #[default]
     User,
 }
 

@@ -135,21 +135,6 @@ fn bytes_go_both_ways_and_stay_whole() {
     assert_eq!(back.len(), bytes.len());
     assert!(back == bytes, "not the same bytes");
 
-    // Datagrams, of which none may be joined to another.
-    let published = publish(&daemon, "web", &["7/udp"]);
-    let echo = guest.exec(["sh", "-c", "nc -u -l -p 7 -e cat"]).spawn();
-    ports(&daemon, "web", 7);
-    let socket = UdpSocket::bind(at(0)).expect("a socket");
-    socket.connect(at(host_port(&published, 7))).expect("its peer");
-    socket.set_read_timeout(Some(PATIENCE)).expect("a timeout");
-    for datagram in [&b"one"[..], b"another", &[7; 1400]] {
-        socket.send(datagram).expect("sent");
-        let mut answer = [0; 2000];
-        let length = socket.recv(&mut answer).expect("an answer");
-        assert_eq!(&answer[..length], datagram);
-    }
-    drop(echo);
-
     // Taken back: nothing listens, and what is open is reset.
     let mut open = connect(at(port));
     write!(open, "GET /wo").expect("sent");
@@ -163,9 +148,40 @@ fn bytes_go_both_ways_and_stay_whole() {
         .fails(3);
     assert!(missing.contains("published port"), "{missing}");
     let gone = daemon.banger(["vm", "unpublish", "web", "--all", "-q"]).ok();
-    assert_eq!(gone.lines().count(), 2, "{gone}");
+    assert_eq!(gone.lines().count(), 1, "{gone}");
     assert_closed(inlet);
     assert_eq!(guest.show()["published"], Value::Null);
+    daemon.finish();
+}
+
+/// In Debian, whose perl can do what busybox's `nc` cannot.
+#[test]
+fn datagrams_stay_whole() {
+    let Some(bed) = Testbed::find() else { return };
+    let daemon = Daemon::start(&bed, Settings::prepared());
+    let options = ["--memory", "512M", "--vcpus", "1", "-p", "7/udp"];
+    let guest = Guest::start_with(&daemon, "echo", "debian", &options);
+    let port = host_port(&guest.show()["published"], 7);
+    let script = "socket(S, PF_INET, SOCK_DGRAM, 17); bind(S, sockaddr_in(7, INADDR_LOOPBACK)); \
+                  while ($from = recv(S, $bytes, 65536, 0)) { send(S, $bytes, 0, $from) }";
+    let _server = guest.exec(["perl", "-MSocket", "-e", script]).spawn();
+    assert_eq!(ports(&daemon, "echo", 7)["process"], "perl");
+    // Two senders at once, each of whom gets what is theirs.
+    let sockets = [0, 1].map(|_| {
+        let socket = UdpSocket::bind(at(0)).expect("a socket");
+        socket.connect(at(port)).expect("its peer");
+        socket.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        socket
+    });
+    for (socket, mark) in sockets.iter().zip([b'a', b'b']) {
+        for size in [1, 0, 1400, 9000] {
+            let datagram = vec![mark; size];
+            socket.send(&datagram).expect("sent");
+            let mut answer = [0; 10_000];
+            let length = socket.recv(&mut answer).expect("an answer");
+            assert_eq!(&answer[..length], datagram);
+        }
+    }
     daemon.finish();
 }
 

@@ -6,6 +6,7 @@
 //! The host under test is a network namespace that the test's thread enters before it starts the daemon; the router is
 //! another one. Needs root.
 
+mod crash;
 mod firecracker;
 mod life;
 mod obstacles;

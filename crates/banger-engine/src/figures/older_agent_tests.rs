@@ -1,51 +1,11 @@
 //! What is said of a machine whose agent is of the release before: that, and all that can be known without it.
 
-use banger_vmm::Preference;
-
 use super::*;
 use crate::doctor::Outcome;
-use crate::host::Host;
+use crate::host::tests::host;
 use crate::older_agent::{UPTIME, Vmm, guest};
-use crate::settings::{Settings, VmDefaults, VmmSettings};
 
 const OLDER: &str = "its agent is of an older release; restart the machine to give it this one's";
-
-async fn host(directory: &std::path::Path) -> Host {
-    let settings = Settings {
-        state_dir: directory.to_owned(),
-        runtime_dir: directory.to_owned(),
-        libexec: Vec::new(),
-        path: Vec::new(),
-        agent: None,
-        space_floor: 0,
-        vmm: VmmSettings {
-            preference: Preference::Auto,
-            firecracker: None,
-            qemu: None,
-            vhost_device_vsock: None,
-        },
-        vm: VmDefaults {
-            vcpus: 1,
-            memory: 256 << 20,
-            disk: 1 << 30,
-            system_disk: None,
-            work_disk: 0,
-            start_timeout: Duration::from_secs(1),
-            stop_timeout: Duration::from_secs(1),
-        },
-        default_kernel: "debian".to_owned(),
-    };
-    let store = banger_store::Store::open(&directory.join("banger.db")).unwrap();
-    let rows = crate::rows::Rows::new(store.clone());
-    Host {
-        assets: crate::assets::Assets::new(&settings),
-        ledger: crate::ledger::Ledger::new(store),
-        vmms: crate::vmms::Vmms::new(&settings),
-        operations: crate::operation::Operations::open(rows.clone()).await.unwrap(),
-        store: rows,
-        settings,
-    }
-}
 
 fn subject(client: AgentClient) -> Subject {
     Subject {

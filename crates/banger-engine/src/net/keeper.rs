@@ -186,10 +186,8 @@ impl Keeper {
         let network = &self.network;
         let (pool, links) = (&network.hands.pool, Hands::links()?);
         let used = pool.used();
-        for spare in pool.spare() {
-            // What is there is found again below.
-            pool.forget(&spare);
-        }
+        // What is there is found again below.
+        pool.begin();
         let entered = network.ledger.objects(&Owner::Host).await?;
         let found = links.list().await?;
         for link in &found {
@@ -220,6 +218,7 @@ impl Keeper {
                 network.ledger.discard(&Owner::Host, &object).await?;
             }
         }
+        pool.ready();
         Ok(())
     }
 

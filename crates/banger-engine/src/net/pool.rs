@@ -36,6 +36,8 @@ struct Taps {
     between: BTreeSet<String>,
     /// Starts that wait for one.
     waiting: usize,
+    /// What is said to be spare is there. What a ledger of before says is not, after the host's boot.
+    ready: bool,
 }
 
 /// How many there are.
@@ -69,6 +71,9 @@ impl Pool {
         let mut taps = self.taps();
         if let Some(tap) = taps.used.get(vm) {
             return Some(tap.clone());
+        }
+        if !taps.ready {
+            return None;
         }
         let tap = taps.spare.pop_first()?;
         taps.used.insert(vm.to_owned(), tap.clone());
@@ -153,6 +158,19 @@ impl Pool {
         self.0.used.notified().await;
     }
 
+    /// Nothing is handed out until what is there was looked at: nobody knows what is spare.
+    pub(super) fn begin(&self) {
+        let mut taps = self.taps();
+        taps.ready = false;
+        taps.spare.clear();
+    }
+
+    /// What is said to be spare is there.
+    pub(super) fn ready(&self) {
+        self.taps().ready = true;
+        self.0.filled.notify_waiters();
+    }
+
     /// The name of a tap to make, where fewer are spare than shall be and are waited for.
     pub(super) fn wants(&self, size: usize) -> Option<String> {
         let mut taps = self.taps();
@@ -219,6 +237,7 @@ mod tests {
 
     fn filled(size: usize) -> Pool {
         let pool = Pool::new("bgr0");
+        pool.ready();
         while let Some(name) = pool.wants(size) {
             pool.add(&name);
         }
@@ -269,6 +288,19 @@ mod tests {
                 && !pool.is_tap("bgr0t1x")
                 && !pool.is_tap("bgr0")
         );
+    }
+
+    #[test]
+    fn what_is_said_to_be_spare_is_nobodys_until_it_was_looked_at() {
+        let pool = Pool::new("bgr0");
+        // A run of before the host's boot: its tap is gone.
+        pool.adopt("a", "bgr0t0");
+        pool.give_back("a", "bgr0t0");
+        assert_eq!(pool.take("b"), None);
+        pool.begin();
+        pool.ready();
+        assert_eq!(pool.take("b"), None);
+        assert_eq!(pool.wants(1).as_deref(), Some("bgr0t0"));
     }
 
     #[tokio::test]
