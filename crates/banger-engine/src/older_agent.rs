@@ -128,10 +128,7 @@ impl Agent for Older {
         unknown()
     }
 
-    async fn ssh(
-        &self,
-        _: Request<Streaming<proto::SshInput>>,
-    ) -> Result<Response<Self::SshStream>, Status> {
+    async fn ssh(&self, _: Request<Streaming<proto::SshInput>>) -> Result<Response<Self::SshStream>, Status> {
         unknown()
     }
 

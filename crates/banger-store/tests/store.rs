@@ -248,7 +248,7 @@ async fn an_address_stays_with_its_machine_and_is_not_given_again_while_others_a
     let (first, last) = (Ipv4Addr::new(10, 0, 0, 2), Ipv4Addr::new(10, 0, 0, 4));
     let machine = |id: &'static str| {
         let store = store.clone();
-        let made = async move {
+        async move {
             store
                 .write(move |tx| {
                     if id != "v1" {
@@ -257,8 +257,7 @@ async fn an_address_stays_with_its_machine_and_is_not_given_again_while_others_a
                     leases::take(tx, id, first, last)
                 })
                 .await
-        };
-        made
+        }
     };
     let octet = |address: Ipv4Addr| address.octets()[3];
     assert_eq!(octet(machine("v1").await.unwrap()), 2);

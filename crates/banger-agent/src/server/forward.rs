@@ -308,6 +308,10 @@ fn message(output: Output) -> ForwardOutput {
     ForwardOutput { output: Some(output) }
 }
 
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "all that the protocol has no name of its own for"
+)]
 fn failure(target: Target, doing: &str, error: &io::Error) -> Failure {
     // The kinds that have names of their own are what std's decoding of errno gives, the rest is the guest kernel's.
     let (kind, why) = match error.kind() {

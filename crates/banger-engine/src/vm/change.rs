@@ -568,7 +568,7 @@ pub(crate) mod tests {
             vcpus,
             ..SetVm::default()
         };
-        let tried = |row: &VmRow, set: &SetVm| apply(row, set, false, bounds()).map(drop);
+        let tried = |row: &VmRow, set: &SetVm| apply(row, set, None, bounds()).map(drop);
         assert!(tried(&row(), &set(Some(81 << 20), None, None)).is_err());
         assert!(tried(&row(), &set(Some(82 << 20), None, None)).is_ok());
         assert!(tried(&little, &set(None, Some("larger"), None)).is_err());
