@@ -384,11 +384,11 @@ fn a_start_ends_when_the_guest_is_up() {
         .collect();
     starts.sort_by(|one, other| one.0.total_cmp(&other.0));
     println!("seconds from the agent's start to the operation's end, and of the operation: {starts:.3?}");
-    // The middle one of three, because an interval of polling is there each time, by half on average. Where the host is so
-    // busy with others that a guest boots in more than twice its 3 s, each handover waits for a processor as well: there
-    // only an overshoot by a second can be told from that.
+    // The middle one of three, because an interval of polling is there each time, by half on average. Binding, hello and call
+    // take an emulated guest a tenth of a second or two; where the host is so busy with others that it boots in more than
+    // twice its 3 s, each handover waits for a processor as well.
     let (overshoot, took) = starts[1];
-    let budget = if took < 6.0 { 0.1 } else { 1.0 };
+    let budget = if took < 6.0 { 0.5 } else { 1.0 };
     assert!(starts[0].0 > -CLOCKS && overshoot < budget, "{starts:?}");
     daemon.finish();
 }
