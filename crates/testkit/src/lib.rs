@@ -5,6 +5,7 @@
 //! `make test` prints these lines at its end. With `BANGER_TEST_REQUIRE` set, as `make test` does, a part that set-up
 //! installs must be there: its absence fails the test. Only tests depend on this crate.
 
+mod card;
 mod namespace;
 mod resolver;
 
@@ -13,6 +14,7 @@ use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
+pub use card::Card;
 pub use namespace::in_network_namespace;
 pub use resolver::Resolver;
 

@@ -4,6 +4,7 @@
 //! ```text
 //!   tap -> table bridge, prerouting: is the frame its sender's?  (MAC, IPv4, ARP; nothing else at all)
 //!            -> another port: table bridge, forward: do both machines see guests?
+//!   host -> table bridge, output: to the tap of whose it is, and not to all while the bridge has yet to learn which
 //!            -> the host:     table inet, input: DNS and ping of the bridge's address; more where allowed
 //!            -> elsewhere:    table inet, forward: where to?  -> postrouting: behind the host's address
 //! ```
@@ -20,9 +21,15 @@ use std::net::Ipv4Addr;
 use super::allow::Allow;
 use super::subnet::Subnet;
 
+// What a tap sends reaches the host by the bridge. That it came past it, as frames to certain group addresses would if ports
+// were not told otherwise, is what the chain `early` is for.
+
 /// New connections of one guest in a second, and how many more at once: beyond that it only fills the host's table of
 /// connections.
 const CONNECTIONS: (u32, u32) = (1000, 5000);
+
+/// Connections of one guest that the host keeps in mind at once.
+const CONNECTIONS_AT_ONCE: u32 = 8192;
 
 /// What is nobody's on the internet, or not what is meant by it: RFC 6890, multicast, and what is reserved.
 const INSIDE: [&str; 12] = [
@@ -124,10 +131,15 @@ fn bridge(text: &mut String, state: &State, table: &str, ports: &[&Port]) {
         .filter(|p| p.allow.guests)
         .map(|p| format!("\"{}\"", p.tap))
         .collect();
+    let sinks: Vec<_> = ports
+        .iter()
+        .map(|p| format!("\"{}\" . {}", p.tap, mac(p.mac)))
+        .collect();
     let taps = format!("\"{}t*\"", state.bridge);
     line(text, format_args!("table bridge {table} {{"));
     set(text, "sources", "ifname . ether_addr . ipv4_addr", "", &sources);
     set(text, "guests", "ifname", "", &guests);
+    set(text, "sinks", "ifname . ether_addr", "", &sinks);
     text.push_str(&format!(
         "\tchain prerouting {{
 		type filter hook prerouting priority -300; policy accept;
@@ -144,6 +156,13 @@ fn bridge(text: &mut String, state: &State, table: &str, ports: &[&Port]) {
 		iifname {taps} drop
 		oifname {taps} drop
 	}}
+	chain output {{
+		type filter hook output priority -300; policy accept;
+		oifname != {taps} accept
+		ether daddr & 01:00:00:00:00:00 == 01:00:00:00:00:00 accept
+		oifname . ether daddr @sinks accept
+		drop
+	}}
 }}
 "
     ));
@@ -158,8 +177,9 @@ fn inet(text: &mut String, state: &State, table: &str, ports: &[&Port]) {
     let mut on_link: Vec<String> = state
         .on_link
         .iter()
-        // A network of everything is a default route by another name.
-        .filter(|(_, prefix)| (1..=32).contains(prefix))
+        // A network of everything is a default route by another name, and so is a half of it (OpenVPN's `redirect-gateway
+        // def1`).
+        .filter(|(_, prefix)| (2..=32).contains(prefix))
         .map(|(address, prefix)| {
             let mask = u32::MAX.checked_shl(32 - u32::from(*prefix)).unwrap_or(0);
             format!("{}/{prefix}", Ipv4Addr::from_bits(address.to_bits() & mask))
@@ -170,6 +190,7 @@ fn inet(text: &mut String, state: &State, table: &str, ports: &[&Port]) {
     inside.extend(on_link);
     let (name, gateway) = (&state.bridge, state.subnet.gateway());
     let (rate, burst) = CONNECTIONS;
+    let most = CONNECTIONS_AT_ONCE;
     line(text, format_args!("table inet {table} {{"));
     set(text, "guests", "ipv4_addr", "", &of(&|p| p.allow.guests));
     set(text, "host", "ipv4_addr", "", &of(&|p| p.allow.host));
@@ -184,8 +205,13 @@ fn inet(text: &mut String, state: &State, table: &str, ports: &[&Port]) {
         "size 8192; flags dynamic; timeout 1m",
         &[],
     );
+    set(text, "busy", "ipv4_addr", "size 8192; flags dynamic", &[]);
     text.push_str(&format!(
-        "\tchain input {{
+        "\tchain early {{
+		type filter hook prerouting priority -300; policy accept;
+		iifname \"{name}t*\" drop
+	}}
+	chain input {{
 		type filter hook input priority -10; policy accept;
 		iifname \"{name}\" goto to_host
 	}}
@@ -193,6 +219,7 @@ fn inet(text: &mut String, state: &State, table: &str, ports: &[&Port]) {
 		ct state established ct direction reply accept
 		ct state related accept
 		ct state new update @new {{ ip saddr limit rate over {rate}/second burst {burst} packets }} drop
+		ct state new add @busy {{ ip saddr ct count over {most} }} drop
 		ip daddr {gateway} meta l4proto {{ tcp, udp }} th dport 53 accept
 		ip daddr {gateway} icmp type echo-request limit rate 100/second burst 200 packets accept
 		ip saddr @host accept
@@ -205,7 +232,9 @@ fn inet(text: &mut String, state: &State, table: &str, ports: &[&Port]) {
 		oifname \"{name}\" goto to_guest
 	}}
 	chain from_guest {{
+		ct state invalid drop
 		ct state new update @new {{ ip saddr limit rate over {rate}/second burst {burst} packets }} drop
+		ct state new add @busy {{ ip saddr ct count over {most} }} drop
 		oifname \"{name}\" ip saddr @guests ip daddr @guests accept
 		oifname \"{name}\" drop
 		ip daddr @inside ip saddr @lan accept

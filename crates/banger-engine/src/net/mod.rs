@@ -20,6 +20,8 @@ pub(crate) mod names;
 pub(crate) mod pool;
 pub(crate) mod prerequisites;
 pub(crate) mod subnet;
+#[cfg(test)]
+mod wire_tests;
 
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -66,6 +66,7 @@ pub(super) mod link {
     pub(in super::super) const BRIDGE_FORWARD_DELAY: u16 = 1;
     pub(in super::super) const BRIDGE_STP: u16 = 5;
     /// In `INFO_PORT_DATA` of a bridge's port.
+    pub(in super::super) const PORT_GROUP_FORWARD_MASK: u16 = 31;
     pub(in super::super) const PORT_ISOLATED: u16 = 33;
     /// In `FAMILIES`: `AF_INET6`, and in that how addresses come about.
     pub(in super::super) const INET6: u16 = 10;

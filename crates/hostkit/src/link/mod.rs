@@ -304,7 +304,8 @@ impl Links {
         self.ask("set the MTU of", index, request).await
     }
 
-    /// Makes a link a port of a bridge, isolated or not, without an IPv6 address of its own making. It becomes a port
+    /// Makes a link a port of a bridge, isolated or not, without an IPv6 address of its own making, and without frames that
+    /// the bridge treats specially. It becomes a port
     /// first and isolated then: bring it up afterwards.
     pub async fn enslave(&self, index: u32, bridge: u32, isolated: bool) -> Result<(), LinkError> {
         self.run(move |socket| {
@@ -507,13 +508,22 @@ fn no_inet6(socket: &mut Socket, index: u32) -> Result<(), Refusal> {
     }
 }
 
+/// Of the group addresses 01:80:C2:00:00:0X that a bridge keeps to itself (IEEE 802.1D, table 7-10), those that it treats as
+/// any other on our ports: all but that of pause frames, which the kernel insists on. Otherwise such frames are handed to
+/// the host as if they had come in at the port and not by the bridge, past every rule for bridges, and with them whatever
+/// they carry.
+const FORWARDED: u16 = 0xfffd;
+
 fn isolate(index: u32, isolated: bool) -> Request {
     change(index).nested(message::link::INFO, |request| {
-        request
-            .text(message::link::INFO_PORT_KIND, "bridge")
-            .nested(message::link::INFO_PORT_DATA, |request| {
-                request.attribute(message::link::PORT_ISOLATED, &[u8::from(isolated)])
-            })
+        request.text(message::link::INFO_PORT_KIND, "bridge").nested(
+            message::link::INFO_PORT_DATA,
+            |request| {
+                request
+                    .attribute(message::link::PORT_GROUP_FORWARD_MASK, &FORWARDED.to_ne_bytes())
+                    .attribute(message::link::PORT_ISOLATED, &[u8::from(isolated)])
+            },
+        )
     })
 }
 
