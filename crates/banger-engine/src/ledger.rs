@@ -116,6 +116,9 @@ pub(crate) enum Object {
         key: String,
         /// What it was.
         before: String,
+        /// In this boot of the host: after another one it is whatever the host has made of it since.
+        #[serde(default)]
+        boot: String,
     },
     /// A tap: of the host, that it exists; of a run, that it uses it.
     Tap {
@@ -255,7 +258,12 @@ impl Ledger {
                 Ok(())
             }
             (Object::Table { family, name }, _) => self.network.remove_table(family, name).await,
-            (Object::Sysctl { key, before }, _) => Hands::restore(key, before),
+            (Object::Sysctl { key, before, boot }, _) => {
+                if *boot == crate::reconcile::boot_id()? {
+                    Hands::restore(key, before)?;
+                }
+                Ok(())
+            }
             (
                 Object::Directory { .. }
                 | Object::Processes { .. }

@@ -278,7 +278,7 @@ async fn booted(host: &Host) -> Option<String> {
 }
 
 /// The host's boot (`/proc/sys/kernel/random/boot_id`, random(4)): another one each time.
-fn boot_id() -> Result<String, Error> {
+pub(crate) fn boot_id() -> Result<String, Error> {
     let path = "/proc/sys/kernel/random/boot_id";
     let id = std::fs::read_to_string(path).map_err(io("read", path))?;
     Ok(id.trim().to_owned())

@@ -18,6 +18,9 @@ use crate::settings::NetworkSettings;
 /// The largest packet of the bridge and its taps, in bytes.
 const ETHERNET: u32 = 1500;
 
+/// A route to half of all addresses, or to all, is a default route: VPNs have two halves, so as to go before another one.
+const HALF: u8 = 1;
+
 /// Why there is no bridge. For people.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Obstacle {
@@ -140,7 +143,7 @@ impl Scene {
     pub(crate) fn clash(&self, settings: &NetworkSettings) -> Option<Obstacle> {
         let (subnet, bridge) = (settings.subnet, &settings.bridge);
         let overlaps = |net: &IpNet| match net {
-            IpNet::V4(net) => net.prefix_len() > 0 && subnet.overlaps(net.network(), net.prefix_len()),
+            IpNet::V4(net) => net.prefix_len() > HALF && subnet.overlaps(net.network(), net.prefix_len()),
             IpNet::V6(_) => false,
         };
         let address = self.addresses.iter().filter(|a| a.interface != *bridge);
@@ -178,7 +181,7 @@ impl Scene {
             .iter()
             .filter(|r| other(&r.interface) && r.gateway.is_none());
         let mut all: Vec<_> = addresses.chain(routes.filter_map(|r| v4(&r.prefix))).collect();
-        all.retain(|(_, prefix)| *prefix > 0);
+        all.retain(|(_, prefix)| *prefix > HALF);
         all.sort_unstable();
         all.dedup();
         all

@@ -84,6 +84,7 @@ impl Keeper {
             name: m.row.name.clone(),
             address: m.address,
             guests: Allow::of(&m.row.allow).guests,
+            out: m.row.nat || Allow::of(&m.row.allow).lan,
         });
         self.network.names.publish(named.collect());
         match self.network.mode {
@@ -290,9 +291,16 @@ impl Keeper {
             source: Box::new(source),
         };
         let objects = network.ledger.objects(&Owner::Host).await?;
-        let ours = objects
+        let mut ours = objects
             .into_iter()
             .find(|object| matches!(object, Object::Sysctl { key, .. } if key == FORWARD));
+        let current = crate::reconcile::boot_id()?;
+        if let Some(object) =
+            ours.take_if(|object| !matches!(object, Object::Sysctl { boot, .. } if *boot == current))
+        {
+            // What it was before the host's last boot is nothing to go back to.
+            network.ledger.discard(&Owner::Host, &object).await?;
+        }
         let now = sysctl::read(FORWARD).map_err(fail)?;
         let ours = match (ours, needed) {
             (Some(object), false) => {
@@ -309,6 +317,7 @@ impl Keeper {
                 let object = Object::Sysctl {
                     key: FORWARD.to_owned(),
                     before: now,
+                    boot: current,
                 };
                 let entered = network.ledger.enter(&Owner::Host, &object).await?;
                 sysctl::write(FORWARD, "1").map_err(fail)?;

@@ -19,6 +19,8 @@ pub(crate) struct Named {
     pub(crate) address: Ipv4Addr,
     /// Sees other machines that have this too, and is seen by them.
     pub(crate) guests: bool,
+    /// May reach more than the host and other machines, and so may ask for others' names.
+    pub(crate) out: bool,
 }
 
 /// All names.
@@ -72,6 +74,7 @@ mod tests {
             name: name.to_owned(),
             address: Ipv4Addr::new(10, 209, 0, last),
             guests: false,
+            out: true,
         };
         names.publish(vec![named("web", 3), named("dev", 2)]);
         assert!(watching.has_changed().unwrap());
