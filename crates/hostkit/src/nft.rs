@@ -198,7 +198,7 @@ impl Nft {
 }
 
 fn check_name(name: &str) -> Result<(), NftError> {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
     let letter = name.bytes().next().is_some_and(|byte| byte.is_ascii_alphabetic());
     if letter && name.len() <= 64 && name.bytes().all(plain) {
         Ok(())

@@ -24,7 +24,7 @@ use tokio::sync::{mpsc, watch};
 use crate::assets::Assets;
 use crate::collect::{self, Garbage};
 use crate::doctor::Check;
-use crate::error::Error;
+use crate::error::{Error, chain};
 use crate::figures;
 use crate::figures::health::{self, VmHealth};
 use crate::figures::stats::{self, VmStats};
@@ -163,8 +163,14 @@ impl Engine {
             settings,
         });
         let published = host.store.read(banger_store::publications::list).await;
-        host.ports
-            .load(&published.map_err(|e| OpenError::Reconcile(e.into()))?);
+        match published {
+            Ok(published) => host.ports.load(&published),
+            // Machines go on without them, which is better than no daemon.
+            Err(e) => tracing::error!(
+                error = chain(&e),
+                "published ports cannot be read, and are not served"
+            ),
+        }
         let machines = Machines::default();
         reconcile::run(&host, &machines)
             .await

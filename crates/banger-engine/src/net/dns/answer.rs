@@ -65,11 +65,15 @@ pub(crate) fn answer(zone: &Lookup, asker: Asker, query: &[u8]) -> Action {
         return or_nothing(refuse(query, OptRcode::BADVERS));
     }
     let place = place(question.qname(), zone);
-    if matches!(place, Place::Elsewhere) && question.qclass() == Class::IN {
+    if matches!(place, Place::Elsewhere) && question.qclass() == Class::IN && zone.forwards(asker) {
         return Action::Forward;
     }
-    // Nobody has anything in other classes, and zone transfers (RFC 5936) are nobody's business.
-    if question.qclass() != Class::IN || matches!(question.qtype(), Rtype::AXFR | Rtype::IXFR) {
+    // Nobody has anything in other classes, zone transfers (RFC 5936) are nobody's business, and who is shut in learns of
+    // nothing outside.
+    if question.qclass() != Class::IN
+        || matches!(place, Place::Elsewhere)
+        || matches!(question.qtype(), Rtype::AXFR | Rtype::IXFR)
+    {
         return or_nothing(refuse(query, OptRcode::REFUSED));
     }
     let facts = facts(zone, asker, &place, question.qtype());
@@ -387,11 +391,14 @@ mod tests {
             "in-addr.arpa",
             ".",
         ] {
-            assert_eq!(
-                answer(&lookup(), WEB, &query(of, Rtype::A)),
-                Action::Forward,
-                "{of}"
-            );
+            let query = query(of, Rtype::A);
+            for asker in [WEB, Asker::Host] {
+                assert_eq!(answer(&lookup(), asker, &query), Action::Forward, "{of}");
+            }
+            // Shut in, or nobody that we know.
+            for asker in [ALONE, Asker::Guest(Ipv4Addr::new(10, 209, 9, 9))] {
+                assert_eq!(reply(asker, &query).header().rcode(), Rcode::REFUSED, "{of}");
+            }
         }
     }
 

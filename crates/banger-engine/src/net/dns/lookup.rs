@@ -60,6 +60,18 @@ impl Lookup {
         self.sees(asker, machine).then_some(&*machine.name)
     }
 
+    /// Whether others' names are asked of the host's servers for the asker. For one who is shut in they are not: by names
+    /// and answers anything can be carried.
+    pub(crate) fn forwards(&self, asker: Asker) -> bool {
+        match asker {
+            Asker::Host => true,
+            Asker::Guest(address) => {
+                let asking = self.addresses.get(&address).and_then(|name| self.names.get(name));
+                asking.is_some_and(|machine| machine.out)
+            }
+        }
+    }
+
     /// Whether an address is of this network, so that nobody else is asked for its name.
     pub(crate) fn owns(&self, address: Ipv4Addr) -> bool {
         self.subnet.contains(address)
@@ -86,6 +98,7 @@ pub(super) mod tests {
             name: name.to_owned(),
             address: Ipv4Addr::new(10, 209, 0, last),
             guests,
+            out: guests,
         };
         Lookup::new(&Zone {
             subnet: Subnet::DEFAULT,

@@ -252,6 +252,7 @@ mod tests {
                 name: "dev".to_owned(),
                 address: std::net::Ipv4Addr::new(10, 209, 0, 2),
                 guests: false,
+                out: true,
             }]);
             let (server, host) = runtime.block_on(async {
                 let address = std::net::SocketAddrV4::new(Subnet::DEFAULT.gateway(), 53);

@@ -43,7 +43,7 @@ fn bed(upstreams: &[&str]) -> Bed {
     let lines: String = upstreams.iter().map(|s| format!("nameserver {s}\n")).collect();
     std::fs::write(&file, lines).unwrap();
     let names = Names::new(Subnet::DEFAULT);
-    names.publish(vec![named("web", 3)]);
+    names.publish(vec![named("web", 3), named("asks", 2)]);
     let address = SocketAddrV4::new(Subnet::DEFAULT.gateway(), 53);
     // Before the address is there.
     let server = Server::start(address, names.subscribe(), Upstreams::new(&file, Subnet::DEFAULT)).unwrap();
@@ -62,6 +62,7 @@ fn named(name: &str, last: u8) -> Named {
         name: name.to_owned(),
         address: Ipv4Addr::new(10, 209, 0, last),
         guests: false,
+        out: true,
     }
 }
 
