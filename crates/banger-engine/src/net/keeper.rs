@@ -108,7 +108,11 @@ impl Keeper {
                 };
                 let rules = self.rules(&machines).await;
                 let rest = match &rules {
-                    Ok(()) => self.taps(&bridge, &machines).await,
+                    Ok(()) => {
+                        // Not before: a tap without rules is open.
+                        self.network.hands.pool.ready();
+                        self.taps(&bridge, &machines).await
+                    }
                     Err(_) => Ok(()),
                 };
                 let problem = rules.as_ref().err().or(rest.as_ref().err()).map(|e| chain(e));
@@ -219,7 +223,6 @@ impl Keeper {
                 network.ledger.discard(&Owner::Host, &object).await?;
             }
         }
-        pool.ready();
         Ok(())
     }
 

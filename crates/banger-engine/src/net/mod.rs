@@ -239,8 +239,13 @@ impl Network {
 
     /// What stands against a bridge now, looked at anew where it was found wanting.
     pub(crate) async fn obstacle(&self) -> Option<Obstacle> {
-        let before = self.standing.borrow().obstacle.clone();
-        before.as_ref()?;
+        let before = {
+            let standing = self.standing.borrow();
+            if standing.obstacle.is_none() && standing.problem.is_none() {
+                return None;
+            }
+            standing.obstacle.clone()
+        };
         let wanted = {
             self.changed();
             self.again.notify_one();

@@ -39,7 +39,13 @@ impl Capability for GuestNetwork {
         }
         let mut checks = vec![match network.obstacle().await {
             Some(obstacle) => Check::failure(self.name(), "bridge", obstacle.to_string(), obstacle.fix()),
-            None => Check::fine(self.name(), "bridge", network.settings().bridge.clone()),
+            None => match network.standing().problem {
+                Some(problem) => {
+                    let fix = "see banger doctor and the daemon's log; `mode = \"user\"` under `[network]` does without a bridge";
+                    Check::failure(self.name(), "bridge", problem, fix)
+                }
+                None => Check::fine(self.name(), "bridge", network.settings().bridge.clone()),
+            },
         }];
         checks.push(match network.leased(&start.row.id, &start.row.name).await {
             Ok(Some(address)) => Check::fine(self.name(), "address", address.to_string()),
