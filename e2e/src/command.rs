@@ -364,7 +364,7 @@ impl Stream {
         good(&seen.bytes)
     }
 
-    fn wait_end(&self, deadline: Duration) -> bool {
+    pub(crate) fn wait_end(&self, deadline: Duration) -> bool {
         let seen = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
         let (seen, _) = self
             .0

@@ -14,6 +14,9 @@ use crate::command::{Banger, Stream, ends_within};
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
+/// How long to wait for the end of what a command that has ended has written.
+const AFTER: Duration = Duration::from_secs(5);
+
 /// A command with a controlling terminal.
 #[derive(Debug)]
 pub struct Pty {
@@ -92,6 +95,8 @@ impl Pty {
             "the command at the terminal did not end; it showed:\n{seen}"
         );
         let status = self.child.wait().expect("wait for a child");
+        // What it has written last may still be on its way; its end is not seen where it has left somebody at the terminal.
+        self.screen.wait_end(AFTER);
         (
             status.code(),
             String::from_utf8_lossy(&self.screen.bytes()).into_owned(),

@@ -47,11 +47,16 @@ fn leads_into(pid: u32, link: &str, directory: &Path) -> bool {
 /// Whether a process, or one that it descends from, has lost the parent that it came from.
 fn is_left(pid: u32) -> bool {
     let mut process = pid;
+    let ourselves = std::process::id();
     for _ in 0..PARENTS {
         let Some((parent, session)) = family(process) else {
             return false;
         };
         if session == process {
+            return false;
+        }
+        // Whatever has become of our own parents.
+        if parent == ourselves {
             return false;
         }
         // In a container that has a shell for its first process both are of one session.

@@ -105,7 +105,7 @@ fn what_cannot_be_set_is_refused_whole_and_says_the_way_out() {
         (&["--memory", "1M"], 2, "below the minimum"),
         // It would be, and the kernel would run out of it while it boots.
         (&["--memory", "70M"], 2, "does not hold kernel"),
-        (&["--vcpus", "1000"], 2, "above the maximum"),
+        (&["--vcpus", "1000"], 2, "is not in 1..=32"),
         (&["--expires", "2020-01-01T00:00:00Z"], 2, "past"),
         (&["--label", "Not=allowed"], 2, "label"),
         (&["--kernel", "debain"], 3, "debian"),
