@@ -43,6 +43,8 @@ if [[ ${1:-} == test ]]; then
     need dbus-daemon dbus-daemon
     need ip iproute2
     need nft nftables
+    need ssh openssh-client
+    need rsync rsync
     # A clock that jumps.
     [[ -e /usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1 ]] || missing+=(libfaketime)
     # Any way to reach pip will do; the test bed fetches a wheel with it.
