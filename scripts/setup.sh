@@ -25,6 +25,9 @@ need make make
 need qemu-system-x86_64 qemu-system-x86
 need mmdebstrap mmdebstrap
 need mke2fs e2fsprogs
+# What the network's bridge and `banger ssh` take of the host.
+need nft nftables
+need ssh openssh-client
 # A busybox that is linked dynamically does not run in an image that has no libraries.
 if ! command -v busybox >/dev/null || [[ -n $(dpkg-query -W -f '${Version}' busybox 2>/dev/null || true) ]]; then
     missing+=(busybox-static)
@@ -42,8 +45,6 @@ if [[ ${1:-} == test ]]; then
     # Names on the host: a message bus of the tests' own. systemd-resolved itself is unpacked, never installed.
     need dbus-daemon dbus-daemon
     need ip iproute2
-    need nft nftables
-    need ssh openssh-client
     need rsync rsync
     # A clock that jumps.
     [[ -e /usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1 ]] || missing+=(libfaketime)
