@@ -9,20 +9,15 @@ use crate::proto::agent_client::AgentClient as Rpc;
 use crate::proto::exec_exited::How;
 use crate::proto::exec_input::Input;
 use crate::proto::exec_output::Output;
+use crate::requests::{Cancel, requests};
 use crate::{MAX_CHUNK, proto};
 use bytes::Bytes;
-use std::convert::Infallible;
-use std::pin::Pin;
-use std::task::Poll;
 use std::time::Duration;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tonic::Streaming;
 use tonic::transport::Channel;
 
 const METHOD: &str = "exec";
-
-/// Input messages between a caller and the connection; each holds at most one chunk.
-const INPUT_QUEUE: usize = 4;
 
 /// How a command ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -154,9 +149,7 @@ pub struct ExecOutput {
     stream: Streaming<proto::ExecOutput>,
     pid: u32,
     ended: bool,
-    /// Dropped with this half, which ends the request stream: HTTP/2 only cancels a call when both its directions have
-    /// been let go, and the other half may live on.
-    _cancel: oneshot::Sender<Infallible>,
+    _cancel: Cancel,
 }
 
 impl ExecOutput {
@@ -204,19 +197,8 @@ pub(crate) async fn start_exec(
     mut rpc: Rpc<Channel>,
     start: proto::ExecStart,
 ) -> Result<(ExecInput, ExecOutput), AgentError> {
-    let (sender, mut receiver) = mpsc::channel(INPUT_QUEUE);
-    let (cancel, mut cancelled) = oneshot::channel::<Infallible>();
-    let mut first = Some(proto::ExecInput {
+    let (sender, cancel, inputs) = requests(proto::ExecInput {
         input: Some(Input::Start(start)),
-    });
-    let inputs = futures_util::stream::poll_fn(move |context| {
-        if first.is_some() {
-            return Poll::Ready(first.take());
-        }
-        match Pin::new(&mut cancelled).poll(context) {
-            Poll::Ready(_dropped) => Poll::Ready(None),
-            Poll::Pending => receiver.poll_recv(context),
-        }
     });
     let response = rpc
         .exec(inputs)

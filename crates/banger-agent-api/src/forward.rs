@@ -11,21 +11,16 @@ use crate::failure::printable;
 use crate::proto::agent_client::AgentClient as Rpc;
 use crate::proto::forward_input::Input;
 use crate::proto::forward_output::Output;
+use crate::requests::{Cancel, requests};
 use crate::{MAX_CHUNK, MAX_LISTENERS, proto};
 use bytes::Bytes;
-use std::convert::Infallible;
 use std::net::IpAddr;
-use std::pin::Pin;
-use std::task::Poll;
 use std::time::Duration;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tonic::Streaming;
 use tonic::transport::Channel;
 
 const METHOD: &str = "forward";
-
-/// Input messages between a caller and the connection; each holds at most one chunk.
-const INPUT_QUEUE: usize = 4;
 
 /// What carries bytes to a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -119,8 +114,7 @@ pub struct ForwardOutput {
     stream: Streaming<proto::ForwardOutput>,
     transport: Transport,
     ended: bool,
-    /// Dropped with this half, which ends the request stream, see [`ExecOutput`](crate::ExecOutput).
-    _cancel: oneshot::Sender<Infallible>,
+    _cancel: Cancel,
 }
 
 impl ForwardOutput {
@@ -168,24 +162,13 @@ pub(crate) async fn start_forward(
     address: Option<IpAddr>,
     port: u16,
 ) -> Result<(ForwardInput, ForwardOutput), AgentError> {
-    let (sender, mut receiver) = mpsc::channel(INPUT_QUEUE);
-    let (cancel, mut cancelled) = oneshot::channel::<Infallible>();
     let start = proto::ForwardStart {
         transport: proto::Transport::from(transport).into(),
         address: address.map(|address| address.to_string()).unwrap_or_default(),
         port: port.into(),
     };
-    let mut first = Some(proto::ForwardInput {
+    let (sender, cancel, inputs) = requests(proto::ForwardInput {
         input: Some(Input::Start(start)),
-    });
-    let inputs = futures_util::stream::poll_fn(move |context| {
-        if first.is_some() {
-            return Poll::Ready(first.take());
-        }
-        match Pin::new(&mut cancelled).poll(context) {
-            Poll::Ready(_dropped) => Poll::Ready(None),
-            Poll::Pending => receiver.poll_recv(context),
-        }
     });
     let response = rpc.forward(inputs).await;
     let mut stream = response

@@ -40,6 +40,8 @@ mod figures;
 #[cfg(feature = "client")]
 mod forward;
 #[cfg(feature = "client")]
+mod requests;
+#[cfg(feature = "client")]
 mod ssh;
 #[cfg(feature = "client")]
 mod transfer;

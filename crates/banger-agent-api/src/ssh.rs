@@ -5,19 +5,14 @@
 use crate::error::AgentError;
 use crate::proto::agent_client::AgentClient as Rpc;
 use crate::proto::ssh_input::Input;
+use crate::requests::{Cancel, requests};
 use crate::{InputClosed, MAX_CHUNK, proto};
 use bytes::Bytes;
-use std::convert::Infallible;
-use std::pin::Pin;
-use std::task::Poll;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tonic::Streaming;
 use tonic::transport::Channel;
 
 const METHOD: &str = "ssh";
-
-/// Input messages between a caller and the connection; each holds at most one chunk.
-const INPUT_QUEUE: usize = 4;
 
 /// The way to the guest's sshd. Dropping it closes the connection.
 #[derive(Debug)]
@@ -60,9 +55,7 @@ impl SshInput {
 #[derive(Debug)]
 pub struct SshOutput {
     stream: Streaming<proto::SshOutput>,
-    /// Dropped with this half, which ends the request stream: HTTP/2 only cancels a call when both its directions have
-    /// been let go, and the other half may live on.
-    _cancel: oneshot::Sender<Infallible>,
+    _cancel: Cancel,
 }
 
 impl SshOutput {
@@ -94,19 +87,8 @@ pub(crate) async fn start_ssh(
     mut rpc: Rpc<Channel>,
     start: proto::SshStart,
 ) -> Result<(SshInput, SshOutput), AgentError> {
-    let (sender, mut receiver) = mpsc::channel(INPUT_QUEUE);
-    let (cancel, mut cancelled) = oneshot::channel::<Infallible>();
-    let mut first = Some(proto::SshInput {
+    let (sender, cancel, inputs) = requests(proto::SshInput {
         input: Some(Input::Start(start)),
-    });
-    let inputs = futures_util::stream::poll_fn(move |context| {
-        if first.is_some() {
-            return Poll::Ready(first.take());
-        }
-        match Pin::new(&mut cancelled).poll(context) {
-            Poll::Ready(_dropped) => Poll::Ready(None),
-            Poll::Pending => receiver.poll_recv(context),
-        }
     });
     let response = rpc
         .ssh(inputs)
