@@ -118,8 +118,8 @@ impl Session {
 
     async fn upload_data(&self, reader: &mut FrameReader, mut upload: Upload) -> Ended {
         loop {
-            match reader.next().await {
-                Ok(Some(Frame::Data(bytes))) => {
+            match data(reader, "guest.upload").await {
+                Ok(Some(bytes)) => {
                     let sent = tokio::select! {
                         sent = upload.send(bytes) => sent,
                         () = reader.closed() => return Ended::Gone,
@@ -128,19 +128,8 @@ impl Session {
                         return self.agent_failed(&error);
                     }
                 }
-                Ok(Some(Frame::DataEof)) => break,
-                Ok(Some(
-                    Frame::Stdin(_)
-                    | Frame::Stdout(_)
-                    | Frame::Stderr(_)
-                    | Frame::StdinEof
-                    | Frame::Resize { .. }
-                    | Frame::Signal(_)
-                    | Frame::Exit(_)
-                    | Frame::Error(_)
-                    | Frame::End,
-                )) => return unexpected("guest.upload"),
-                Ok(None) | Err(_) => return Ended::Gone,
+                Ok(None) => break,
+                Err(ended) => return ended,
             }
         }
         tokio::select! {
@@ -263,6 +252,26 @@ async fn end_command(signals: &ExecSignals) {
             return;
         }
         tokio::time::sleep(grace).await;
+    }
+}
+
+/// The next bytes that a client sends; `None`: it has said that nothing more comes.
+async fn data(reader: &mut FrameReader, method: &'static str) -> Result<Option<Bytes>, Ended> {
+    match reader.next().await {
+        Ok(Some(Frame::Data(bytes))) => Ok(Some(bytes)),
+        Ok(Some(Frame::DataEof)) => Ok(None),
+        Ok(Some(
+            Frame::Stdin(_)
+            | Frame::Stdout(_)
+            | Frame::Stderr(_)
+            | Frame::StdinEof
+            | Frame::Resize { .. }
+            | Frame::Signal(_)
+            | Frame::Exit(_)
+            | Frame::Error(_)
+            | Frame::End,
+        )) => Err(unexpected(method)),
+        Ok(None) | Err(_) => Err(Ended::Gone),
     }
 }
 

@@ -3,7 +3,7 @@
 use banger_agent_api::{InputClosed, SshInput, SshOutput};
 use banger_api::frame::{Frame, FrameReader, FrameStream, FrameWriter};
 
-use super::{Ended, Session, finish, unexpected};
+use super::{Ended, Session, data, finish};
 
 impl Session {
     /// Serves `guest.ssh`.
@@ -40,21 +40,9 @@ impl Session {
 /// output says.
 async fn pass_input(reader: &mut FrameReader, input: &SshInput) -> Ended {
     loop {
-        let bytes = match reader.next().await {
-            Ok(Some(Frame::Data(bytes))) => Some(bytes),
-            Ok(Some(Frame::DataEof)) => None,
-            Ok(Some(
-                Frame::Stdin(_)
-                | Frame::Stdout(_)
-                | Frame::Stderr(_)
-                | Frame::StdinEof
-                | Frame::Resize { .. }
-                | Frame::Signal(_)
-                | Frame::Exit(_)
-                | Frame::Error(_)
-                | Frame::End,
-            )) => return unexpected("guest.ssh"),
-            Ok(None) | Err(_) => return Ended::Gone,
+        let bytes = match data(reader, "guest.ssh").await {
+            Ok(bytes) => bytes,
+            Err(ended) => return ended,
         };
         let passing = async {
             match bytes {
