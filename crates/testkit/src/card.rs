@@ -13,11 +13,12 @@ const HEADER: usize = 10;
 pub struct Card(File);
 
 impl Card {
-    /// Opens a tap by name, in this thread's network namespace.
+    /// Opens a tap by name, in this thread's network namespace. Where the tap is a port of a bridge, waits until that
+    /// forwards: the kernel tells the bridge of the carrier some time after the open, and drops frames until then.
     ///
     /// # Panics
     ///
-    /// When it cannot be opened.
+    /// When it cannot be opened, and when the bridge does not take the port up.
     #[must_use]
     pub fn open(tap: &str) -> Self {
         let device = File::options()
@@ -36,6 +37,7 @@ impl Card {
         let outcome = unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
         assert!(outcome >= 0, "{tap}: {}", std::io::Error::last_os_error());
         rustix::fs::fcntl_setfl(&device, rustix::fs::OFlags::NONBLOCK).expect("its flags");
+        await_forwarding(tap);
         Self(device)
     }
 
@@ -88,5 +90,19 @@ impl Card {
                 Err(e) => panic!("{e}"),
             }
         }
+    }
+}
+
+/// See [`Card::open`]. The states are those of `linux/if_bridge.h`.
+fn await_forwarding(tap: &str) {
+    const FORWARDING: &str = "3";
+    let state = format!("/sys/class/net/{tap}/brport/state");
+    let end = Instant::now() + Duration::from_secs(10);
+    while let Ok(now) = std::fs::read_to_string(&state) {
+        if now.trim() == FORWARDING {
+            return;
+        }
+        assert!(Instant::now() < end, "{tap}: its bridge leaves it in state {}", now.trim());
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
