@@ -135,7 +135,7 @@ mod tests {
         assert_eq!((vm.nat, vm.autostart, vm.restart.as_str()), (true, false, "no"));
         assert_eq!((vm.expires, vm.allow.as_str()), (None, ""));
         assert_eq!(crate::leases::find(&tx, &vm.id).unwrap(), None);
-        assert_eq!(crate::publications::list(&tx).unwrap(), []);
+        assert_eq!(crate::publications::list(&tx).unwrap().0, []);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use rusqlite::types::Type;
+use rusqlite::types::{Type, Value};
 use rusqlite::{ErrorCode, Row, Transaction};
 
 use crate::{StoreError, unsigned};
@@ -23,34 +23,62 @@ pub struct PublicationRow {
 const COLUMNS: &str = "vm, protocol, host_address, host_port, guest_port";
 
 fn parse(row: &Row<'_>) -> rusqlite::Result<PublicationRow> {
-    let address: String = row.get(2)?;
-    let address: IpAddr = address
-        .parse()
-        .map_err(|e| rusqlite::Error::FromSqlConversionFailure(2, Type::Text, Box::new(e)))?;
     Ok(PublicationRow {
         vm: row.get(0)?,
         protocol: row.get(1)?,
-        host: SocketAddr::new(address, unsigned(row, 3)?),
+        host: host(row)?,
         guest_port: unsigned(row, 4)?,
     })
 }
 
-/// All, by the host's port.
-pub fn list(tx: &Transaction<'_>) -> Result<Vec<PublicationRow>, StoreError> {
+fn host(row: &Row<'_>) -> rusqlite::Result<SocketAddr> {
+    let address: String = row.get(2)?;
+    let address: IpAddr = address
+        .parse()
+        .map_err(|e| rusqlite::Error::FromSqlConversionFailure(2, Type::Text, Box::new(e)))?;
+    Ok(SocketAddr::new(address, unsigned(row, 3)?))
+}
+
+/// A row that could not be read: what it says all the same, and why.
+#[derive(Debug)]
+pub struct Unreadable {
+    /// The machine's id.
+    pub vm: Option<String>,
+    /// Its columns as they are in the file, but for the machine's.
+    pub says: String,
+    /// What is wrong with it.
+    pub error: StoreError,
+}
+
+/// All, by the host's port. One that cannot be read does not hide the others.
+pub fn list(tx: &Transaction<'_>) -> Result<(Vec<PublicationRow>, Vec<Unreadable>), StoreError> {
+    let (mut good, mut bad) = (Vec::new(), Vec::new());
     let mut statement = tx.prepare_cached(&format!(
         "SELECT {COLUMNS} FROM publications ORDER BY host_port, protocol, host_address"
     ))?;
-    let rows = statement.query_map([], parse)?.collect::<Result<_, _>>()?;
-    Ok(rows)
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        match parse(row) {
+            Ok(publication) => good.push(publication),
+            Err(error) => bad.push(Unreadable {
+                vm: row.get(0).ok(),
+                says: says(row),
+                error: error.into(),
+            }),
+        }
+    }
+    Ok((good, bad))
 }
 
-/// One machine's, by the host's port.
-pub fn of_vm(tx: &Transaction<'_>, vm: &str) -> Result<Vec<PublicationRow>, StoreError> {
-    let mut statement = tx.prepare_cached(&format!(
-        "SELECT {COLUMNS} FROM publications WHERE vm = ?1 ORDER BY host_port, protocol, host_address"
-    ))?;
-    let rows = statement.query_map([vm], parse)?.collect::<Result<_, _>>()?;
-    Ok(rows)
+/// `tcp 127.0.0.1 8080 80`, whatever stands there instead.
+fn says(row: &Row<'_>) -> String {
+    let column = |at| match row.get::<_, Value>(at) {
+        Ok(Value::Integer(number)) => number.to_string(),
+        Ok(Value::Real(number)) => number.to_string(),
+        Ok(Value::Text(text)) => text,
+        Ok(Value::Null | Value::Blob(_)) | Err(_) => "?".to_owned(),
+    };
+    [1, 2, 3, 4].map(column).join(" ")
 }
 
 /// Whether one could be reserved: a host's port leads to one place, on each of its addresses. Gives whether it is there as
@@ -60,17 +88,24 @@ pub fn of_vm(tx: &Transaction<'_>, vm: &str) -> Result<Vec<PublicationRow>, Stor
 ///
 /// [`StoreError::InUse`] by the machine that has it.
 pub fn check(tx: &Transaction<'_>, row: &PublicationRow) -> Result<bool, StoreError> {
-    let mut all = list(tx)?.into_iter();
-    let taken = all.find(|other| other.protocol == row.protocol && overlap(other.host, row.host));
-    match taken {
-        Some(taken) if taken == *row => Ok(true),
-        Some(taken) => Err(StoreError::InUse {
+    let mut statement =
+        tx.prepare_cached(&format!("SELECT {COLUMNS} FROM publications WHERE protocol = ?1"))?;
+    let mut others = statement.query([&row.protocol])?;
+    while let Some(other) = others.next()? {
+        // What cannot be read is nowhere, and in nobody's way; where it is there but leads nowhere, its place is taken.
+        if !host(other).is_ok_and(|other| overlap(other, row.host)) {
+            continue;
+        }
+        if parse(other).is_ok_and(|other| other == *row) {
+            return Ok(true);
+        }
+        return Err(StoreError::InUse {
             what: "port",
             name: format!("{}/{}", row.host, row.protocol),
-            by: vec![name(tx, &taken.vm)?],
-        }),
-        None => Ok(false),
+            by: vec![name(tx, &other.get::<_, String>(0)?)?],
+        });
     }
+    Ok(false)
 }
 
 /// Reserves one. One that is there as asked for already is fine.

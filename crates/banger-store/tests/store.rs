@@ -319,8 +319,8 @@ async fn a_port_of_the_host_leads_to_one_machine() {
         .write(move |tx| publications::remove(tx, &gone))
         .await
         .unwrap();
-    let left = store.read(|tx| publications::of_vm(tx, "v1")).await.unwrap();
-    assert_eq!(left.len(), 3);
+    let (left, bad) = store.read(publications::list).await.unwrap();
+    assert_eq!((left.len(), bad.len()), (3, 0));
     assert!(!left.contains(&web));
     let nobody = publish(publication("v9", "tcp", "127.0.0.1:1", 1)).await;
     assert!(
@@ -329,5 +329,49 @@ async fn a_port_of_the_host_leads_to_one_machine() {
     );
     // They go with their machine.
     store.write(|tx| vms::remove(tx, "v1")).await.unwrap();
-    assert_eq!(store.read(publications::list).await.unwrap(), []);
+    assert_eq!(store.read(publications::list).await.unwrap().0, []);
+}
+
+#[tokio::test]
+async fn an_unreadable_publication_is_named_and_hides_no_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = filled(&dir.path().join("banger.db")).await;
+    let web = publication("v1", "tcp", "127.0.0.1:8080", 80);
+    let row = web.clone();
+    store
+        .write(move |tx| {
+            publications::insert(tx, &row)?;
+            tx.execute(
+                "INSERT INTO publications VALUES ('v1', 'tcp', 'everywhere', 8081, 81), ('v1', 'tcp', '127.0.0.1', 8082, 70000)",
+                [],
+            )?;
+            Ok(())
+        })
+        .await
+        .unwrap();
+    let (good, bad) = store.read(publications::list).await.unwrap();
+    assert_eq!(good, std::slice::from_ref(&web));
+    let named: Vec<_> = bad
+        .iter()
+        .map(|bad| (bad.vm.as_deref(), bad.says.as_str()))
+        .collect();
+    assert_eq!(
+        named,
+        [
+            (Some("v1"), "tcp everywhere 8081 81"),
+            (Some("v1"), "tcp 127.0.0.1 8082 70000")
+        ]
+    );
+    // Nor are they in the way of others, but for the place that one of them has.
+    let publish = |host: &str| {
+        let row = publication("v1", "tcp", host, 80);
+        store.write(move |tx| publications::insert(tx, &row))
+    };
+    publish("127.0.0.1:8081").await.unwrap();
+    publish("127.0.0.1:8080").await.unwrap();
+    let taken = publish("0.0.0.0:8082").await.unwrap_err();
+    assert_eq!(
+        taken.to_string(),
+        "port \"0.0.0.0:8082/tcp\" is in use by machine \"dev\""
+    );
 }

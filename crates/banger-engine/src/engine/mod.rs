@@ -164,7 +164,17 @@ impl Engine {
         });
         let published = host.store.read(banger_store::publications::list).await;
         match published {
-            Ok(published) => host.ports.load(&published),
+            Ok((published, unreadable)) => {
+                host.ports.load(&published);
+                for row in unreadable {
+                    tracing::error!(
+                        vm = row.vm,
+                        row = row.says,
+                        error = chain(&row.error),
+                        "unreadable publication, not served"
+                    );
+                }
+            }
             // Machines go on without them, which is better than no daemon.
             Err(e) => tracing::error!(
                 error = chain(&e),
