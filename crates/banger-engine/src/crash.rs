@@ -46,6 +46,8 @@ named! {
         Vmm = "vmm",
         /// The vsock device beside a VMM that has none.
         VsockDevice = "vsock-device",
+        /// What carries the packets of a user-mode network.
+        Passt = "passt",
         /// A loop device under a system disk of kind dm.
         LoopDevice = "loop-device",
         /// A device-mapper device of one.
@@ -95,7 +97,7 @@ impl Kind {
             | Self::Tap
             | Self::TapUse => Step::ALL,
             // Nothing is made between these rows and the processes: they are what comes next.
-            Self::Processes | Self::Vmm | Self::VsockDevice => &[
+            Self::Processes | Self::Vmm | Self::VsockDevice | Self::Passt => &[
                 Step::Entering,
                 Step::Entered,
                 Step::Removing,

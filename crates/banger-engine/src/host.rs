@@ -63,6 +63,7 @@ pub(crate) mod tests {
                 stop_timeout: Duration::from_secs(1),
             },
             network: NetworkSettings {
+                passt: crate::settings::PasstChoice::Off,
                 mode: NetworkMode::User,
                 bridge: "bgr0".to_owned(),
                 subnet: Subnet::DEFAULT,

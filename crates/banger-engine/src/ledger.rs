@@ -86,7 +86,7 @@ pub(crate) enum Object {
     },
     /// A process that was started.
     Process {
-        /// `vmm` or `vsock-device`.
+        /// `vmm`, `vsock-device` or `passt`.
         role: String,
         /// Process id.
         pid: u32,
@@ -136,6 +136,7 @@ impl Object {
             (Self::Processes { .. }, _) => Kind::Processes,
             (Self::Process { role, .. }, _) => match role.parse::<ProcessRole>() {
                 Ok(ProcessRole::VsockDevice) => Kind::VsockDevice,
+                Ok(ProcessRole::Passt) => Kind::Passt,
                 Ok(ProcessRole::Vmm) | Err(_) => Kind::Vmm,
             },
             (Self::Device { device }, _) => match device {

@@ -49,7 +49,7 @@ pub use engine::{
 pub use error::{Error, Kind, Problem, Report};
 pub use net::allow::{Allow, UnknownAllow};
 pub use net::subnet::{Subnet, SubnetError};
-pub use settings::{NetworkMode, NetworkSettings, Settings, VmDefaults, VmmSettings};
+pub use settings::{NetworkMode, NetworkSettings, PasstChoice, Settings, VmDefaults, VmmSettings};
 pub use vm::capability::system_disk::{Availability, Obstacle, SystemDiskKind};
 pub use vm::change::{Applies, Change, SetVm};
 pub use vm::restart::Restart;

@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use banger_agent_api::{AgentClient, proto};
 use banger_vmm::{
     ControlError, KillError, Machine, MachineExit, MachineFigures, ProcessRecord, ProcessRole, RunState,
+    UserNetwork,
 };
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::service::TowerToHyperService;
@@ -180,5 +181,13 @@ impl Machine for Vmm {
 
     fn stopped_processes(&self) -> Vec<ProcessRole> {
         Vec::new()
+    }
+
+    fn user_network(&self) -> Option<UserNetwork> {
+        None
+    }
+
+    fn network_lost(&self) -> bool {
+        false
     }
 }

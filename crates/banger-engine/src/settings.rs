@@ -63,6 +63,20 @@ pub struct NetworkSettings {
     pub subnet: Subnet,
     /// Spare taps that are kept.
     pub pool: u16,
+    /// Who carries the packets of machines in user mode.
+    pub passt: PasstChoice,
+}
+
+/// Whether `passt` carries the packets of machines under QEMU in user mode.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum PasstChoice {
+    /// Where it is installed and works.
+    #[default]
+    Auto,
+    /// This one, where it works.
+    At(PathBuf),
+    /// No: QEMU does.
+    Off,
 }
 
 /// How machines are connected.

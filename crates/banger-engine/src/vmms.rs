@@ -7,14 +7,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use banger_vmm::{
-    Facts, Firecracker, HostVirtualization, Preference, Qemu, QemuPaths, Vmm, VmmInfo, VmmKind, choose,
-    host_virtualization,
+    Facts, Firecracker, HostVirtualization, Passt, Preference, Qemu, QemuPaths, Vmm, VmmInfo, VmmKind,
+    choose, host_virtualization,
 };
 use hostkit::exec::{ExecError, Tool};
 use tokio::sync::Mutex;
 
 use crate::error::{Error, chain};
-use crate::settings::{Settings, VmmSettings};
+use crate::settings::{PasstChoice, Settings, VmmSettings};
 
 /// QEMU's program for this architecture.
 const QEMU: &str = "qemu-system-x86_64";
@@ -49,6 +49,7 @@ struct Probes {
 pub(crate) struct Vmms {
     settings: VmmSettings,
     directories: Vec<PathBuf>,
+    passt: Passt,
     /// Held while probing, so that a VMM is probed once however many starts wait for it.
     probed: Mutex<Option<Probes>>,
 }
@@ -59,6 +60,11 @@ impl Vmms {
         Self {
             settings: settings.vmm.clone(),
             directories,
+            passt: match &settings.network.passt {
+                PasstChoice::Off => Passt::Off,
+                PasstChoice::At(path) => Passt::At(path.clone()),
+                PasstChoice::Auto => Passt::In(settings.tool_dirs()),
+            },
             probed: Mutex::new(None),
         }
     }
@@ -105,6 +111,7 @@ impl Vmms {
             qemu: self.find(QEMU, self.settings.qemu.as_deref())?,
             vhost_device_vsock: self
                 .find("vhost-device-vsock", self.settings.vhost_device_vsock.as_deref())?,
+            passt: self.passt.clone(),
         };
         match Qemu::probe(&paths, host).await {
             Ok(vmm) => Ok(Arc::new(vmm)),
@@ -206,6 +213,7 @@ mod tests {
                 vhost_device_vsock: program("device", "vhost-device-vsock 0.2.0"),
             },
             directories: Vec::new(),
+            passt: Passt::Off,
             probed: Mutex::new(None),
         };
         let without = HostVirtualization::Unusable {

@@ -67,6 +67,12 @@ pub(crate) enum KernelFormats {
     PvhOrBzImage,
 }
 
+/// Why there is no user-mode network, and what to do about it.
+pub(crate) struct NoUserNetwork {
+    pub(crate) message: String,
+    pub(crate) hint: &'static str,
+}
+
 /// What a driver can do.
 pub(crate) struct Limits<'a> {
     pub(crate) vcpus: u8,
@@ -74,7 +80,8 @@ pub(crate) struct Limits<'a> {
     /// The whole command line as the kernel will see it, and how long it may be.
     pub(crate) command_line: &'a str,
     pub(crate) command_line_limit: usize,
-    pub(crate) user_network: bool,
+    /// Whether there is a user-mode network.
+    pub(crate) user_network: Result<(), NoUserNetwork>,
     /// Names of the driver's own sockets in the runtime directory.
     pub(crate) sockets: &'a [&'a str],
 }
@@ -242,12 +249,8 @@ fn network(network: Option<&Network>, limits: &Limits<'_>, found: &mut Problems)
     match network {
         None => {}
         Some(Network::User { mac }) => {
-            if !limits.user_network {
-                found.add(
-                    "network",
-                    "Firecracker has no user-mode network",
-                    "use QEMU, or start the machine without a network",
-                );
+            if let Err(NoUserNetwork { message, hint }) = &limits.user_network {
+                found.add("network", message, hint);
             }
             card(mac, found);
         }

@@ -78,7 +78,7 @@ const LIMITS: Limits<'_> = Limits {
     kernel: KernelFormats::PvhOrBzImage,
     command_line: "quiet",
     command_line_limit: 2047,
-    user_network: true,
+    user_network: Ok(()),
     sockets: &["control.sock"],
 };
 
@@ -228,7 +228,10 @@ fn each_flaw_is_named() {
 fn drivers_differ() {
     let elf_only = Limits {
         kernel: KernelFormats::Elf,
-        user_network: false,
+        user_network: Err(NoUserNetwork {
+            message: "there is none".to_owned(),
+            hint: "",
+        }),
         ..LIMITS
     };
     let problems = problems_with(&elf_only, |spec, dir| {

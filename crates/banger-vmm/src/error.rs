@@ -79,6 +79,12 @@ pub enum LaunchError {
         /// The last lines of the log.
         log: LogTail,
     },
+    /// Neither passt nor QEMU itself can be the machine's user-mode network.
+    #[error("connect the machine: QEMU has no user-mode network here, and {reason}")]
+    Network {
+        /// Why passt is none, for people.
+        reason: String,
+    },
     /// The VMM answered, but not as it should.
     #[error("start the machine")]
     Control {

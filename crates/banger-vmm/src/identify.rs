@@ -13,10 +13,11 @@ use crate::vmm::{ProcessRecord, ProcessRole};
 
 /// The option after which each role's token stands, with an option that must be there as well: together no program
 /// but ours is called with them and a token of our form.
-const MARKS: [(ProcessRole, &str, &str); 3] = [
+const MARKS: [(ProcessRole, &str, &str); 4] = [
     (ProcessRole::Vmm, "--id", "--api-sock"),
     (ProcessRole::Vmm, "-name", "-qmp"),
     (ProcessRole::VsockDevice, "--groups", "--uds-path"),
+    (ProcessRole::Passt, "--search", "--fd"),
 ];
 
 /// How long a killed process may take to be gone.
@@ -54,9 +55,20 @@ pub fn find_processes() -> std::io::Result<Vec<(String, ProcessRecord)>> {
     let lines = process::command_lines()?;
     Ok(lines
         .iter()
-        .filter(|line| line.uid == user)
-        .filter_map(|line| identify(line).map(|(token, role)| (token, ProcessRecord { role, id: line.id })))
+        .filter_map(|line| identify(line).map(|(token, role)| (line, token, role)))
+        .filter(|(line, _, role)| may_be_ours(*role, line.uid, user))
+        .map(|(line, token, role)| (token, ProcessRecord { role, id: line.id }))
         .collect())
+}
+
+/// Whether a process with this owner can be one that we have started.
+fn may_be_ours(role: ProcessRole, owner: u32, user: u32) -> bool {
+    match role {
+        ProcessRole::Vmm | ProcessRole::VsockDevice => owner == user,
+        // Started by root it becomes another user, and root is shown as the owner of a process that guards its memory
+        // (PR_SET_DUMPABLE of prctl(2), proc(5)).
+        ProcessRole::Passt => owner == user || user == 0 || owner == 0,
+    }
 }
 
 /// Ends these processes of the machine `token` and waits until they are gone. What is gone already, or is another
@@ -163,16 +175,29 @@ mod tests {
             found(&["vdv", "--uds-path", "x", "--groups", "bgrabc0123456"]),
             Some(("bgrabc0123456".to_owned(), ProcessRole::VsockDevice))
         );
+        assert_eq!(
+            found(&["passt", "--fd", "7", "--search", "bgrabc0123456"]),
+            Some(("bgrabc0123456".to_owned(), ProcessRole::Passt))
+        );
         for other in [
             &["vim", "/run/banger/bgrabc0123456/qmp.sock"][..],
             &["pgrep", "-f", "--id", "bgrabc0123456"],
             &["firecracker", "--id", "other", "--api-sock", "x"],
             &["qemu", "-name"],
+            &["passt", "--search", "bgrabc0123456"],
             &["qemu", "-name", "bgrabc0123456,debug-threads=on", "-qmp", "x"],
             &[],
         ] {
             assert_eq!(found(other), None, "{other:?}");
         }
+    }
+
+    #[test]
+    fn passt_may_have_changed_its_user() {
+        for (owner, user, ours) in [(7, 7, true), (7, 8, false), (65534, 0, true), (0, 8, true)] {
+            assert_eq!(may_be_ours(ProcessRole::Passt, owner, user), ours);
+        }
+        assert!(!may_be_ours(ProcessRole::Vmm, 65534, 0));
     }
 
     #[tokio::test]

@@ -41,10 +41,10 @@ pub use error::{AdoptError, ControlError, KillError, LaunchError, LogTail, Probe
 pub use figures::{MachineFigures, Moved};
 pub use firecracker::Firecracker;
 pub use identify::{find_processes, identify, kill_processes};
-pub use qemu::{Qemu, QemuPaths};
+pub use qemu::{Passt, Qemu, QemuPaths};
 pub use spec::{Boot, Disk, MachineSpec, Network, Vsock};
 pub use virtualization::{HostVirtualization, host_virtualization};
 pub use vmm::{
-    Accelerator, Companion, Machine, MachineExit, ProcessLog, ProcessRecord, ProcessRole, RunState,
-    UnknownRole, Vmm, VmmInfo, VmmKind,
+    Accelerator, Carrier, Companion, Machine, MachineExit, ProcessLog, ProcessRecord, ProcessRole, RunState,
+    UnknownRole, UserNetwork, Vmm, VmmInfo, VmmKind,
 };

@@ -70,10 +70,12 @@ pub struct Vsock {
 /// How the guest's network card is connected.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Network {
-    /// User-mode network of the VMM: outbound only, needs no privileges. The guest is 10.0.2.15/24, gateway and
-    /// host 10.0.2.2, DNS 10.0.2.3.
+    /// User-mode network: outbound only, needs no privileges. The guest is 10.0.2.15/24, gateway 10.0.2.2, DNS 10.0.2.3;
+    /// with IPv6 it configures itself. Carried by `passt` where that works, else by QEMU itself
+    /// ([`Carrier`](crate::Carrier)).
     ///
-    /// The guest reaches services on the host's loopback at 10.0.2.2: QEMU has no option against it.
+    /// QEMU's own lets the guest reach services on the host's loopback, at 10.0.2.2: it has no option against it. passt
+    /// does not.
     User {
         /// The card's hardware address.
         mac: [u8; 6],

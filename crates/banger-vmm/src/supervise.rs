@@ -3,7 +3,7 @@
 //! ```text
 //!   Launching --spawn--> reported to the ledger --...--> supervise() --> Supervised (handle)
 //!       |                                                    |
-//!     abandon(), or dropped: SIGKILL to all               one task: the first process to end takes the others
+//!     abandon(), or dropped: SIGKILL to all               one task: the first vital process to end takes the others
 //!                                                          along; all reaped; sockets removed; exit published
 //! ```
 //!
@@ -80,7 +80,7 @@ impl<'a> Launching<'a> {
             .map_err(|source| LaunchError::Record { role, source })
     }
 
-    /// Waits for something that `role` is to do, unless a process ends first or time runs out.
+    /// Waits for something that `role` is to do, unless it or a vital process ends first, or time runs out.
     pub(crate) async fn wait_for<T>(
         &self,
         role: ProcessRole,
@@ -89,7 +89,9 @@ impl<'a> Launching<'a> {
     ) -> Result<T, LaunchError> {
         let mut ends = JoinSet::new();
         for member in self.members.clone() {
-            ends.spawn(async move { (member.role, member.process.exited().await) });
+            if member.role == role || member.role.is_vital() {
+                ends.spawn(async move { (member.role, member.process.exited().await) });
+            }
         }
         tokio::select! {
             // Not cancel-safe for `what`, which is given up in the other arms.
@@ -104,6 +106,15 @@ impl<'a> Launching<'a> {
                 Err(LaunchError::Silent { role, within, log: files::tail(self.log, self.log_start) })
             }
         }
+    }
+
+    /// Ends a process without which the launch can go on, and waits until it is gone.
+    pub(crate) async fn give_up(&mut self, role: ProcessRole) {
+        let (given_up, kept) = self.members.drain(..).partition(|member| member.role == role);
+        self.members = kept;
+        let given_up: Vec<Member> = given_up;
+        kill_all(&given_up);
+        reap(given_up).await;
     }
 
     /// A control connection broke: if that was because a process ended, that is the better error.
@@ -240,6 +251,12 @@ impl Supervised {
         self.members.iter().map(Member::record).collect()
     }
 
+    /// Whether a process with that part still runs.
+    pub(crate) fn runs(&self, role: ProcessRole) -> bool {
+        let mut members = self.members.iter();
+        members.any(|member| member.role == role && member.process.try_exited().is_none())
+    }
+
     /// Processor time and resident memory of the processes that still run.
     pub(crate) fn usage(&self) -> MachineFigures {
         let mut figures = MachineFigures::default();
@@ -310,8 +327,14 @@ async fn watch_over(members: Vec<Member>, cleanup: Cleanup, publish: watch::Send
     for member in members.clone() {
         ends.spawn(async move { (member.role, member.process.exited().await) });
     }
-    let Some(Ok(mut first)) = ends.join_next().await else {
-        return;
+    let mut first = loop {
+        match ends.join_next().await {
+            Some(Ok((role, exit))) if !role.is_vital() => {
+                warn!(%role, %exit, "a process ended without which its machine goes on");
+            }
+            Some(Ok(vital)) => break vital,
+            Some(Err(_)) | None => return,
+        }
     };
     if first.0 != ProcessRole::Vmm {
         // Did the VMM end, and this one because of it?

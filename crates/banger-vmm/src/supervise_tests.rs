@@ -32,6 +32,7 @@ fn sh(role: ProcessRole, script: &str) -> Detached {
     let marks = match role {
         ProcessRole::Vmm => ["--id", "bgrabc0123456", "--api-sock", "x"],
         ProcessRole::VsockDevice => ["--groups", "bgrabc0123456", "--uds-path", "x"],
+        ProcessRole::Passt => ["--search", "bgrabc0123456", "--fd", "7"],
     };
     let mut spec = Detached::new("/bin/sh");
     spec.args = ["-c", script, "sh"]
@@ -100,6 +101,53 @@ async fn one_process_takes_the_others_along() {
             );
         }
     }
+}
+
+#[tokio::test]
+async fn a_machine_goes_on_without_a_process_that_is_not_vital() {
+    let (ledger, log) = (Ledger::default(), Path::new("/nonexistent"));
+    let mut launching = Launching::new(&ledger, log);
+    for (role, script) in [(ProcessRole::Passt, "exit 1"), (ProcessRole::Vmm, FOREVER)] {
+        launching.spawn(role, sh(role, script)).await.unwrap();
+    }
+    let within = Duration::from_secs(60);
+    let never = std::future::pending::<()>();
+    let ended = launching.wait_for(ProcessRole::Passt, within, never).await;
+    assert!(matches!(
+        ended,
+        Err(LaunchError::Exited {
+            role: ProcessRole::Passt,
+            ..
+        })
+    ));
+    // Of others its end is no failure.
+    let short = Duration::from_millis(10);
+    let never = std::future::pending::<()>();
+    let silent = launching.wait_for(ProcessRole::Vmm, short, never).await;
+    assert!(matches!(silent, Err(LaunchError::Silent { .. })));
+
+    let machine = launching.supervise(cleanup(&[]));
+    assert!(!machine.runs(ProcessRole::Passt) && machine.runs(ProcessRole::Vmm));
+    machine.kill().await.unwrap();
+    assert_eq!(machine.exited().await.role, ProcessRole::Vmm);
+}
+
+#[tokio::test]
+async fn what_is_given_up_is_gone_and_the_launch_goes_on() {
+    let (ledger, log) = (Ledger::default(), Path::new("/nonexistent"));
+    let mut launching = Launching::new(&ledger, log);
+    for role in [ProcessRole::Passt, ProcessRole::Vmm] {
+        launching.spawn(role, sh(role, FOREVER)).await.unwrap();
+    }
+    launching.give_up(ProcessRole::Passt).await;
+    let given_up = ledger.seen.lock().unwrap()[0];
+    assert!(matches!(
+        Process::open(given_up.id),
+        Err(ProcessError::Gone { .. })
+    ));
+    let machine = launching.supervise(cleanup(&[]));
+    assert_eq!(machine.processes().len(), 1);
+    machine.kill().await.unwrap();
 }
 
 #[tokio::test]

@@ -80,6 +80,44 @@ pub struct VmmInfo {
     pub slow: Option<String>,
     /// Other programs this one needs for each machine.
     pub companions: Vec<Companion>,
+    /// Who would carry the packets of a machine with [`Network::User`](crate::Network::User) that is launched now; absent
+    /// where the VMM has no such network.
+    pub user_network: Option<UserNetwork>,
+}
+
+/// Who carries the packets of a machine with [`Network::User`](crate::Network::User).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UserNetwork {
+    /// Who.
+    pub carrier: Carrier,
+    /// What there is to say about it, for people: why it is not passt, or what this passt lets through.
+    pub note: Option<String>,
+}
+
+/// A user-mode network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Carrier {
+    /// A `passt` beside the VMM.
+    Passt,
+    /// QEMU's own, which is the library libslirp.
+    Slirp,
+}
+
+impl Carrier {
+    /// Its name in messages and rows.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Passt => "passt",
+            Self::Slirp => "slirp",
+        }
+    }
+}
+
+impl fmt::Display for Carrier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
 }
 
 /// A program that runs beside the VMM.
@@ -100,6 +138,8 @@ pub enum ProcessRole {
     Vmm,
     /// `vhost-device-vsock`, which serves QEMU's vsock device.
     VsockDevice,
+    /// `passt`, which carries the packets of QEMU's network card.
+    Passt,
 }
 
 impl ProcessRole {
@@ -109,6 +149,15 @@ impl ProcessRole {
         match self {
             Self::Vmm => "vmm",
             Self::VsockDevice => "vsock-device",
+            Self::Passt => "passt",
+        }
+    }
+
+    /// Whether the machine ends when this process does. One without its network goes on.
+    pub(crate) fn is_vital(self) -> bool {
+        match self {
+            Self::Vmm | Self::VsockDevice => true,
+            Self::Passt => false,
         }
     }
 }
@@ -121,7 +170,7 @@ impl fmt::Display for ProcessRole {
 
 /// A role's name that this version does not know.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("read the process role {0:?}: expected `vmm` or `vsock-device`")]
+#[error("read the process role {0:?}: expected `vmm`, `vsock-device` or `passt`")]
 pub struct UnknownRole(
     /// What was read.
     pub String,
@@ -134,6 +183,7 @@ impl FromStr for ProcessRole {
         match text {
             "vmm" => Ok(Self::Vmm),
             "vsock-device" => Ok(Self::VsockDevice),
+            "passt" => Ok(Self::Passt),
             other => Err(UnknownRole(other.to_owned())),
         }
     }
@@ -148,7 +198,7 @@ pub struct ProcessRecord {
     pub id: ProcessId,
 }
 
-/// How a machine ended: the first of its processes to end decides.
+/// How a machine ended: the first of its processes to end decides, of those that it cannot be without.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MachineExit {
     /// Which process ended first.
@@ -237,7 +287,7 @@ pub trait Machine: Send + Sync + fmt::Debug {
 
     /// Waits until the machine has ended: every process gone and reaped, its control sockets removed.
     ///
-    /// When one process ends, the others are killed. Any number of callers may wait; cancel-safe.
+    /// When one that it cannot be without ends, the others are killed. Any number of callers may wait; cancel-safe.
     async fn exited(&self) -> MachineExit;
 
     /// Ends the machine at once, as pulling the plug would, and returns when [`Self::exited`] would.
@@ -263,6 +313,13 @@ pub trait Machine: Send + Sync + fmt::Debug {
 
     /// Its processes that a signal has stopped (SIGSTOP, a debugger), so that they do nothing.
     fn stopped_processes(&self) -> Vec<ProcessRole>;
+
+    /// Who carries the packets of its card, where that is a user-mode network. What was noted at the launch is not known
+    /// any more of a machine that was adopted.
+    fn user_network(&self) -> Option<UserNetwork>;
+
+    /// It goes on, but the process that carried its packets has ended: it has no network until it is started anew.
+    fn network_lost(&self) -> bool;
 }
 
 #[cfg(test)]

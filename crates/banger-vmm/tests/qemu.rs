@@ -3,13 +3,14 @@
 
 #![expect(clippy::unwrap_used, reason = "what cannot be prepared fails the test")]
 
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use banger_vmm::{
-    ControlError, HostVirtualization, LaunchError, Network, ProcessRole, Qemu, QemuPaths, RunState, Vmm,
-    VmmKind, kill_processes,
+    Carrier, ControlError, HostVirtualization, LaunchError, Network, Passt, ProcessRole, Qemu, QemuPaths,
+    RunState, Vmm, VmmKind, kill_processes,
 };
 use hostkit::process::Exit;
 
@@ -21,9 +22,14 @@ use testkit::{file, program};
 const IDLE: &str = "echo UP; while true; do /bin/busybox sleep 1000; done";
 
 async fn driver() -> Option<Qemu> {
+    driver_with(Passt::Off).await
+}
+
+async fn driver_with(passt: Passt) -> Option<Qemu> {
     let paths = QemuPaths {
         qemu: program("BANGER_TEST_QEMU", "qemu-system-x86_64")?,
         vhost_device_vsock: program("BANGER_TEST_VHOST_DEVICE_VSOCK", "vhost-device-vsock")?,
+        passt,
     };
     let emulated = HostVirtualization::Unusable {
         reason: "test".to_owned(),
@@ -149,20 +155,156 @@ async fn a_disk_grows_and_its_traffic_is_counted() {
 
 #[test]
 fn a_tap_carries_the_guests_packets() {
-    let modules = [
-        "drivers/virtio/virtio_ring.ko",
-        "drivers/virtio/virtio.ko",
-        "drivers/virtio/virtio_pci_modern_dev.ko",
-        "drivers/virtio/virtio_pci_legacy_dev.ko",
-        "drivers/virtio/virtio_pci.ko",
-        "net/core/failover.ko",
-        "drivers/net/net_failover.ko",
-        "drivers/net/virtio_net.ko",
-    ];
     support::a_tap_carries(async || {
         let kernel = file("BANGER_TEST_DEBIAN_KERNEL")?;
-        let bench = Bench::with_modules("tap", kernel, 256, support::NETWORK_GUEST, &modules)?;
+        let bench = Bench::with_modules("tap", kernel, 256, support::NETWORK_GUEST, &CARD)?;
         Some((driver().await?, bench))
+    });
+}
+
+/// Modules of a network card, for [`Bench::with_modules`].
+const CARD: [&str; 8] = [
+    "drivers/virtio/virtio_ring.ko",
+    "drivers/virtio/virtio.ko",
+    "drivers/virtio/virtio_pci_modern_dev.ko",
+    "drivers/virtio/virtio_pci_legacy_dev.ko",
+    "drivers/virtio/virtio_pci.ko",
+    "net/core/failover.ko",
+    "drivers/net/net_failover.ko",
+    "drivers/net/virtio_net.ko",
+];
+
+/// Asks a service of the host's network, and where one of the host's loopback would be with QEMU's own network.
+const OUTBOUND: &str = "/bin/busybox mount -t sysfs sys /sys; /bin/busybox mount -t proc proc /proc
+/bin/busybox ip addr add 10.0.2.15/24 dev eth0; /bin/busybox ip link set eth0 up
+/bin/busybox ip route add default via 10.0.2.2
+echo MTU $(/bin/busybox cat /sys/class/net/eth0/mtu)
+echo LOOPBACK $(/bin/busybox nc -w 5 10.0.2.2 7778 </dev/null 2>&1)
+echo OUTSIDE $(/bin/busybox nc -w 60 192.0.2.2 7777 </dev/null 2>&1)
+while true; do /bin/busybox sleep 1000; done";
+
+/// Runs a test with a driver and a guest of [`OUTBOUND`], in a network namespace with a default route.
+fn with_a_way_out(name: &str, passt: Passt, test: impl AsyncFnOnce(Qemu, Bench) + Send) {
+    let Some(ip) = program("BANGER_TEST_IP", "ip") else {
+        return;
+    };
+    testkit::in_network_namespace(|| {
+        for words in [
+            "link add up0 type veth peer name up1",
+            "addr add 192.0.2.2/24 dev up0",
+            "link set up0 up",
+            "link set up1 up",
+            "route add default via 192.0.2.1",
+        ] {
+            let status = std::process::Command::new(&ip).args(words.split(' ')).status();
+            assert!(status.unwrap().success(), "ip {words}");
+        }
+        for (address, says) in [("192.0.2.2:7777", "hello"), ("127.0.0.1:7778", "secret")] {
+            let listener = std::net::TcpListener::bind(address).unwrap();
+            std::thread::spawn(move || {
+                for stream in listener.incoming() {
+                    drop(std::io::Write::write_all(&mut stream.unwrap(), says.as_bytes()));
+                }
+            });
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.unwrap().block_on(async {
+            let bench = file("BANGER_TEST_DEBIAN_KERNEL")
+                .and_then(|kernel| Bench::with_modules(name, kernel, 256, OUTBOUND, &CARD));
+            let (Some(qemu), Some(mut bench)) = (driver_with(passt).await, bench) else {
+                return;
+            };
+            let mac = [2, 0, 0, 0, 7, 9];
+            bench.spec.network = Some(Network::User { mac });
+            test(qemu, bench).await;
+        });
+    });
+}
+
+#[test]
+fn passt_carries_the_guests_packets_and_is_not_missed_by_the_machine() {
+    let Some(passt) = program("BANGER_TEST_PASST", "passt") else {
+        return;
+    };
+    with_a_way_out("passt", Passt::At(passt), async |qemu, bench| {
+        assert_eq!(qemu.describe().user_network.unwrap().carrier, Carrier::Passt);
+        let ledger = Ledger::default();
+        let machine = qemu.launch(&bench.spec, &ledger).await.unwrap();
+        let network = machine.user_network().unwrap();
+        eprintln!("{network:?}");
+        assert_eq!(network.carrier, Carrier::Passt);
+        let console = bench.console(&machine, "OUTSIDE").await;
+        for line in ["MTU 65520", "OUTSIDE hello"] {
+            assert!(console.contains(line), "{console}");
+        }
+        assert!(!console.contains("secret"), "{console}");
+        // It has memory of its own, which counts.
+        let records = ledger.0.lock().unwrap().clone();
+        let roles: Vec<_> = records.iter().map(|record| record.role).collect();
+        assert_eq!(
+            roles,
+            [ProcessRole::Passt, ProcessRole::VsockDevice, ProcessRole::Vmm]
+        );
+        let token = &bench.spec.token;
+        let mut found: Vec<_> = banger_vmm::find_processes().unwrap();
+        found.retain(|(its, _)| its == token);
+        assert_eq!(found.len(), 3, "{found:?}");
+
+        drop(machine);
+        let machine = qemu.adopt(&bench.spec, &records).await.unwrap();
+        assert_eq!(machine.user_network().unwrap().carrier, Carrier::Passt);
+        assert!(!machine.network_lost());
+        let passt = &records[..1];
+        kill_processes(token, passt).await.unwrap();
+        assert!(machine.network_lost());
+        assert_eq!(machine.control_alive().await.unwrap(), RunState::Running);
+        drop(machine);
+        let machine = qemu.adopt(&bench.spec, &records).await.unwrap();
+        assert!(machine.network_lost(), "also for who comes later");
+        assert_eq!(machine.control_alive().await.unwrap(), RunState::Running);
+        machine.kill().await.unwrap();
+        assert_gone(token);
+    });
+}
+
+#[test]
+fn passt_ends_with_its_machine() {
+    let Some(passt) = program("BANGER_TEST_PASST", "passt") else {
+        return;
+    };
+    with_a_way_out("passtend", Passt::At(passt), async |qemu, bench| {
+        let ledger = Ledger::default();
+        let machine = qemu.launch(&bench.spec, &ledger).await.unwrap();
+        let records = ledger.0.lock().unwrap().clone();
+        kill_processes(&bench.spec.token, &records[2..]).await.unwrap();
+        assert_eq!(bench.ended(&machine).await.role, ProcessRole::Vmm);
+        assert_gone(&bench.spec.token);
+    });
+}
+
+#[test]
+fn without_a_passt_that_works_qemu_carries_them_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let broken = dir.path().join("passt");
+    std::fs::write(&broken, "#!/bin/sh\necho no namespaces here >&2; exit 1\n").unwrap();
+    std::fs::set_permissions(&broken, std::fs::Permissions::from_mode(0o755)).unwrap();
+    with_a_way_out("slirp", Passt::At(broken), async |qemu, bench| {
+        let ledger = Ledger::default();
+        let machine = qemu.launch(&bench.spec, &ledger).await.unwrap();
+        let network = machine.user_network().unwrap();
+        assert_eq!(network.carrier, Carrier::Slirp);
+        let note = network.note.unwrap();
+        assert_eq!(note, "passt does not work here: no namespaces here");
+        let records = machine.processes();
+        assert_eq!(records.len(), 2, "{records:?}");
+        bench.console(&machine, "OUTSIDE hello").await;
+        // The ledger remembers the one that was given up as well.
+        let all = ledger.0.lock().unwrap().clone();
+        let machine = qemu.adopt(&bench.spec, &all).await.unwrap();
+        assert_eq!(machine.user_network().unwrap().carrier, Carrier::Slirp);
+        assert!(!machine.network_lost());
+        machine.kill().await.unwrap();
+        assert_gone(&bench.spec.token);
     });
 }
 

@@ -10,7 +10,7 @@ use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
-use units::{AbsolutePath, BridgeName, MaybeSize, Network4, PoolSize, Seconds, Size};
+use units::{AbsolutePath, BridgeName, MaybeSize, Network4, PasstPlace, PoolSize, Seconds, Size};
 
 /// Longest file that is read, in bytes.
 const MAX_FILE: u64 = 1 << 20;
@@ -139,6 +139,7 @@ pub(crate) struct Network {
     pub(crate) bridge: BridgeName,
     pub(crate) subnet: Network4,
     pub(crate) pool: PoolSize,
+    pub(crate) passt: PasstPlace,
 }
 
 impl Default for Network {
@@ -148,6 +149,7 @@ impl Default for Network {
             bridge: BridgeName("bgr0".to_owned()),
             subnet: Network4(banger_engine::Subnet::DEFAULT),
             pool: PoolSize(4),
+            passt: PasstPlace::default(),
         }
     }
 }
@@ -383,6 +385,7 @@ mod tests {
             "[network]\nsubnet = \"10.0.0.0/30\"",
             "[network]\nsubnet = \"fd00::/64\"",
             "[network]\npool = 65",
+            "[network]\npasst = \"yes\"",
             "[daemon]\nlog_level = \"loud\"",
             "[daemon]\nlog_level = \"info\"\nlog_level = \"info\"",
             "[daemon\n",

@@ -181,6 +181,7 @@ impl Daemon {
                 bridge: config.network.bridge.0.clone(),
                 subnet: config.network.subnet.0,
                 pool: config.network.pool.0,
+                passt: config.network.passt.0.clone(),
             },
             vm: VmDefaults {
                 vcpus: config.vm.vcpus.get(),

@@ -255,6 +255,7 @@ mod tests {
 
     fn settings() -> NetworkSettings {
         NetworkSettings {
+            passt: crate::settings::PasstChoice::Off,
             mode: NetworkMode::Bridge,
             bridge: "bgr0".to_owned(),
             subnet: Subnet::DEFAULT,

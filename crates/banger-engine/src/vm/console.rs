@@ -137,7 +137,7 @@ pub(crate) fn ending(exit: &MachineExit, console: &Path) -> Ending {
     let reason = match (testimony(console), exit.role) {
         (Some(reason), _) => reason,
         (None, ProcessRole::Vmm) if exit.exit.success() => return Ending::Orderly,
-        (None, ProcessRole::Vmm | ProcessRole::VsockDevice) => exit.to_string(),
+        (None, ProcessRole::Vmm | ProcessRole::VsockDevice | ProcessRole::Passt) => exit.to_string(),
     };
     Ending::Bad(Failure {
         reason,

@@ -33,8 +33,8 @@ use crate::spec::{Disk, MachineSpec};
 use crate::supervise::{Cleanup, Launching, Supervised};
 use crate::virtualization::HostVirtualization;
 use crate::vmm::{
-    Accelerator, Machine, MachineExit, ProcessLog, ProcessRecord, ProcessRole, RunState, Vmm, VmmInfo,
-    VmmKind,
+    Accelerator, Machine, MachineExit, ProcessLog, ProcessRecord, ProcessRole, RunState, UserNetwork, Vmm,
+    VmmInfo, VmmKind,
 };
 use api::Api;
 use config::Config;
@@ -85,6 +85,7 @@ impl Firecracker {
             accelerator: Accelerator::Kvm,
             slow,
             companions: Vec::new(),
+            user_network: None,
         };
         Ok(Self { info })
     }
@@ -189,7 +190,10 @@ impl Vmm for Firecracker {
                 kernel: check::KernelFormats::Elf,
                 command_line: &config::command_line(spec),
                 command_line_limit: config::command_line_limit(spec),
-                user_network: false,
+                user_network: Err(check::NoUserNetwork {
+                    message: "Firecracker has no user-mode network".to_owned(),
+                    hint: "use QEMU, or start the machine without a network",
+                }),
                 sockets: &[Sockets::API],
             },
         )
@@ -301,6 +305,14 @@ impl Machine for FirecrackerMachine {
 
     fn stopped_processes(&self) -> Vec<ProcessRole> {
         self.supervised.stopped_processes()
+    }
+
+    fn user_network(&self) -> Option<UserNetwork> {
+        None
+    }
+
+    fn network_lost(&self) -> bool {
+        false
     }
 }
 

@@ -9,6 +9,7 @@ use std::path::Path;
 
 use serde_json::json;
 
+use super::passt;
 use crate::spec::{Disk, MachineSpec, Network, mac_text};
 use crate::vmm::Accelerator;
 
@@ -40,13 +41,16 @@ pub(super) struct Descriptors {
     vhost: RawFd,
     /// A listening socket for QMP.
     qmp: RawFd,
+    /// A connection to passt, where that carries the packets.
+    passt: Option<RawFd>,
 }
 
 impl Descriptors {
-    pub(super) fn of(vhost: &impl AsRawFd, qmp: &impl AsRawFd) -> Self {
+    pub(super) fn of(vhost: &impl AsRawFd, qmp: &impl AsRawFd, passt: Option<&impl AsRawFd>) -> Self {
         Self {
             vhost: vhost.as_raw_fd(),
             qmp: qmp.as_raw_fd(),
+            passt: passt.map(AsRawFd::as_raw_fd),
         }
     }
 }
@@ -139,7 +143,13 @@ pub(super) fn qemu(spec: &MachineSpec, accelerator: Accelerator, descriptors: &D
     let mac = match &spec.network {
         None => None,
         Some(Network::User { mac }) => {
-            args.pair("-netdev", "user,id=net");
+            match descriptors.passt {
+                Some(socket) => args.pair(
+                    "-netdev",
+                    &format!("{STREAM},id=net,addr.type=fd,addr.str={socket}"),
+                ),
+                None => args.pair("-netdev", "user,id=net"),
+            }
             Some(mac)
         }
         Some(Network::Tap { name, mac }) => {
@@ -153,15 +163,28 @@ pub(super) fn qemu(spec: &MachineSpec, accelerator: Accelerator, descriptors: &D
     };
     if let Some(mac) = mac {
         // Without a boot ROM: nobody boots from this card.
-        args.pair(
-            "-device",
-            &format!(
-                "virtio-net-pci,id=card,netdev=net,romfile=,addr={NETWORK_SLOT:x},mac={}",
-                mac_text(mac)
-            ),
+        let mut card = format!(
+            "virtio-net-pci,id=card,netdev=net,romfile=,addr={NETWORK_SLOT:x},mac={}",
+            mac_text(mac)
         );
+        if descriptors.passt.is_some() {
+            // The guest's driver takes it up by itself.
+            card.push_str(&format!(",host_mtu={}", passt::MTU));
+        }
+        args.pair("-device", &card);
     }
     args.0
+}
+
+/// The kind of network that is another program's, in frames over a stream.
+const STREAM: &str = "stream";
+
+/// Whether a QEMU with these arguments has its packets carried by passt.
+pub(super) fn is_carried_by_passt(args: &[OsString]) -> bool {
+    let netdev = args.iter().skip_while(|argument| *argument != "-netdev").nth(1);
+    netdev
+        .and_then(|netdev| netdev.to_str())
+        .is_some_and(|netdev| netdev.split(',').next() == Some(STREAM))
 }
 
 /// Slots on q35's root bus; 0x1f is the chipset's.
@@ -233,6 +256,12 @@ mod tests {
     use crate::check::tests::spec;
     use crate::vmm::ProcessRole;
 
+    const DESCRIPTORS: Descriptors = Descriptors {
+        vhost: 7,
+        qmp: 8,
+        passt: None,
+    };
+
     fn shown(args: &[OsString]) -> String {
         let mut text = String::new();
         for argument in args {
@@ -254,7 +283,7 @@ mod tests {
             mac: [0x52, 0x54, 0, 1, 2, 0xff],
         });
         spec.console = "/d/a,b/console".into();
-        let args = qemu(&spec, Accelerator::Tcg, &Descriptors { vhost: 7, qmp: 8 });
+        let args = qemu(&spec, Accelerator::Tcg, &DESCRIPTORS);
         let expected = r#"-name bgrabc0123456
 -no-user-config
 -nodefaults
@@ -287,13 +316,32 @@ mod tests {
     }
 
     #[test]
+    fn passt_is_a_stream_of_frames() {
+        let mut spec = spec(Path::new("/d"));
+        let mac = [0x52, 0x54, 0, 1, 2, 0xff];
+        spec.network = Some(Network::User { mac });
+        let slirp = qemu(&spec, Accelerator::Tcg, &DESCRIPTORS);
+        assert!(!is_carried_by_passt(&slirp));
+        let descriptors = Descriptors {
+            passt: Some(9),
+            ..DESCRIPTORS
+        };
+        let args = qemu(&spec, Accelerator::Tcg, &descriptors);
+        assert!(is_carried_by_passt(&args));
+        let text = shown(&args);
+        let expected = "\n-netdev stream,id=net,addr.type=fd,addr.str=9\
+                        \n-device virtio-net-pci,id=card,netdev=net,romfile=,addr=3,mac=52:54:00:01:02:ff,host_mtu=65520";
+        assert!(text.ends_with(expected), "{text}");
+    }
+
+    #[test]
     fn a_tap_is_opened_as_it_is() {
         let mut spec = spec(Path::new("/d"));
         spec.network = Some(Network::Tap {
             name: "bgr0t3".to_owned(),
             mac: [2, 0, 0, 1, 2, 0xff],
         });
-        let text = shown(&qemu(&spec, Accelerator::Tcg, &Descriptors { vhost: 7, qmp: 8 }));
+        let text = shown(&qemu(&spec, Accelerator::Tcg, &DESCRIPTORS));
         let expected = "\n-netdev tap,id=net,ifname=bgr0t3,script=no,downscript=no\
                         \n-device virtio-net-pci,id=card,netdev=net,romfile=,addr=3,mac=02:00:00:01:02:ff";
         assert!(text.ends_with(expected), "{text}");
@@ -301,18 +349,14 @@ mod tests {
 
     #[test]
     fn kvm_uses_the_hosts_processor() {
-        let args = qemu(
-            &spec(Path::new("/d")),
-            Accelerator::Kvm,
-            &Descriptors { vhost: 7, qmp: 8 },
-        );
+        let args = qemu(&spec(Path::new("/d")), Accelerator::Kvm, &DESCRIPTORS);
         let text = shown(&args);
         assert!(text.contains("\n-accel kvm\n-cpu host\n"), "{text}");
         assert!(!text.contains("netdev"), "{text}");
     }
 
     #[test]
-    fn both_processes_are_recognised_by_their_arguments() {
+    fn all_processes_are_recognised_by_their_arguments() {
         let spec = spec(Path::new("/d"));
         let identify = |mut args: Vec<OsString>| {
             args.insert(0, "program".into());
@@ -326,11 +370,15 @@ mod tests {
             })
         };
         let found = |role| Some((spec.token.clone(), role));
-        let args = qemu(&spec, Accelerator::Tcg, &Descriptors { vhost: 7, qmp: 8 });
+        let args = qemu(&spec, Accelerator::Tcg, &DESCRIPTORS);
         assert_eq!(identify(args), found(ProcessRole::Vmm));
         assert_eq!(
             identify(vsock_device(&spec, Path::new("/d/vhost.sock"))),
             found(ProcessRole::VsockDevice)
+        );
+        assert_eq!(
+            identify(passt::arguments(&spec.token, 7, Path::new("/d/passt.log"))),
+            found(ProcessRole::Passt)
         );
     }
 }

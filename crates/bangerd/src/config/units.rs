@@ -34,6 +34,10 @@ pub(crate) struct BridgeName(pub(crate) String);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct PoolSize(pub(crate) u16);
 
+/// Whether passt is used, and which.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct PasstPlace(pub(crate) banger_engine::PasstChoice);
+
 /// `IFNAMSIZ` leaves 15 bytes, of which a tap's number takes up to 5.
 const BRIDGE_NAME: usize = 10;
 /// Each spare tap is an interface that everybody on the host sees in their lists.
@@ -169,6 +173,20 @@ impl<'de> Deserialize<'de> for BridgeName {
 impl<'de> Deserialize<'de> for Network4 {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         Self::parse(&String::deserialize(deserializer)?).map_err(de::Error::custom)
+    }
+}
+
+impl<'de> Deserialize<'de> for PasstPlace {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        match text.as_str() {
+            "auto" => Ok(Self(banger_engine::PasstChoice::Auto)),
+            "off" => Ok(Self(banger_engine::PasstChoice::Off)),
+            path if path.starts_with('/') => Ok(Self(banger_engine::PasstChoice::At(path.into()))),
+            other => Err(de::Error::custom(format!(
+                "{other:?} is none of \"auto\", \"off\" and an absolute path"
+            ))),
+        }
     }
 }
 
