@@ -118,7 +118,7 @@ impl Service for Toy {
 
     /// A long answer.
     async fn rpc_discover(&self, _: Caller, _: Empty) -> Result<Value, RpcError> {
-        Ok("x".repeat(1 << 20).into())
+        Ok("x".repeat(1 << 17).into())
     }
 
     /// By id: a number N: N events and the end; `fail`: one event and an error; `forever`: one event; else refused.
