@@ -63,12 +63,23 @@ impl Wire {
     /// Follows an operation to its end, which is its record: an error when it did not succeed. `None`: the daemon went
     /// away before.
     pub fn follow(&mut self, operation: &Value) -> Option<Result<Value, Value>> {
+        self.follow_each(operation, |_| ())
+    }
+
+    /// As [`Self::follow`], told of each of its changes as it is heard. What the daemon changes before it has sent the change
+    /// before is heard as one.
+    pub fn follow_each(
+        &mut self,
+        operation: &Value,
+        mut heard: impl FnMut(&Value),
+    ) -> Option<Result<Value, Value>> {
         if let Err(error) = self.ask("op.watch", &json!({"operation": operation["id"]}))? {
             return Some(Err(error));
         }
         loop {
             let mut event = self.receive()?;
             let now = event["params"]["result"].take();
+            heard(&now);
             match now["state"].as_str() {
                 Some("running" | "cancelling") => {}
                 Some("succeeded") => return Some(Ok(now)),

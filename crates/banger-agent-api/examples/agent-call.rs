@@ -158,12 +158,15 @@ async fn exec_once(client: &AgentClient, start: ExecStart) -> Result<u8, Box<dyn
     let mut code = 0;
     while let Some(event) = output.next().await? {
         match event {
-            ExecEvent::Stdout(bytes) => std::io::stdout().write_all(&bytes)?,
+            ExecEvent::Stdout(bytes) => {
+                // Whoever talks to the command through a pipe waits for what it says, whole line or not.
+                std::io::stdout().write_all(&bytes)?;
+                std::io::stdout().flush()?;
+            }
             ExecEvent::Stderr(bytes) => std::io::stderr().write_all(&bytes)?,
             ExecEvent::Exited(status) => code = status.shell_code(),
         }
     }
-    std::io::stdout().flush()?;
     feeder.abort();
     Ok(code)
 }

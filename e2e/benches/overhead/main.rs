@@ -5,10 +5,16 @@
 //! of the pairs' ratios, or of the differences. The table goes to standard output, all samples go to `target/bench/<date>.json`.
 
 mod disks;
+mod dns;
+mod guests;
+mod network;
+mod pairs;
 mod raw;
 mod report;
 mod rows;
 mod scale;
+mod stream;
+mod warm;
 
 use std::time::Duration;
 
@@ -37,7 +43,7 @@ fn main() {
         .filter(|argument| !argument.starts_with('-'))
         .collect();
     let wanted = |name: &str| named.is_empty() || named.iter().any(|n| n == name);
-    let groups: [Group; 6] = [
+    let groups: [Group; 8] = [
         ("idle", "the daemon at rest (30 s)", |report, daemon| {
             rows::idle(report, daemon, "no machine", Duration::from_secs(30));
         }),
@@ -49,6 +55,8 @@ fn main() {
             scale::concurrent_creates,
         ),
         ("start", "start to first exec, in pairs", rows::start),
+        ("publish", "published ports, in pairs", guests::publish),
+        ("ssh", "logins, in pairs", guests::ssh),
         ("exec", "exec round trips, in pairs", rows::exec),
     ];
     for (name, what, measure) in groups {
@@ -63,6 +71,7 @@ fn main() {
         disks::reflink(&mut report, &bed);
         println!("{}", disks::DM);
     }
+    network::measure(&mut report, &bed, wanted);
     if wanted("thousand") {
         println!("a thousand machines");
         scale::thousand(&mut report, &bed);

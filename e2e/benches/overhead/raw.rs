@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use e2e::{Daemon, Guest, wait_for};
+use e2e::{Banger, Daemon, Guest, wait_for};
 use rustix::io::FdFlags;
 
 /// How one machine was started.
@@ -88,6 +88,11 @@ impl Recipe {
     /// Starts the machine by hand in a directory that holds its copy of the overlay, waits for the agent's first answer
     /// and its first command, and ends it.
     pub(crate) fn run(&self, directory: &Path) -> Times {
+        self.boot(directory).times
+    }
+
+    /// As [`Self::run`], and leaves it running. What it has of the host's network is what is there under the same names.
+    pub(crate) fn boot(&self, directory: &Path) -> Booted {
         let moved = |argument: &String| {
             let directory = directory.to_str().expect("an ASCII path");
             argument
@@ -120,12 +125,12 @@ impl Recipe {
             .args(self.vsock_device[1..].iter().map(moved))
             .env("RUST_LOG", "warn");
         device.stdin(Stdio::null()).stdout(log()).stderr(log());
-        let _device = Ended(device.spawn().expect("run vhost-device-vsock"));
+        let device = Ended(device.spawn().expect("run vhost-device-vsock"));
         let vhost = connect(&directory.join("vhost.sock"));
         let monitor = UnixListener::bind(directory.join("qmp.sock")).expect("listen for the monitor");
 
         let arguments = self.qemu[1..].iter().map(moved);
-        let arguments = with_descriptors(
+        let qemu = with_descriptors(
             arguments,
             &OwnedFd::from(vhost),
             &OwnedFd::from(monitor),
@@ -138,7 +143,6 @@ impl Recipe {
                 Ended(qemu.spawn().expect("run QEMU"))
             },
         );
-        let _qemu = arguments;
 
         let mut answer = None;
         let said = BufReader::new(call.0.stderr.take().expect("its standard error"));
@@ -155,10 +159,36 @@ impl Recipe {
         let exec = began.elapsed();
         let status = call.0.wait().expect("wait for agent-call");
         assert!(status.success(), "agent-call ended with {status}:\n{all}");
-        Times {
+        let times = Times {
             answer: answer.unwrap_or_else(|| panic!("no answer in:\n{all}")),
             exec,
+        };
+        Booted {
+            times,
+            _qemu: qemu,
+            _device: device,
+            agent_call: self.agent_call.clone(),
+            socket,
         }
+    }
+}
+
+/// A machine that was started by hand. Ended when dropped.
+pub(crate) struct Booted {
+    times: Times,
+    _qemu: Ended,
+    _device: Ended,
+    agent_call: PathBuf,
+    socket: PathBuf,
+}
+
+impl Booted {
+    /// Runs a shell script in it, which must succeed.
+    pub(crate) fn sh(&self, script: &str) {
+        Banger::new(&self.agent_call)
+            .args([&self.socket])
+            .args(["exec", "--", "sh", "-c", script])
+            .ok();
     }
 }
 

@@ -11,8 +11,14 @@ pub(crate) enum Budget {
     /// Ours by the raw one, at most. The samples are pairs, taken in turn: the median of the pairs' ratios, because a
     /// machine's speed drifts by more in a minute than what is measured, and both of a pair see the same moment of it.
     Ratio(f64),
+    /// Ours by the raw one, at least: for what is better the more there is of it. Pairs as well.
+    Share(f64),
+    /// Ours by the raw one in pairs, only to be known.
+    Compared,
     /// Ours minus the raw one, at most, in the row's unit; medians.
     Over(f64),
+    /// Ours minus the raw one, at most, in the row's unit: the median of the pairs' differences.
+    Apart(f64),
     /// Ours, at most, in the row's unit.
     AtMost(f64),
     /// Only to be known.
@@ -28,9 +34,12 @@ struct Row {
     budget: Budget,
 }
 
-/// All rows so far.
+/// All rows so far, and what there is no row of.
 #[derive(Debug, Default)]
-pub(crate) struct Report(Vec<Row>);
+pub(crate) struct Report {
+    rows: Vec<Row>,
+    left_out: Vec<(String, String)>,
+}
 
 /// Milliseconds.
 pub(crate) fn ms(duration: Duration) -> f64 {
@@ -48,33 +57,49 @@ pub(crate) fn median(samples: &[f64]) -> f64 {
     }
 }
 
-/// The ratio of each pair.
-fn ratios(ours: &[f64], raw: &[f64]) -> Vec<f64> {
+/// The median of what each pair comes to.
+fn of_pairs(ours: &[f64], raw: &[f64], of_one: impl Fn(f64, f64) -> f64) -> f64 {
     assert_eq!(ours.len(), raw.len(), "pairs have two");
-    ours.iter().zip(raw).map(|(ours, raw)| ours / raw).collect()
+    let each: Vec<f64> = ours
+        .iter()
+        .zip(raw)
+        .map(|(ours, raw)| of_one(*ours, *raw))
+        .collect();
+    median(&each)
 }
 
 impl Row {
     /// What is compared with the budget, as people read it, and whether it keeps it.
     fn verdict(&self) -> (String, String, Option<bool>) {
         let (ours, raw) = (median(&self.ours), median(&self.raw));
+        let ratio = || of_pairs(&self.ours, &self.raw, |ours, raw| ours / raw);
+        let over = |over: f64, most: f64| {
+            (
+                format!("{over:+.2} {}", self.unit),
+                format!("+{most} {}", self.unit),
+                Some(over <= most),
+            )
+        };
         match self.budget {
             Budget::Ratio(most) => {
-                let ratio = median(&ratios(&self.ours, &self.raw));
+                let ratio = ratio();
                 (
                     format!("{ratio:.3} ×"),
                     format!("{most:.2} ×"),
                     Some(ratio <= most),
                 )
             }
-            Budget::Over(most) => {
-                let over = ours - raw;
+            Budget::Share(least) => {
+                let ratio = ratio();
                 (
-                    format!("{over:+.2} {}", self.unit),
-                    format!("+{most} {}", self.unit),
-                    Some(over <= most),
+                    format!("{ratio:.3} ×"),
+                    format!("≥ {least:.2} ×"),
+                    Some(ratio >= least),
                 )
             }
+            Budget::Compared => (format!("{:.3} ×", ratio()), String::from("-"), None),
+            Budget::Over(most) => over(ours - raw, most),
+            Budget::Apart(most) => over(of_pairs(&self.ours, &self.raw, |ours, raw| ours - raw), most),
             Budget::AtMost(most) => (
                 format!("{ours:.2} {}", self.unit),
                 format!("{most} {}", self.unit),
@@ -95,13 +120,18 @@ impl Report {
         raw: Vec<f64>,
         budget: Budget,
     ) {
-        self.0.push(Row {
+        self.rows.push(Row {
             name: name.to_owned(),
             unit,
             ours,
             raw,
             budget,
         });
+    }
+
+    /// Rows that this host or this user cannot have: which, and why.
+    pub(crate) fn left_out(&mut self, what: &str, why: &str) {
+        self.left_out.push((what.to_owned(), why.to_owned()));
     }
 
     /// Prints the table and keeps everything.
@@ -111,7 +141,7 @@ impl Report {
             "{:<44} {:>4} {:>14} {:>14} {:>14} {:>12}",
             "figure (medians)", "runs", "banger", "raw", "compared", "budget"
         );
-        for row in &self.0 {
+        for row in &self.rows {
             let (compared, budget, kept) = row.verdict();
             let value = |samples: &[f64]| match samples {
                 [] => String::new(),
@@ -132,11 +162,20 @@ impl Report {
                 }
             );
         }
+        for (what, why) in &self.left_out {
+            println!("left out: {what}: {why}");
+        }
         let now = jiff::Timestamp::now();
+        let left_out = self
+            .left_out
+            .iter()
+            .map(|(what, why)| json!({"what": what, "why": why}));
+        let left_out: Vec<Value> = left_out.collect();
         let document = json!({
             "time": now.to_string(),
             "host": host(),
-            "rows": self.0.iter().map(Row::json).collect::<Vec<_>>(),
+            "rows": self.rows.iter().map(Row::json).collect::<Vec<_>>(),
+            "left_out": left_out,
         });
         std::fs::create_dir_all(directory).expect("make the directory of benchmarks");
         let path = directory.join(format!("{}.json", now.strftime("%Y-%m-%dT%H-%M-%S")));

@@ -11,7 +11,7 @@ use e2e::{Banger, Daemon, Guest};
 use crate::raw::Recipe;
 use crate::report::{Budget, Report, ms};
 
-const MACHINE: [&str; 4] = ["--vcpus", "1", "--memory", "256M"];
+pub(crate) const MACHINE: [&str; 4] = ["--vcpus", "1", "--memory", "256M"];
 /// Pairs of starts; each takes seconds under emulation.
 const STARTS: usize = 15;
 const SHORT: usize = 40;
@@ -186,7 +186,7 @@ pub(crate) fn start(report: &mut Report, daemon: &Daemon) {
 
 /// Copies a disk, holes as holes, and waits until both are on the host's disk: neither start then pays for writing what
 /// was made before it.
-fn copy(from: &Path, to: &Path) {
+pub(crate) fn copy(from: &Path, to: &Path) {
     let copied = Command::new("cp").arg("--sparse=auto").arg(from).arg(to).status();
     assert!(copied.expect("run cp").success());
     for file in [from, to] {
