@@ -45,6 +45,8 @@ if [[ ${1:-} == test ]]; then
     # Names on the host: a message bus of the tests' own. systemd-resolved itself is unpacked, never installed.
     need dbus-daemon dbus-daemon
     need ip iproute2
+    # The user-mode network of machines without privileges, where it is installed.
+    need passt passt
     need rsync rsync
     # A clock that jumps.
     [[ -e /usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1 ]] || missing+=(libfaketime)

@@ -41,6 +41,7 @@ mod space;
 pub mod vm;
 pub mod vmms;
 
+pub use banger_vmm::{Carrier, UserNetwork};
 pub use collect::{Garbage, GarbageKind};
 pub use engine::{
     Engine, HostPort, HostResolver, Names, NetworkMachine, NetworkStatus, NewVm, OpenError, Preflight,

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use banger_vmm::{
-    Facts, Firecracker, HostVirtualization, Passt, Preference, Qemu, QemuPaths, Vmm, VmmInfo, VmmKind,
-    choose, host_virtualization,
+    Facts, Firecracker, HostVirtualization, Passt, Preference, Qemu, QemuPaths, UserNetwork, Vmm, VmmInfo,
+    VmmKind, choose, host_virtualization,
 };
 use hostkit::exec::{ExecError, Tool};
 use tokio::sync::Mutex;
@@ -149,6 +149,12 @@ impl Vmms {
             found(VmmKind::Firecracker, firecracker),
             found(VmmKind::Qemu, qemu),
         ]
+    }
+
+    /// Who would carry the packets of a machine under QEMU in user mode, as far as that is known before one is started.
+    pub(crate) async fn user_network(&self) -> Option<UserNetwork> {
+        let (_, qemu) = self.drivers().await;
+        qemu.ok()?.describe().user_network
     }
 
     /// The VMM for a start: the machine's own pin before the configured one before what the host suggests.

@@ -244,7 +244,7 @@ fn drivers_differ() {
         problems,
         [
             "boot.kernel: DIR/vmlinux is a compressed kernel (bzImage)",
-            "network: Firecracker has no user-mode network"
+            "network: there is none"
         ]
     );
     assert_eq!(

@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use jiff::Timestamp;
 
 use banger_api::types::{
-    BootState, HealthState, OperationState, Reach, RestartPolicy, SystemDisk, VmState, VmmKind,
+    BootState, HealthState, NetworkCarrier, OperationState, Reach, RestartPolicy, SystemDisk, UserNetwork,
+    VmState, VmmKind,
 };
 
 /// The largest unit that says enough: `5s`, `3m`, `7h`, `2d`, `8w`, `3y`. A clock that went back reads as `0s`.
@@ -136,6 +137,18 @@ pub(crate) fn vmm(kind: VmmKind) -> &'static str {
     match kind {
         VmmKind::Firecracker => "firecracker",
         VmmKind::Qemu => "qemu",
+    }
+}
+
+/// Who carries the packets of a machine in user mode.
+pub(crate) fn user_network(network: &UserNetwork) -> String {
+    let whose = match network.carrier {
+        NetworkCarrier::Passt => "passt",
+        NetworkCarrier::Slirp => "QEMU's own",
+    };
+    match &network.note {
+        Some(note) => format!("{whose} ({note})"),
+        None => whose.to_owned(),
     }
 }
 

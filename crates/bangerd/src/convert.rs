@@ -329,6 +329,7 @@ fn running(run: Running, vsock: String, tap: Option<String>) -> Option<types::Vm
         with: _,
         restarts: _,
         streak: _,
+        user_network,
     } = run;
     vmm_kind(&name).map(|kind| types::VmRunning {
         vmm: vmm(kind),
@@ -340,6 +341,7 @@ fn running(run: Running, vsock: String, tap: Option<String>) -> Option<types::Vm
         kernel_release,
         vsock,
         tap,
+        user_network: user_network.and_then(network::of_run),
     })
 }
 

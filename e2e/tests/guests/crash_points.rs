@@ -51,8 +51,9 @@ enum Before {
 /// What a host without device-mapper cannot do: these kinds of objects have no steps there.
 const MAPPED: [&str; 2] = ["loop-device.", "mapped-device."];
 /// What these daemons do not have, since they leave the network of their host alone: the suite `network` has one of its own.
-const NETWORK: [&str; 7] = [
+const NETWORK: [&str; 8] = [
     "bridge.",
+    "passt.",
     "table.",
     "sysctl.",
     "tap.",

@@ -10,4 +10,5 @@ mod crash;
 mod firecracker;
 mod life;
 mod obstacles;
+mod passt;
 mod world;

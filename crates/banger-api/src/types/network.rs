@@ -11,8 +11,28 @@ use serde::{Deserialize, Serialize};
 pub enum NetworkMode {
     /// A tap each, on a bridge of the host.
     Bridge,
-    /// The VMM's own network, without privileges.
+    /// Without privileges, outbound only, under QEMU.
     User,
+}
+
+/// Who carries the packets of a machine in user mode.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct UserNetwork {
+    /// Who.
+    pub carrier: NetworkCarrier,
+    /// What there is to say about it: why it is not passt, or what this passt lets through.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+}
+
+/// A user-mode network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum NetworkCarrier {
+    /// `passt`, beside the VMM.
+    Passt,
+    /// QEMU itself.
+    Slirp,
 }
 
 /// Result of `net.status`.
@@ -23,6 +43,9 @@ pub struct NetStatus {
     /// Why not by a bridge, where that is so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// Who carries the packets of machines under QEMU that are started now in user mode.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user_network: Option<UserNetwork>,
     /// The bridge's name.
     pub bridge: String,
     /// Whether it is up.

@@ -290,6 +290,9 @@ pub struct VmRunning {
     /// Its tap, where it is on the bridge.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tap: Option<String>,
+    /// Who carries its packets, where it is in user mode.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user_network: Option<super::UserNetwork>,
 }
 
 /// Result of `vm.ping`.

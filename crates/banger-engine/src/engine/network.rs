@@ -2,6 +2,8 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 
+use banger_vmm::UserNetwork;
+
 use super::Engine;
 use crate::error::Error;
 use crate::net::allow::Allow;
@@ -13,6 +15,9 @@ use crate::net::{Mode, dns, prerequisites};
 pub struct NetworkStatus {
     /// Why machines are not on a bridge; absent where they are.
     pub user: Option<String>,
+    /// Who carries the packets of machines under QEMU that are started now without a bridge; absent where they are on one,
+    /// and where there is nobody.
+    pub user_network: Option<UserNetwork>,
     /// The bridge's name.
     pub bridge: String,
     /// It is there.
@@ -116,6 +121,10 @@ impl Engine {
             user: match network.mode() {
                 Mode::Bridge => None,
                 Mode::User(why) => Some(why.clone()),
+            },
+            user_network: match network.mode() {
+                Mode::Bridge => None,
+                Mode::User(_) => self.host.vmms.user_network().await,
             },
             bridge: settings.bridge.clone(),
             up: network.bridge().borrow().is_some(),

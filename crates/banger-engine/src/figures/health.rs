@@ -134,7 +134,9 @@ pub(super) async fn running(host: &Host, subject: &Subject) -> Vec<Check> {
     let (control, answer, stats, snapshot) = tokio::join!(control, answer, guest.stats(ANSWER), snapshot);
 
     let vm = subject.row.name.as_str();
+    let lost = machine.network_lost();
     let mut processes = machine.processes();
+    processes.retain(|record| !(lost && record.role == ProcessRole::Passt));
     processes.sort_by_key(|record| record.role);
     let mut checks = vec![process(vm, &processes, &stopped)];
     checks.extend(control.map(|(state, took)| self::control(vm, state, took)));
@@ -161,7 +163,10 @@ pub(super) async fn running(host: &Host, subject: &Subject) -> Vec<Check> {
             "see `banger doctor`",
         )),
     }
-    checks.push(network(subject, stats.as_ref().ok()));
+    checks.push(match lost {
+        true => network_lost(vm),
+        false => network(subject, stats.as_ref().ok()),
+    });
     checks
 }
 
@@ -336,6 +341,18 @@ fn snapshot(vm: &str, usage: Snapshot) -> Check {
             way_out,
         ),
     }
+}
+
+/// passt has died under a machine.
+fn network_lost(vm: &str) -> Check {
+    Check::failure(
+        NETWORK,
+        NETWORK,
+        "passt, which carries the guest's packets, has ended: the guest reaches nothing outside",
+        format!(
+            "give it another one: banger vm restart {vm}; `banger exec` and published ports work without"
+        ),
+    )
 }
 
 /// Whether the guest has the card that this run was given.

@@ -59,6 +59,13 @@ fn processes() {
 }
 
 #[test]
+fn a_network_that_is_lost_is_a_failure_with_a_way_out() {
+    let check = network_lost("dev");
+    assert_eq!((check.group, check.outcome), (NETWORK, Outcome::Failure));
+    assert!(check.fix.is_some_and(|fix| fix.contains("banger vm restart dev")));
+}
+
+#[test]
 fn control_sockets() {
     let took = Duration::from_micros(1500);
     let running = control("dev", Some(Ok(RunState::Running)), took);
@@ -167,6 +174,7 @@ pub(in crate::figures) fn subject(vmm: VmmKind, nat: bool) -> Subject {
         with: Some(with),
         restarts: 0,
         streak: 0,
+        user_network: None,
     });
     Subject {
         id: row.id.clone(),

@@ -397,6 +397,7 @@ pub(crate) mod tests {
             with: Some(RanWith::of(&row())),
             restarts: 0,
             streak: 0,
+            user_network: None,
         }
     }
 

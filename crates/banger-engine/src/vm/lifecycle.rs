@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use banger_agent_api::{AgentClient, AgentError, HelloLine, read_hello_line};
 use banger_store::vms::VmRow;
-use banger_vmm::{AdoptError, Machine, VmmKind};
+use banger_vmm::{AdoptError, Carrier, Machine, UserNetwork, VmmKind};
 use jiff::Timestamp;
 use tokio::net::UnixListener;
 
@@ -102,6 +102,15 @@ pub(crate) async fn start(
         source,
     })?;
 
+    if let Some(UserNetwork {
+        carrier: Carrier::Slirp,
+        note: Some(reason),
+    }) = machine.user_network()
+    {
+        tracing::warn!(vm = row.name, reason, "QEMU's own user-mode network");
+        progress.notice(format!("the guest has QEMU's own user-mode network: {reason}"));
+    }
+
     progress.stage(Stage::Booting).await;
     let guest = AgentClient::new(&paths.vsock());
     let answered = async {
@@ -163,6 +172,7 @@ pub(crate) async fn start(
         capability.started(&plan).await;
     }
     let described = vmm.describe();
+    let user_network = machine.user_network();
     let running = Running {
         vmm: described.kind.as_str().to_owned(),
         acceleration: described.accelerator.as_str().to_owned(),
@@ -177,6 +187,7 @@ pub(crate) async fn start(
         }),
         restarts: 0,
         streak: 0,
+        user_network: user_network.map(Into::into),
     };
     tracing::info!(
         vm = row.name,

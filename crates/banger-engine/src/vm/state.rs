@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use banger_agent_api::AgentClient;
 use banger_store::vms::VmRow;
-use banger_vmm::{Machine, VmmKind};
+use banger_vmm::{Machine, UserNetwork, VmmKind};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -128,6 +128,27 @@ pub struct Running {
     /// How many starts in a row came to nothing before this run, itself counted.
     #[serde(default)]
     pub streak: u32,
+    /// Who carries the packets of its card, where that is a user-mode network; absent also in rows of releases that did
+    /// not keep it.
+    #[serde(default)]
+    pub user_network: Option<RunNetwork>,
+}
+
+/// The user-mode network of a run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunNetwork {
+    /// `passt` or `slirp`.
+    pub carrier: String,
+    /// What there was to say about it when the run began: why it is not passt, or what this passt lets through.
+    #[serde(default)]
+    pub note: Option<String>,
+}
+
+impl From<UserNetwork> for RunNetwork {
+    fn from(UserNetwork { carrier, note }: UserNetwork) -> Self {
+        let carrier = carrier.as_str().to_owned();
+        Self { carrier, note }
+    }
 }
 
 impl Phase {

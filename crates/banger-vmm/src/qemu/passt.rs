@@ -106,7 +106,7 @@ pub(super) fn arguments(token: &str, socket: RawFd, log: &Path) -> Vec<OsString>
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Greeted {
     /// It passes on what a guest addresses to 127.0.0.1, so that a guest that makes such packets reaches services which
-    /// listen on the host's loopback only. Releases before 2024 do.
+    /// listen on the host's loopback only. Debian 12's does (0.0~git20230309); what newer ones do, this tells.
     pub(super) loopback_open: bool,
 }
 

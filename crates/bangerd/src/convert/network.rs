@@ -1,13 +1,15 @@
 //! The network of machines.
 
 use banger_api::types;
-use banger_engine::{HostResolver, Names, NetworkMachine, NetworkStatus};
+use banger_engine::vm::state::RunNetwork;
+use banger_engine::{Carrier, HostResolver, Names, NetworkMachine, NetworkStatus, UserNetwork};
 
 use super::allow;
 
 pub(crate) fn status(status: NetworkStatus) -> types::NetStatus {
     let NetworkStatus {
         user,
+        user_network,
         bridge,
         up,
         problem,
@@ -30,6 +32,7 @@ pub(crate) fn status(status: NetworkStatus) -> types::NetStatus {
             Some(_) => types::NetworkMode::User,
         },
         reason: user,
+        user_network: user_network.map(carried),
         bridge,
         up,
         problem,
@@ -47,6 +50,21 @@ pub(crate) fn status(status: NetworkStatus) -> types::NetStatus {
         names,
         machines: machines.into_iter().map(machine).collect(),
     }
+}
+
+fn carried(UserNetwork { carrier, note }: UserNetwork) -> types::UserNetwork {
+    let carrier = match carrier {
+        Carrier::Passt => types::NetworkCarrier::Passt,
+        Carrier::Slirp => types::NetworkCarrier::Slirp,
+    };
+    types::UserNetwork { carrier, note }
+}
+
+/// That of a run; none of a release that knew another.
+pub(crate) fn of_run(RunNetwork { carrier, note }: RunNetwork) -> Option<types::UserNetwork> {
+    let known = [Carrier::Passt, Carrier::Slirp];
+    let carrier = known.into_iter().find(|known| known.as_str() == carrier)?;
+    Some(carried(UserNetwork { carrier, note }))
 }
 
 fn names(names: Names) -> types::NetNames {

@@ -1,5 +1,5 @@
-//! The guest's network: a tap on the host's bridge with an address of the machine's own, or, without privileges, QEMU's
-//! user-mode network, outbound only. Under Firecracker there is nothing without privileges, and without them a machine
+//! The guest's network: a tap on the host's bridge with an address of the machine's own, or, without privileges, a
+//! user-mode network, outbound only, which passt carries or QEMU itself. Under Firecracker there is nothing without privileges, and without them a machine
 //! without NAT gets no card at all; on the bridge it gets one whose way out is closed.
 //!
 //! On the bridge `prepare` takes a tap that is there already and asks for rules without waiting for them; until they are
@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use banger_vmm::{MachineSpec, Network, VmmKind};
+use banger_vmm::{Carrier, MachineSpec, Network, UserNetwork, VmmKind};
 
 use super::{Capability, Start};
 use crate::doctor::Check;
@@ -17,7 +17,7 @@ use crate::net::bridge::Scene;
 use crate::net::hands::Hands;
 use crate::net::{self, Mode, bridge, prerequisites};
 
-/// The addresses of QEMU's user-mode network (QEMU's manual, "Using the user mode network stack"): guest with prefix,
+/// The addresses of the user-mode network (QEMU's manual, "Using the user mode network stack"; passt is given the same): guest with prefix,
 /// gateway, DNS server.
 const GUEST: &str = "eth0,10.0.2.15/24,10.0.2.2,10.0.2.3";
 
@@ -35,7 +35,7 @@ impl Capability for GuestNetwork {
     async fn check(&self, start: &Start<'_>) -> Vec<Check> {
         let network = &start.host.network;
         if let Mode::User(why) = network.mode() {
-            return vec![self.check_user(start, why)];
+            return vec![self.check_user(start, why).await];
         }
         let mut checks = vec![match network.obstacle().await {
             Some(obstacle) => Check::failure(self.name(), "bridge", obstacle.to_string(), obstacle.fix()),
@@ -144,15 +144,16 @@ impl Capability for GuestNetwork {
         let shown = format!("a bridge, {} with {}", settings.bridge, settings.subnet);
         let mut checks = vec![match network.mode() {
             Mode::Bridge => Check::fine(group, "mode", shown),
-            Mode::User(why) => {
-                Check::fine(group, "mode", format!("without privileges, the VMM's own: {why}"))
-            }
+            Mode::User(why) => Check::fine(group, "mode", format!("without privileges, user mode: {why}")),
         }];
         // What a bridge would need is of interest where there is none because of that.
         for missing in prerequisites::missing(network.hands()) {
             checks.push(Check::warning(group, missing.name, missing.reason, missing.fix));
         }
         if *network.mode() != Mode::Bridge {
+            // Without a QEMU nobody carries packets, which is said where QEMU is.
+            let carried = host.vmms.user_network().await;
+            checks.extend(carried.map(|network| Check::fine(group, "user network", in_words(&network))));
             return checks;
         }
         let standing = network.standing();
@@ -177,16 +178,18 @@ impl Capability for GuestNetwork {
 }
 
 impl GuestNetwork {
-    fn check_user(&self, start: &Start<'_>, why: &str) -> Check {
+    async fn check_user(&self, start: &Start<'_>, why: &str) -> Check {
         match (start.row.nat, start.vmm) {
             (false, VmmKind::Qemu | VmmKind::Firecracker) => {
                 Check::fine(self.name(), "nat", "none: the guest has its loopback only")
             }
-            (true, VmmKind::Qemu) => Check::fine(
-                self.name(),
-                "nat",
-                "QEMU's user-mode network: the guest reaches what this host reaches",
-            ),
+            (true, VmmKind::Qemu) => {
+                let network = start.host.vmms.user_network().await;
+                let whose =
+                    network.map_or_else(|| "user-mode network".to_owned(), |network| in_words(&network));
+                let text = format!("{whose}: the guest reaches what this host reaches");
+                Check::fine(self.name(), "nat", text)
+            }
             (true, VmmKind::Firecracker) => Check::warning(
                 self.name(),
                 "nat",
@@ -196,6 +199,18 @@ impl GuestNetwork {
                 "run it with QEMU where it needs a network: --vmm qemu",
             ),
         }
+    }
+}
+
+/// A user-mode network, for people.
+fn in_words(UserNetwork { carrier, note }: &UserNetwork) -> String {
+    let whose = match carrier {
+        Carrier::Passt => "passt",
+        Carrier::Slirp => "QEMU's own user-mode network",
+    };
+    match note {
+        Some(note) => format!("{whose} ({note})"),
+        None => whose.to_owned(),
     }
 }
 

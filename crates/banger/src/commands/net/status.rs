@@ -45,6 +45,8 @@ fn render(status: &NetStatus) -> String {
         (NetworkMode::User, None) => "user".to_owned(),
     };
     let mut rows = vec![("mode", mode)];
+    let user = status.user_network.iter();
+    rows.extend(user.map(|network| ("user network", human::user_network(network))));
     if status.mode == NetworkMode::Bridge {
         let taps = &status.taps;
         rows.extend([
@@ -122,7 +124,7 @@ fn host(names: &NetNames) -> String {
 
 #[cfg(test)]
 mod tests {
-    use banger_api::types::{NetMachine, Reach, TapLevels};
+    use banger_api::types::{NetMachine, NetworkCarrier, Reach, TapLevels, UserNetwork};
 
     use super::*;
 
@@ -138,6 +140,7 @@ mod tests {
         let status = NetStatus {
             mode: NetworkMode::Bridge,
             reason: None,
+            user_network: None,
             bridge: "bgr0".into(),
             up: true,
             problem: None,
@@ -166,5 +169,21 @@ mod tests {
             machines: vec![machine("dev", 2, Some("bgr0t0")), machine("web", 3, None)],
         };
         insta::assert_snapshot!(render(&status));
+        let user = NetStatus {
+            mode: NetworkMode::User,
+            reason: Some("/dev/net/tun: No such file or directory".into()),
+            user_network: Some(UserNetwork {
+                carrier: NetworkCarrier::Slirp,
+                note: Some("passt is not installed".into()),
+            }),
+            names: None,
+            machines: Vec::new(),
+            ..status
+        };
+        assert_eq!(
+            render(&user),
+            "mode:          user (/dev/net/tun: No such file or directory)\n\
+             user network:  QEMU's own (passt is not installed)\n"
+        );
     }
 }

@@ -145,6 +145,8 @@ fn render(vm: &Vm, now: Timestamp) -> String {
             ("vsock", running.vsock.clone()),
         ]);
         rows.extend(running.tap.iter().map(|tap| ("tap", tap.clone())));
+        let user = running.user_network.iter();
+        rows.extend(user.map(|network| ("user network", human::user_network(network))));
     }
     table::fields(rows)
 }
@@ -219,6 +221,7 @@ pub(super) fn example(running: bool) -> Vm {
             kernel_release: "6.1.0-42-cloud-amd64".into(),
             vsock: "/run/banger/bgrk3v9x0q2ab/vsock.sock".into(),
             tap: Some("bgr0t0".into()),
+            user_network: None,
         }),
     }
 }
