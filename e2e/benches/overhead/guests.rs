@@ -16,8 +16,9 @@ use crate::report::{Budget, Report};
 use crate::rows::time;
 use crate::stream;
 
-const ROUNDS: usize = 30;
-const LOGINS: usize = 10;
+const ROUNDS: usize = 20;
+/// Each is seconds of an emulated processor's cryptography.
+const LOGINS: usize = 7;
 /// Where the guest's services listen, on TCP and on vsock alike: who sends there, and who takes.
 const SOURCE: u16 = 5001;
 const SINK: u16 = 5002;
@@ -102,7 +103,9 @@ fn vsock(socket: &Path, port: u16) -> UnixStream {
     let mut stream = UnixStream::connect(socket).expect("connect to the VMM's socket");
     stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
     stream.set_write_timeout(Some(PATIENCE)).expect("a timeout");
-    writeln!(stream, "CONNECT {port}").expect("ask for a port");
+    // In one piece, which is how `vhost-device-vsock` wants to read it.
+    let line = format!("CONNECT {port}\n");
+    stream.write_all(line.as_bytes()).expect("ask for a port");
     let (mut line, mut byte) = (Vec::new(), [0]);
     while byte != *b"\n" {
         stream.read_exact(&mut byte).expect("a port that answers");
@@ -137,21 +140,19 @@ pub(crate) fn ssh(report: &mut Report, daemon: &Daemon) {
         let command = Banger::new("ssh").env("HOME", &home).args(["-F"]).args([config]);
         time(command.args(["login.vm", "true"]))
     };
-    let [mut connects, mut execs] = [Pairs::default(), Pairs::default()];
+    let (mut pairs, mut execs) = (Pairs::default(), Vec::new());
     for round in 0..=LOGINS {
-        connects.take(round, || login(&config), || login(&raw));
-        execs.take(round, || login(&config), || time(guest.exec(["true"])));
+        pairs.take(round, || login(&config), || login(&raw));
+        if round > 0 {
+            execs.push(time(guest.exec(["true"])));
+        }
     }
     guest.banger("rm").args(["--force"]).ok();
-    for (name, pairs, budget) in [
-        (
-            "ssh NAME.vm true (raw: sshd by agent call)",
-            connects,
-            Budget::Compared,
-        ),
-        ("ssh NAME.vm true (raw: banger exec)", execs, Budget::Compared),
+    for (name, raw) in [
+        ("ssh NAME.vm true (raw: sshd by agent call)", pairs.raw),
+        ("ssh NAME.vm true (raw: banger exec)", execs),
     ] {
-        report.add(name, "ms", pairs.ours, pairs.raw, budget);
+        report.add(name, "ms", pairs.ours.clone(), raw, Budget::Compared);
     }
 }
 

@@ -120,7 +120,7 @@ impl Recipe {
         .expect("a listener");
 
         let began = Instant::now();
-        let mut device = Command::new(&self.vsock_device[0]);
+        let mut device = session(&self.vsock_device[0]);
         device
             .args(self.vsock_device[1..].iter().map(moved))
             .env("RUST_LOG", "warn");
@@ -135,7 +135,7 @@ impl Recipe {
             &OwnedFd::from(vhost),
             &OwnedFd::from(monitor),
             |arguments| {
-                let mut qemu = Command::new(&self.qemu[0]);
+                let mut qemu = session(&self.qemu[0]);
                 qemu.args(arguments)
                     .stdin(Stdio::null())
                     .stdout(log())
@@ -190,6 +190,14 @@ impl Booted {
             .args(["exec", "--", "sh", "-c", script])
             .ok();
     }
+}
+
+/// A program in a session of its own, as Banger starts its own: the kernel divides its processors by sessions first (sched(7),
+/// "The autogroup feature"), so that on a busy machine it makes a difference.
+fn session(program: &str) -> Command {
+    let mut command = Command::new("setsid");
+    command.arg(program);
+    command
 }
 
 /// Puts our descriptors in the place of those that the arguments name, and lets them be inherited by what `start` starts.
