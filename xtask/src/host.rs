@@ -1,7 +1,7 @@
 //! The parts of the end-to-end suite `host`, which boots a whole Debian host as a Banger guest and installs Banger in it.
 //!
-//! `target/testbed/host/` holds `rootfs.tar`, a Debian with systemd, udev, QEMU and the tools for file systems, and
-//! `kernel.deb`, the kernel that boots it. The tree holds all modules of that very kernel, device-mapper's among them,
+//! `target/testbed/host/` holds `rootfs.tar`, a Debian with systemd, udev, systemd-resolved, QEMU and the tools for file
+//! systems, and `kernel.deb`, the kernel that boots it. The tree holds all modules of that very kernel, device-mapper's among them,
 //! and the package once more, for the guests in that host. It does not depend on the product, so it is made once.
 //!
 //! The suite also runs the compiled tests of `hostkit` in there, as root: what drives device-mapper can be tried nowhere
@@ -16,7 +16,7 @@ use crate::sh::{self, Result};
 
 const CUSTOMIZE: &str = include_str!("host/customize.sh");
 const SUITE: &str = "bookworm";
-const PACKAGES: [&str; 13] = [
+const PACKAGES: [&str; 19] = [
     "systemd",
     "systemd-sysv",
     "udev",
@@ -31,6 +31,13 @@ const PACKAGES: [&str; 13] = [
     "dmsetup",
     "qemu-system-x86",
     "busybox-static",
+    // The network: rules, names as hosts have them, ways to look; and ssh, with the server for the guests in this host.
+    "nftables",
+    "systemd-resolved",
+    "libnss-resolve",
+    "iputils-ping",
+    "openssh-client",
+    "openssh-server",
 ];
 
 /// What the image is made from. A change of it makes the image anew.
@@ -49,7 +56,11 @@ pub(crate) fn prepare(bed: &Path, kernel_package: &Path) -> Result<PathBuf> {
     crate::testbed::once(&directory, "making a Debian host (a minute or two)", |new| {
         let kernel = new.join("kernel.deb");
         repack(kernel_package, &kernel)?;
-        sh::read(&mut mmdebstrap(&new.join("rootfs.tar"), &kernel))?;
+        let hook = ["--customize-hook=sh -c \"$HOST_CUSTOMIZE\" customize \"$1\""];
+        let mut make = mmdebstrap("tar", &PACKAGES, &hook, &new.join("rootfs.tar"));
+        make.env("HOST_CUSTOMIZE", CUSTOMIZE)
+            .env("KERNEL_PACKAGE", &kernel);
+        sh::read(&mut make)?;
         fs::write(new.join("recipe"), &recipe)?;
         Ok(())
     })
@@ -67,9 +78,9 @@ fn repack(package: &Path, to: &Path) -> Result {
     Ok(())
 }
 
-/// As root in namespaces of its own, so that a build that is interrupted leaves neither a process nor a mount; as a user
+/// A Debian of these packages, as an archive or a directory. As root in namespaces of its own, so that a build that is interrupted leaves neither a process nor a mount; as a user
 /// mmdebstrap makes such namespaces by itself.
-fn mmdebstrap(archive: &Path, kernel_package: &Path) -> Command {
+pub(crate) fn mmdebstrap(format: &str, packages: &[&str], options: &[&str], to: &Path) -> Command {
     let mut command;
     if layout::is_root() {
         command = Command::new("unshare");
@@ -92,17 +103,15 @@ fn mmdebstrap(archive: &Path, kernel_package: &Path) -> Command {
         .args([
             "--quiet",
             "--variant=minbase",
-            "--format=tar",
             "--skip=output/dev",
             "--architectures=amd64",
             "--dpkgopt=force-unsafe-io",
-            "--customize-hook=sh -c \"$HOST_CUSTOMIZE\" customize \"$1\"",
         ])
-        .arg(format!("--include={}", PACKAGES.join(",")))
+        .args(options)
+        .arg(format!("--format={format}"))
+        .arg(format!("--include={}", packages.join(",")))
         .arg(SUITE)
-        .arg(archive)
-        .env("HOST_CUSTOMIZE", CUSTOMIZE)
-        .env("KERNEL_PACKAGE", kernel_package);
+        .arg(to);
     command
 }
 

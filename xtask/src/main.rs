@@ -3,6 +3,7 @@
 //! Few dependencies and nothing of the product's: a chore runs before the product has been built.
 
 mod demo;
+mod firewalls;
 mod host;
 mod layout;
 mod leftovers;

@@ -7,6 +7,7 @@
 //! - `debian-kernel/`: the kernel package that the default image uses, unpacked, for tests below the end-to-end level.
 //! - `resolved/`: systemd-resolved out of its packages, which must not be installed: it would take over the machine's own
 //!   name resolution.
+//! - `firewalls/`: ufw, firewalld and Docker, see [`crate::firewalls`].
 //! - `host/`: a whole Debian host to boot as a guest, see [`crate::host`].
 //!
 //! A part that cannot be had is said aloud and left out; the tests that need it then skip.
@@ -16,6 +17,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::firewalls;
 use crate::host;
 use crate::layout;
 use crate::sh::{self, Result};
@@ -36,6 +38,8 @@ pub(crate) struct Testbed {
     pub(crate) debian_kernel: Option<PathBuf>,
     /// A tree with systemd-resolved in it.
     pub(crate) resolved: Option<PathBuf>,
+    /// A tree with other programs that have rules for packets.
+    pub(crate) firewalls: Option<PathBuf>,
     /// Image and kernel of a whole host.
     pub(crate) host: Option<PathBuf>,
     /// What is absent, and why.
@@ -61,6 +65,7 @@ pub(crate) fn prepare() -> Result<Testbed> {
         .as_deref()
         .and_then(|package| part("debian kernel", unpack_debian_kernel(&dir, package)));
     let resolved = part("systemd-resolved", resolved(&dir));
+    let firewalls = part("firewalls", firewalls::prepare(&dir));
     let host = package
         .as_deref()
         .and_then(|package| part("debian host", host::prepare(&dir, package)));
@@ -69,6 +74,7 @@ pub(crate) fn prepare() -> Result<Testbed> {
         firecracker_kernel: kernel,
         debian_kernel: unpacked,
         resolved,
+        firewalls,
         host,
         missing,
     })

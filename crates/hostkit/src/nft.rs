@@ -21,6 +21,8 @@ const OUTPUT: usize = 8 << 20;
 pub enum Family {
     /// IPv4 and IPv6 packets that the host routes, sends and receives.
     Inet,
+    /// IPv4 packets alone: the rules of iptables.
+    Ip,
     /// Frames that a bridge forwards.
     Bridge,
 }
@@ -31,6 +33,7 @@ impl Family {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Inet => "inet",
+            Self::Ip => "ip",
             Self::Bridge => "bridge",
         }
     }

@@ -8,7 +8,11 @@
 
 mod crash;
 mod firecracker;
+mod firewalls;
+mod flood;
+mod lacking;
 mod life;
 mod obstacles;
 mod passt;
+mod vpn;
 mod world;

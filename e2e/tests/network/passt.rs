@@ -27,7 +27,7 @@ fn enter() -> Option<(Testbed, World)> {
         e2e::testbed::require("passt is missing: make setup");
         return None;
     }
-    let world = World::enter()?;
+    let world = World::enter(&bed)?;
     Some((bed, world))
 }
 
@@ -200,7 +200,8 @@ fn dying_while_passt_comes_and_goes() {
         }
         daemon.wait_killed(DEATH);
         daemon.launch();
-        assert_eq!(passts(&daemon).len(), 0, "{point}");
+        let gone = wait_for(PATIENCE, || passts(&daemon).is_empty().then_some(()));
+        assert!(gone.is_some(), "{point}");
         let guest = Guest::of(&daemon, "mortal");
         guest.banger("start").ok();
         assert_eq!(carrier(&guest), "passt", "{point}");

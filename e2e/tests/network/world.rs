@@ -3,11 +3,14 @@
 use std::fs::File;
 use std::io::Write as _;
 use std::net::TcpListener;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use e2e::{Banger, Guest, wait_for};
+use e2e::{Banger, Daemon, Guest, Settings, Testbed, wait_for};
+use rustix::mount::{MountPropagationFlags, mount_bind, mount_change};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
+use serde_json::Value;
 
 /// Everything serves at this port, and answers with the address of who asks.
 pub(crate) const PORT: u16 = 7777;
@@ -30,8 +33,9 @@ pub(crate) struct World {
 }
 
 impl World {
-    /// Makes the namespaces and puts this thread, and what it starts from here on, into that of the host.
-    pub(crate) fn enter() -> Option<Self> {
+    /// Makes the namespaces and puts this thread, and what it starts from here on, into that of the host. It has mounts of
+    /// its own as well.
+    pub(crate) fn enter(bed: &Testbed) -> Option<Self> {
         if !e2e::testbed::is_root() {
             e2e::testbed::skip("network namespaces need root");
             return None;
@@ -42,8 +46,13 @@ impl World {
                 return None;
             }
         }
-        // SAFETY: of the flags that can be asked for, only sharing of file descriptors is a danger to others; this is none.
-        unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }.expect("make a network namespace");
+        // Made while there is a way to the packages that images are made of.
+        drop(Daemon::ready(bed, Settings::prepared()));
+        let flags = UnshareFlags::NEWNET | UnshareFlags::NEWNS;
+        // SAFETY: of the flags that can be asked for, only sharing of file descriptors is a danger to others; these are none.
+        unsafe { rustix::thread::unshare_unsafe(flags) }.expect("make namespaces");
+        mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
+            .expect("mounts of its own");
         let router = Command::new("unshare")
             .args(["--net", "sleep", "infinity"])
             .stdin(Stdio::null())
@@ -74,6 +83,11 @@ impl World {
         format!("/proc/{}/ns/net", self.router.id())
     }
 
+    /// A process of the router's.
+    pub(crate) fn router(&self) -> u32 {
+        self.router.id()
+    }
+
     /// A shell script at the router.
     pub(crate) fn router_sh(&self, script: &str) -> String {
         sh(&format!(
@@ -81,6 +95,11 @@ impl World {
             self.router_namespace()
         ))
     }
+}
+
+/// Takes a program away from this thread and what it starts.
+pub(crate) fn hide(program: &Path) {
+    mount_bind("/dev/null", program).expect("nothing over a program");
 }
 
 impl Drop for World {
@@ -155,6 +174,24 @@ pub(crate) fn objects() -> Vec<String> {
 #[track_caller]
 pub(crate) fn wait_taps(count: usize) {
     let taps = || objects().iter().filter(|name| name.starts_with("bgr0t")).count();
-    let there = wait_for(Duration::from_secs(10), || (taps() == count).then_some(()));
+    let there = wait_for(Duration::from_secs(30), || (taps() == count).then_some(()));
     assert!(there.is_some(), "{count} taps were to be: {:?}", objects());
+}
+
+/// What `net status` says.
+pub(crate) fn status(daemon: &Daemon) -> Value {
+    daemon.banger(["net", "status", "--output", "json"]).json()
+}
+
+/// What doctor says of a part of the network: state, reason and fix of each check of that name.
+pub(crate) fn checks(daemon: &Daemon, name: &str) -> Vec<(String, String, String)> {
+    // Its exit code is of all checks, also of those that are nothing to us.
+    let said = daemon.banger(["doctor", "--output", "json"]).run().out();
+    let said: Value = serde_json::from_str(&said).expect("JSON");
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let checks = said["checks"].as_array().expect("checks").iter();
+    checks
+        .filter(|check| check["group"] == "network" && check["name"] == name)
+        .map(|check| (text(&check["state"]), text(&check["reason"]), text(&check["fix"])))
+        .collect()
 }

@@ -28,7 +28,7 @@ chroot "$root" systemctl --quiet set-default multi-user.target
 chroot "$root" systemctl --quiet mask \
     getty@tty1.service serial-getty@ttyS0.service console-getty.service \
     apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer fstrim.timer \
-    e2scrub_reap.service systemd-firstboot.service
+    e2scrub_reap.service systemd-firstboot.service ssh.service ssh.socket
 find "$root/usr/share/doc" ! -type d ! -name copyright -delete
 rm -rf "$root"/usr/share/man/* "$root"/usr/share/info/* "$root"/usr/share/locale/* "$root"/run/* \
     "$root"/etc/apt/apt.conf.d/99mmdebstrap "$root"/etc/dpkg/dpkg.cfg.d/99mmdebstrap

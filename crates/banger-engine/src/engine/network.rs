@@ -117,6 +117,13 @@ impl Engine {
         let problem = standing
             .problem
             .map(|problem| (problem, "see the daemon's log and `banger doctor`".to_owned()));
+        let machines: Vec<NetworkMachine> = machines.collect();
+        let up = network.bridge().borrow().is_some();
+        // What stands against nothing that is there, and is in machines' way all the same.
+        let later = match up {
+            true => stranded(&machines, settings.subnet).or(prerequisites::clash(settings).await),
+            false => None,
+        };
         Ok(NetworkStatus {
             user: match network.mode() {
                 Mode::Bridge => None,
@@ -127,8 +134,8 @@ impl Engine {
                 Mode::User(_) => self.host.vmms.user_network().await,
             },
             bridge: settings.bridge.clone(),
-            up: network.bridge().borrow().is_some(),
-            problem: obstacle.or(problem),
+            up,
+            problem: obstacle.or(problem).or(later),
             subnet: settings.subnet,
             pool: settings.pool,
             spare: levels.spare,
@@ -137,9 +144,24 @@ impl Engine {
             rules_current: standing.applied == standing.seen && standing.seen > 0,
             forwarding: standing.forwarding && prerequisites::forwards(),
             names: names(network.dns()),
-            machines: machines.collect(),
+            machines,
         })
     }
+}
+
+/// A machine that runs with an address from before the configuration was changed: no rules let it through.
+fn stranded(machines: &[NetworkMachine], subnet: Subnet) -> Option<(String, String)> {
+    let machine = machines
+        .iter()
+        .find(|machine| machine.tap.is_some() && !subnet.is_machines(machine.address))?;
+    Some((
+        format!(
+            "machine {:?} runs with the address {}, which is none of the subnet {subnet}: its network is closed",
+            machine.vm, machine.address
+        ),
+        "set `subnet` under `[network]` in the configuration to one that has the address, or make the machine anew"
+            .to_owned(),
+    ))
 }
 
 fn names(standing: dns::Standing) -> Names {
