@@ -47,6 +47,7 @@ pub(crate) fn overlay(report: &mut Report, daemon: &Daemon) {
 /// With the state directory on an XFS in a file.
 pub(crate) fn reflink(report: &mut Report, bed: &Testbed) {
     if !testbed::mounts("xfs") {
+        report.left_out("disks that share blocks", "no XFS can be mounted here, see above");
         return;
     }
     let settings = Settings::prepared().file_system("xfs");

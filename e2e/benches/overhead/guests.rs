@@ -5,6 +5,7 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use e2e::testbed::find_program;
@@ -43,7 +44,8 @@ while (accept(my $one, $all)) {
     exec "sh", "-c", $script;
 }"#;
 
-/// Bytes through a published port against the guest's vsock socket itself: what daemon and agent add.
+/// Bytes through a published port against the guest's vsock socket itself: what daemon and agent add. And against the output
+/// of a plain call of the agent, which has the same framing: what is the daemon's, and the guest's loopback.
 pub(crate) fn publish(report: &mut Report, daemon: &Daemon) {
     let guest = Guest::start(daemon, "published", "debian");
     // What its systemd starts meanwhile would be measured as well.
@@ -68,13 +70,19 @@ pub(crate) fn publish(report: &mut Report, daemon: &Daemon) {
     let shown = guest.show();
     let socket = Path::new(shown["running"]["vsock"].as_str().expect("a socket"));
 
-    let [mut from, mut to] = [Pairs::default(), Pairs::default()];
+    let recipe = Recipe::of(daemon, &guest);
+    let [mut from, mut call, mut to] = <[Pairs; 3]>::default();
     // The first of each is not kept: their programs are read then.
     for round in 0..=ROUNDS {
         from.take(
             round,
             || stream::take(&mut published_port(source)),
             || stream::take(&mut vsock(socket, SOURCE)),
+        );
+        call.take(
+            round,
+            || stream::take(&mut published_port(source)),
+            || by_agent_call(&recipe, socket),
         );
         to.take(
             round,
@@ -85,10 +93,25 @@ pub(crate) fn publish(report: &mut Report, daemon: &Daemon) {
     guest.banger("rm").args(["--force"]).ok();
     for (name, pairs) in [
         ("guest to host, published (raw: vsock)", from),
+        ("guest to host, published (raw: agent call)", call),
         ("host to guest, published (raw: vsock)", to),
     ] {
         report.add(name, "MiB/s", pairs.ours, pairs.raw, Budget::Compared);
     }
+}
+
+/// MiB a second of a command's output, by a call of the agent.
+fn by_agent_call(recipe: &Recipe, socket: &Path) -> f64 {
+    let mut call = Command::new(recipe.agent_call());
+    call.arg(socket).args(["exec", "--", "sh", "-c", stream::SOURCE]);
+    call.stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null());
+    let mut call = call.spawn().expect("run agent-call");
+    let rate = stream::take(call.stdout.as_mut().expect("its output"));
+    let status = call.wait().expect("wait for agent-call");
+    assert!(status.success(), "agent-call ended with {status}");
+    rate
 }
 
 fn published_port(port: u16) -> TcpStream {

@@ -3,6 +3,7 @@
 //! Absolute times say something about the machine they were taken on; ratios say something about Banger. So each figure
 //! that has a counterpart is taken in pairs, ours and the raw one in turn within one run, and their medians are compared:
 //! of the pairs' ratios, or of the differences. The table goes to standard output, all samples go to `target/bench/<date>.json`.
+//! What this host or this user cannot have measured is named below the table, with the reason, and in the file.
 
 mod disks;
 mod dns;
