@@ -192,8 +192,8 @@ impl AgentClient {
     /// # Errors
     ///
     /// [`AgentError::Failed`] with [`FailureKind::Refused`](crate::FailureKind::Refused) where nothing listens,
-    /// `Unreachable`, `TimedOut`, or `Busy` when 256 are connected already; [`AgentError::Unsupported`] by an agent of
-    /// release 0.2; no connection.
+    /// `Unreachable`, `TimedOut`, or `Busy` when [`MAX_FORWARDS`](crate::MAX_FORWARDS) are connected already, or
+    /// [`MAX_FLOWS`](crate::MAX_FLOWS) of datagrams; [`AgentError::Unsupported`] by an agent of release 0.2; no connection.
     pub async fn forward(
         &self,
         transport: Transport,

@@ -125,8 +125,11 @@ pub const STREAM_WINDOW: u32 = 256 * 1024;
 /// Commands, uploads and downloads that may run in one guest at a time.
 pub const MAX_STREAMS: u32 = 256;
 
-/// Connections and flows of datagrams that may be forwarded into one guest at a time.
+/// Connections that may be forwarded into one guest at a time.
 pub const MAX_FORWARDS: u32 = 256;
+
+/// Flows of datagrams that may be forwarded into one guest at a time, beside the connections.
+pub const MAX_FLOWS: u32 = 128;
 
 /// ssh connections that may be open in one guest at a time; each has an sshd.
 pub const MAX_SSH: u32 = 64;
@@ -136,4 +139,4 @@ pub const MAX_LISTENERS: usize = 128;
 
 /// HTTP/2 flow-control window of a connection, in bytes: as much as all streams together, so that streams whose
 /// readers have stopped can never hold up the others.
-pub const CONNECTION_WINDOW: u32 = STREAM_WINDOW * (MAX_STREAMS + MAX_FORWARDS + MAX_SSH);
+pub const CONNECTION_WINDOW: u32 = STREAM_WINDOW * (MAX_STREAMS + MAX_FORWARDS + MAX_FLOWS + MAX_SSH);

@@ -1,5 +1,6 @@
 //! A guest whose agent is of release 0.1, for tests: what is there of it when the daemon has been replaced by this release
-//! and the machine has not been started again. It knows no call that came later, and says so as gRPC does.
+//! and the machine has not been started again. It knows no call that came later, and says so as gRPC does; but for
+//! Forward, which a test may answer for it, to see what the host's side makes of a guest that does as it likes.
 
 use std::future::pending;
 use std::time::Duration;
@@ -10,19 +11,30 @@ use banger_vmm::{
     ControlError, KillError, Machine, MachineExit, MachineFigures, ProcessRecord, ProcessRole, RunState,
     UserNetwork,
 };
+use futures_util::future::BoxFuture;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::service::TowerToHyperService;
 use proto::agent_server::{Agent, AgentServer};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::sync::mpsc;
 use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status, Streaming};
 
 /// What its pings say.
 pub(crate) const UPTIME: Duration = Duration::from_secs(42);
 
+/// What a test makes of a Forward call: what comes, and where its answers go. The call ends when the latter is dropped.
+pub(crate) type Forward = fn(Streaming<proto::ForwardInput>, Answers) -> BoxFuture<'static, ()>;
+pub(crate) type Answers = mpsc::Sender<Result<proto::ForwardOutput, Status>>;
+
 /// Serves as a guest behind a VMM's socket does, for as long as the runtime lives. The directory has the socket.
 pub(crate) fn guest() -> (TempDir, AgentClient) {
+    guest_with(None)
+}
+
+/// The same, with an answer to Forward calls.
+pub(crate) fn guest_with(forward: Option<Forward>) -> (TempDir, AgentClient) {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("vsock.sock");
     let listener = tokio::net::UnixListener::bind(&socket).unwrap();
@@ -34,7 +46,7 @@ pub(crate) fn guest() -> (TempDir, AgentClient) {
                 connection.read_exact(&mut request).await.unwrap();
                 assert_eq!(&request, b"CONNECT 1024\n");
                 connection.write_all(b"OK 1073741824\n").await.unwrap();
-                let service = TowerToHyperService::new(AgentServer::new(Older));
+                let service = TowerToHyperService::new(AgentServer::new(Older { forward }));
                 // It ends with the client.
                 drop(
                     hyper::server::conn::http2::Builder::new(TokioExecutor::new())
@@ -49,7 +61,9 @@ pub(crate) fn guest() -> (TempDir, AgentClient) {
 }
 
 /// The calls of release 0.1 that these tests need; the others are answered as the later ones are.
-struct Older;
+struct Older {
+    forward: Option<Forward>,
+}
 
 /// What gRPC answers where there is no such method.
 fn unknown<T>() -> Result<Response<T>, Status> {
@@ -117,9 +131,15 @@ impl Agent for Older {
 
     async fn forward(
         &self,
-        _: Request<Streaming<proto::ForwardInput>>,
+        request: Request<Streaming<proto::ForwardInput>>,
     ) -> Result<Response<Self::ForwardStream>, Status> {
-        unknown()
+        let Some(forward) = self.forward else {
+            return unknown();
+        };
+        let (answers, mut receiver) = mpsc::channel(4);
+        tokio::spawn(forward(request.into_inner(), answers));
+        let stream = futures_util::stream::poll_fn(move |context| receiver.poll_recv(context));
+        Ok(Response::new(Box::pin(stream)))
     }
 
     async fn listening(

@@ -19,7 +19,8 @@ pub(crate) use service::{Context, Role};
 use crate::log;
 use banger_agent_api::proto::agent_server::AgentServer;
 use banger_agent_api::{
-    CONNECTION_WINDOW, MAX_CHUNK, MAX_FORWARDS, MAX_FRAME, MAX_REQUEST_MESSAGE, MAX_STREAMS, STREAM_WINDOW,
+    CONNECTION_WINDOW, MAX_CHUNK, MAX_FLOWS, MAX_FORWARDS, MAX_FRAME, MAX_REQUEST_MESSAGE, MAX_STREAMS,
+    STREAM_WINDOW,
 };
 use hyper::server::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -86,7 +87,7 @@ pub(crate) async fn serve(
                 .initial_stream_window_size(STREAM_WINDOW)
                 .initial_connection_window_size(CONNECTION_WINDOW)
                 // Commands, forwards and transfers are limited by name in the service; the rest is for unary calls.
-                .max_concurrent_streams(2 * MAX_STREAMS + MAX_FORWARDS)
+                .max_concurrent_streams(2 * MAX_STREAMS + MAX_FORWARDS + MAX_FLOWS)
                 // A client may drop many calls at once without being taken for an attacker.
                 .max_pending_accept_reset_streams(Some(2 * MAX_STREAMS as usize))
                 .max_frame_size(MAX_FRAME)

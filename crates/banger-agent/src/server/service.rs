@@ -9,8 +9,10 @@ use banger_agent_api::proto::exec_input::Input as ExecIn;
 use banger_agent_api::proto::forward_input::Input as ForwardIn;
 use banger_agent_api::proto::ssh_input::Input as SshIn;
 use banger_agent_api::proto::upload_input::Input as UploadIn;
-use banger_agent_api::proto::{self, ExecInput, ShutdownMode, UploadInput};
-use banger_agent_api::{AgentInfo, Failure, FailureKind, InitMode, MAX_FORWARDS, MAX_SSH, MAX_STREAMS};
+use banger_agent_api::proto::{self, ExecInput, ShutdownMode, Transport, UploadInput};
+use banger_agent_api::{
+    AgentInfo, Failure, FailureKind, InitMode, MAX_FLOWS, MAX_FORWARDS, MAX_SSH, MAX_STREAMS,
+};
 use futures_util::Stream;
 use futures_util::stream::poll_fn;
 use rustix::fd::OwnedFd;
@@ -84,6 +86,7 @@ pub(crate) struct Service {
     transfers: Arc<Semaphore>,
     waits: Arc<Semaphore>,
     forwards: Arc<Semaphore>,
+    flows: Arc<Semaphore>,
     ssh: Arc<Semaphore>,
     listening: listening::Listening,
     figures: Figures,
@@ -98,6 +101,7 @@ impl Service {
             transfers: Arc::new(Semaphore::new(MAX_TRANSFERS)),
             waits: Arc::new(Semaphore::new(MAX_WAITS)),
             forwards: Arc::new(Semaphore::new(MAX_FORWARDS as usize)),
+            flows: Arc::new(Semaphore::new(MAX_FLOWS as usize)),
             ssh: Arc::new(Semaphore::new(MAX_SSH as usize)),
             listening: listening::Listening::default(),
             figures: Figures::default(),
@@ -278,10 +282,15 @@ impl Agent for Service {
         &self,
         request: Request<Streaming<proto::ForwardInput>>,
     ) -> Result<Response<Self::ForwardStream>, Status> {
-        let permit = permit(&self.forwards, "forwarded connections", MAX_FORWARDS as usize)?;
         let mut inputs = request.into_inner();
         let Some(ForwardIn::Start(start)) = first(&mut inputs).await?.input else {
             return Err(invalid("forward to a port: the first message is not its start"));
+        };
+        let permit = match start.transport() {
+            Transport::Udp => permit(&self.flows, "forwarded flows of datagrams", MAX_FLOWS as usize)?,
+            Transport::Tcp | Transport::Unspecified => {
+                permit(&self.forwards, "forwarded connections", MAX_FORWARDS as usize)?
+            }
         };
         forward::open(&start, inputs, permit)
             .await

@@ -1,7 +1,7 @@
 //! Ports of this machine, reached through an agent: both ways, half-closed, reset, refused, in bulk.
 
 use crate::common::{Agent, DEADLINE, eventually, failure};
-use banger_agent_api::{AgentClient, FailureKind, ForwardOutput, MAX_FORWARDS, Transport};
+use banger_agent_api::{AgentClient, FailureKind, ForwardOutput, MAX_FLOWS, MAX_FORWARDS, Transport};
 use bytes::Bytes;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -202,9 +202,17 @@ async fn there_is_a_limit_and_nothing_is_left() {
     }
     let busy = client.forward(Transport::Tcp, None, port).await.map(drop);
     assert_eq!(failure(busy), FailureKind::Busy);
+    // Flows of datagrams have room of their own.
+    let mut flows = Vec::new();
+    for _ in 0..MAX_FLOWS {
+        let flow = client.forward(Transport::Udp, None, port).await;
+        flows.push(flow.expect("room"));
+    }
+    let busy = client.forward(Transport::Udp, None, port).await.map(drop);
+    assert_eq!(failure(busy), FailureKind::Busy);
     // Commands, pings and figures go on beside them.
     client.ping(DEADLINE).await.expect("an answer");
-    drop(open);
+    drop((open, flows));
     eventually("the agent's descriptors", || agent.descriptors() <= before + 1).await;
     let again = client.forward(Transport::Tcp, None, port).await;
     assert!(again.is_ok(), "{again:?}");

@@ -28,9 +28,8 @@ use tokio::task::AbortHandle;
 use crate::error::{Error, chain};
 pub(crate) use bind::{Bound, bind};
 
-/// Connections and flows of datagrams of one machine at a time, below what its agent allows, so that those who wait do so
-/// in the kernel's queue.
-const MAX_FORWARDS: usize = 200;
+/// Connections of one machine at a time, below what its agent allows, so that those who wait do so in the kernel's queue.
+const MAX_CONNECTIONS: usize = 200;
 
 /// Ports that one machine may have published.
 pub(crate) const MAX_PUBLICATIONS: usize = 64;
@@ -107,7 +106,18 @@ struct Entry {
 #[derive(Clone)]
 struct Guest {
     agent: AgentClient,
-    permits: Arc<Semaphore>,
+    connections: Arc<Semaphore>,
+    flows: Arc<udp::Flows>,
+}
+
+impl Guest {
+    fn new(agent: AgentClient) -> Self {
+        Self {
+            agent,
+            connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+            flows: Arc::default(),
+        }
+    }
 }
 
 struct Place {
@@ -243,10 +253,7 @@ impl Ports {
     pub(crate) fn open(&self, vm: &str, agent: &AgentClient, reserved: Vec<Reserved>) {
         let mut table = self.table();
         let entry = table.entry(vm.to_owned()).or_default();
-        let guest = entry.guest.get_or_insert_with(|| Guest {
-            agent: agent.clone(),
-            permits: Arc::new(Semaphore::new(MAX_FORWARDS)),
-        });
+        let guest = entry.guest.get_or_insert_with(|| Guest::new(agent.clone()));
         let mut reserved: BTreeMap<_, _> = reserved.into_iter().collect();
         for place in &mut entry.published {
             place.listen(guest, reserved.remove(&place.publication));
@@ -311,5 +318,7 @@ fn tell(port: u16, error: &(dyn std::error::Error + 'static)) {
     tracing::debug!(port, error = chain(error), "a connection was not carried");
 }
 
+#[cfg(test)]
+mod carry_tests;
 #[cfg(test)]
 mod tests;

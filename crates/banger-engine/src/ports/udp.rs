@@ -1,28 +1,44 @@
 //! Datagrams to a published port. Whoever sends gets a flow of their own into the guest, with a port of its own there, so
 //! that answers find their way back; a flow without traffic ends.
 //!
-//! What cannot be taken at once is lost, as datagrams are: a queue of a few for each flow, and no more flows than the
-//! machine may have.
+//! ```text
+//! socket ─ serve() ─► flows' table ─ a queue for each ─► Flow::carry() ─► guest
+//!    ▲                                                        │
+//!    └──────────────────────── answers ───────────────────────┘
+//! ```
+//!
+//! What cannot be taken at once is lost, as datagrams are: queues are short, and all of a machine's hold a few MiB. The
+//! table of flows is the machine's, apart from its connections: whoever sends from very many ports takes flows from the
+//! idle, and connections from nobody.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use banger_agent_api::{AgentClient, AgentError, MAX_DATAGRAM, Transport};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use tokio::net::UdpSocket;
-use tokio::sync::mpsc;
-use tokio::task::JoinSet;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
 
 use super::{Guest, tell};
 
+/// Flows of one machine at a time, below what its agent allows: one that has just ended may not have ended there yet.
+pub(super) const MAX_FLOWS: usize = 96;
+
 /// A flow ends after this long without a datagram either way.
 const IDLE: Duration = Duration::from_secs(60);
 
-/// Datagrams that wait for one flow's way into the guest, while it is being made above all.
+/// The flow that has been idle longest makes room for a new one, but not one that was in use a moment ago: among very many
+/// senders some get through all of what they have to say, instead of all of them a part.
+const SPARED: Duration = Duration::from_secs(1);
+
+/// Datagrams that wait for one flow's way into the guest, while it is being made above all; and their bytes, of all flows
+/// of a machine.
 const QUEUE: usize = 32;
+const QUEUED_BYTES: usize = 4 << 20;
 
 /// For a flow to be there.
 const CONNECTING: Duration = Duration::from_secs(30);
@@ -30,63 +46,172 @@ const CONNECTING: Duration = Duration::from_secs(30);
 /// After a failed receive.
 const PAUSE: Duration = Duration::from_millis(100);
 
+/// A datagram and its share of [`QUEUED_BYTES`].
+type Queued = (Bytes, OwnedSemaphorePermit);
+
+/// Whose a flow is: the host's port and who sends to it.
+type Ends = (SocketAddr, SocketAddr);
+
+/// The flows of one machine, through all its published ports. The lock is a leaf, and nothing waits under it.
+pub(super) struct Flows {
+    table: Mutex<Table>,
+    queued: Arc<Semaphore>,
+}
+
+#[derive(Default)]
+struct Table {
+    flows: HashMap<Ends, Entry>,
+    /// How many there have been: tells a flow from a later one of the same ends.
+    made: u64,
+}
+
+struct Entry {
+    number: u64,
+    way_in: mpsc::Sender<Queued>,
+    used: Instant,
+    task: AbortHandle,
+}
+
+impl Default for Flows {
+    fn default() -> Self {
+        Self {
+            table: Mutex::default(),
+            queued: Arc::new(Semaphore::new(QUEUED_BYTES)),
+        }
+    }
+}
+
+/// A flow's place in the table, which is free when this is dropped.
+struct Slot {
+    flows: Arc<Flows>,
+    ends: Ends,
+    number: u64,
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        let mut table = self.flows.table();
+        if table.of(self).is_some() {
+            table.flows.remove(&self.ends);
+        }
+    }
+}
+
+impl Table {
+    fn of(&mut self, slot: &Slot) -> Option<&mut Entry> {
+        self.flows
+            .get_mut(&slot.ends)
+            .filter(|entry| entry.number == slot.number)
+    }
+
+    /// Makes room for one more, where there is none, and says whether there is now.
+    fn make_room(&mut self, now: Instant) -> bool {
+        if self.flows.len() < MAX_FLOWS {
+            return true;
+        }
+        let longest = self.flows.iter().min_by_key(|(_, entry)| entry.used);
+        let Some((&ends, _)) = longest.filter(|(_, entry)| now.duration_since(entry.used) >= SPARED) else {
+            return false;
+        };
+        if let Some(entry) = self.flows.remove(&ends) {
+            entry.task.abort();
+        }
+        true
+    }
+}
+
+impl Flows {
+    fn table(&self) -> std::sync::MutexGuard<'_, Table> {
+        // Nothing panics while it is held.
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Passes a datagram to its flow, or to one that `begin` makes a task of. What there is no room for is lost.
+    fn pass(
+        self: &Arc<Self>,
+        ends: Ends,
+        datagram: &[u8],
+        begin: impl FnOnce(Slot, mpsc::Receiver<Queued>) -> AbortHandle,
+    ) {
+        // As long as a datagram at most.
+        let length = u32::try_from(datagram.len()).unwrap_or(u32::MAX);
+        let Ok(share) = self.queued.clone().try_acquire_many_owned(length) else {
+            return;
+        };
+        let queued = (Bytes::copy_from_slice(datagram), share);
+        let now = Instant::now();
+        let mut table = self.table();
+        // One whose task has just ended is there until the task is dropped.
+        if let Some(entry) = table
+            .flows
+            .get_mut(&ends)
+            .filter(|entry| !entry.way_in.is_closed())
+        {
+            entry.used = now;
+            // A full queue loses it.
+            let _lost = entry.way_in.try_send(queued);
+            return;
+        }
+        table.flows.remove(&ends);
+        if !table.make_room(now) {
+            return;
+        }
+        table.made += 1;
+        let number = table.made;
+        let (way_in, waiting) = mpsc::channel(QUEUE);
+        // The queue is empty.
+        let _sent = way_in.try_send(queued);
+        let slot = Slot {
+            flows: self.clone(),
+            ends,
+            number,
+        };
+        // Under the lock, so that a task that ends at once finds its entry.
+        let task = begin(slot, waiting);
+        let entry = Entry {
+            number,
+            way_in,
+            used: now,
+            task,
+        };
+        table.flows.insert(ends, entry);
+    }
+}
+
 /// Serves until it is dropped.
 pub(super) async fn serve(socket: UdpSocket, port: u16, guest: Guest) {
+    let Ok(at) = socket.local_addr() else { return };
     let socket = Arc::new(socket);
-    let mut flows: HashMap<SocketAddr, mpsc::Sender<Bytes>> = HashMap::new();
     let mut tasks = JoinSet::new();
-    let mut buffer = BytesMut::new();
+    let mut buffer = vec![0; MAX_DATAGRAM];
     loop {
-        buffer.reserve(MAX_DATAGRAM);
         let received = tokio::select! {
             // Both are cancel-safe: a datagram is taken, and an ended flow reaped, only by the arm that wins.
-            received = socket.recv_buf_from(&mut buffer) => received,
-            Some(ended) = tasks.join_next() => {
-                // One that has been replaced meanwhile has another's way in.
-                if let Ok(from) = ended && flows.get(&from).is_some_and(mpsc::Sender::is_closed) {
-                    flows.remove(&from);
-                }
-                continue;
-            }
+            received = socket.recv_from(&mut buffer) => received,
+            Some(_ended) = tasks.join_next() => continue,
         };
-        let from = match received {
-            Ok((_length, from)) => from,
+        match received {
+            Ok((length, from)) => guest.flows.pass((at, from), &buffer[..length], |slot, waiting| {
+                let flow = Flow {
+                    agent: guest.agent.clone(),
+                    socket: socket.clone(),
+                    port,
+                    slot,
+                };
+                tasks.spawn(async move {
+                    if let Err(error) = flow.carry(waiting).await {
+                        tell(port, &error);
+                    }
+                })
+            }),
             // What came of an answer that nobody took is told here (udp(7)), and is no reason to stop.
             Err(error) => {
                 tracing::debug!(port, %error, "no datagram taken");
                 if error.kind() != std::io::ErrorKind::ConnectionRefused {
                     tokio::time::sleep(PAUSE).await;
                 }
-                continue;
             }
-        };
-        let datagram = buffer.split().freeze();
-        let known = flows.get(&from).filter(|flow| !flow.is_closed());
-        if let Some(flow) = known {
-            // A full queue loses it.
-            let _lost = flow.try_send(datagram);
-            continue;
         }
-        let Ok(permit) = guest.permits.clone().try_acquire_owned() else {
-            continue;
-        };
-        let (way_in, waiting) = mpsc::channel(QUEUE);
-        // The queue is empty.
-        let _sent = way_in.try_send(datagram);
-        flows.insert(from, way_in);
-        let flow = Flow {
-            agent: guest.agent.clone(),
-            socket: socket.clone(),
-            from,
-            port,
-        };
-        tasks.spawn(async move {
-            let _permit = permit;
-            if let Err(error) = flow.carry(waiting).await {
-                tell(port, &error);
-            }
-            from
-        });
     }
 }
 
@@ -94,12 +219,12 @@ pub(super) async fn serve(socket: UdpSocket, port: u16, guest: Guest) {
 struct Flow {
     agent: AgentClient,
     socket: Arc<UdpSocket>,
-    from: SocketAddr,
     port: u16,
+    slot: Slot,
 }
 
 impl Flow {
-    async fn carry(&self, mut waiting: mpsc::Receiver<Bytes>) -> Result<(), AgentError> {
+    async fn carry(&self, mut waiting: mpsc::Receiver<Queued>) -> Result<(), AgentError> {
         let connecting = self.agent.forward(Transport::Udp, None, self.port);
         let (input, mut output) = match tokio::time::timeout(CONNECTING, connecting).await {
             Ok(connected) => connected?,
@@ -108,19 +233,23 @@ impl Flow {
                 return Ok(());
             }
         };
+        let (_, from) = self.slot.ends;
         let mut idle = Instant::now() + IDLE;
         loop {
             tokio::select! {
                 // All are cancel-safe: what is taken, here or from the guest, is what the arm that wins has.
                 datagram = waiting.recv() => match datagram {
-                    Some(datagram) => if input.datagram(datagram).await.is_err() {
+                    Some((datagram, _share)) => if input.datagram(datagram).await.is_err() {
                         return Ok(());
                     },
                     None => return Ok(()),
                 },
                 answer = output.next() => match answer? {
-                    // One that the sender does not take is lost.
-                    Some(answer) => { let _lost = self.socket.send_to(&answer, self.from).await; }
+                    Some(answer) => {
+                        self.answered();
+                        // One that the sender does not take is lost.
+                        let _lost = self.socket.send_to(&answer, from).await;
+                    }
                     None => return Ok(()),
                 },
                 () = tokio::time::sleep_until(idle) => {
@@ -130,5 +259,99 @@ impl Flow {
             }
             idle = Instant::now() + IDLE;
         }
+    }
+
+    /// An answer counts as use.
+    fn answered(&self) {
+        if let Some(entry) = self.slot.flows.table().of(&self.slot) {
+            entry.used = Instant::now();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ends(port: u16) -> Ends {
+        let at = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        (at(53), at(port))
+    }
+
+    /// Passes a datagram from that port; the flow, where it is a new one. It lasts as long as its task, which is nothing here.
+    fn pass(flows: &Arc<Flows>, port: u16) -> Option<(Slot, mpsc::Receiver<Queued>)> {
+        let mut begun = None;
+        flows.pass(ends(port), b"question", |slot, waiting| {
+            begun = Some((slot, waiting));
+            tokio::spawn(std::future::pending::<()>()).abort_handle()
+        });
+        begun
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_longest_idle_flow_makes_room() {
+        let flows = Arc::new(Flows::default());
+        let mut all: Vec<_> = (1..=96).map(|port| pass(&flows, port).expect("room")).collect();
+        // All are in use: who comes now is not served, and nobody is the worse for it.
+        assert!(pass(&flows, 97).is_none());
+        assert_eq!(flows.table().flows.len(), MAX_FLOWS);
+        tokio::time::advance(SPARED).await;
+        // Known to be in use again, by a datagram or by an answer.
+        assert!(pass(&flows, 1).is_none());
+        flows.table().of(&all[1].0).expect("there").used = Instant::now();
+        let new = pass(&flows, 97).expect("room");
+        assert_eq!(flows.table().flows.len(), MAX_FLOWS);
+        assert!(flows.table().flows.contains_key(&ends(1)) && flows.table().flows.contains_key(&ends(2)));
+        let gone: Vec<_> = all
+            .iter()
+            .filter(|(slot, _)| !flows.table().flows.contains_key(&slot.ends))
+            .collect();
+        assert_eq!(gone.len(), 1);
+        // Its queue has ended, its end removes nobody, and the others go on.
+        let at = all
+            .iter()
+            .position(|(slot, _)| flows.table().of(slot).is_none())
+            .expect("one");
+        let (slot, mut waiting) = all.swap_remove(at);
+        assert!(waiting.recv().await.is_some() && waiting.recv().await.is_none());
+        drop(slot);
+        assert_eq!(flows.table().flows.len(), MAX_FLOWS);
+        drop(new);
+        assert_eq!(flows.table().flows.len(), MAX_FLOWS - 1);
+        drop(all);
+        assert_eq!(flows.table().flows.len(), 0);
+    }
+
+    #[tokio::test]
+    async fn what_waits_is_bounded_in_number_and_bytes() {
+        let flows = Arc::new(Flows::default());
+        let (slot, mut waiting) = pass(&flows, 1).expect("room");
+        for _ in 0..2 * QUEUE {
+            assert!(pass(&flows, 1).is_none());
+        }
+        let mut taken = 0;
+        while let Ok((datagram, _share)) = waiting.try_recv() {
+            assert_eq!(&datagram[..], b"question");
+            taken += 1;
+        }
+        assert_eq!(taken, QUEUE);
+        assert_eq!(flows.queued.available_permits(), QUEUED_BYTES);
+        // A flow whose task has ended is replaced.
+        drop(waiting);
+        let (_again, waiting) = pass(&flows, 1).expect("a new one");
+        drop(slot);
+        assert!(flows.table().flows.contains_key(&ends(1)));
+
+        let large = vec![0; MAX_DATAGRAM];
+        let mut all = Vec::new();
+        for port in 2..90 {
+            flows.pass(ends(port), &large, |slot, waiting| {
+                all.push((slot, waiting));
+                tokio::spawn(std::future::pending::<()>()).abort_handle()
+            });
+        }
+        assert_eq!(all.len(), (QUEUED_BYTES - b"question".len()) / MAX_DATAGRAM);
+        drop((all, waiting));
+        assert_eq!(flows.queued.available_permits(), QUEUED_BYTES);
     }
 }
