@@ -12,7 +12,7 @@
 
 use std::time::{Duration, Instant};
 
-use banger_agent_api::{AgentError, FileSystem, GuestStats};
+use banger_agent_api::{AgentError, DialError, FileSystem, GuestStats};
 use banger_vmm::{ControlError, ProcessRecord, ProcessRole, RunState, VmmKind};
 use hostkit::dm::Snapshot;
 
@@ -230,12 +230,33 @@ fn control(vm: &str, state: Option<Result<RunState, ControlError>>, took: Durati
 fn agent(vm: &str, answer: &Result<Duration, AgentError>) -> Check {
     match answer {
         Ok(took) => Check::fine(AGENT, AGENT, format!("answers in {}", milliseconds(*took))),
+        // A socket that has been removed does not come back while its VMM runs.
+        Err(e) if is_socket_gone(e) => Check::failure(
+            AGENT,
+            AGENT,
+            agent_problem(e),
+            format!("restart it, which makes its socket anew: banger vm restart {vm}"),
+        ),
         Err(e) => Check::failure(
             AGENT,
             AGENT,
             agent_problem(e),
             format!("see what the guest does: banger vm logs {vm}; or restart it: banger vm restart {vm}"),
         ),
+    }
+}
+
+fn is_socket_gone(error: &AgentError) -> bool {
+    match error.dial_error() {
+        Some(DialError::Connect { source, .. }) => source.kind() == std::io::ErrorKind::NotFound,
+        Some(
+            DialError::PathTooLong { .. }
+            | DialError::NotListening { .. }
+            | DialError::TimedOut { .. }
+            | DialError::BadReply { .. }
+            | DialError::Io { .. },
+        )
+        | None => false,
     }
 }
 

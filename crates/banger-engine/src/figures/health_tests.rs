@@ -226,6 +226,18 @@ fn agents_that_do_not_answer() {
     );
 }
 
+#[tokio::test]
+async fn a_socket_that_is_gone_comes_back_with_a_restart() {
+    let gone = banger_agent_api::AgentClient::new(std::path::Path::new("/nonexistent/vsock.sock"));
+    let answer = gone.ping(ANSWER).await;
+    let check = agent("dev", &answer);
+    assert_eq!(check.outcome, Outcome::Failure);
+    assert_eq!(
+        check.fix.as_deref(),
+        Some("restart it, which makes its socket anew: banger vm restart dev")
+    );
+}
+
 proptest! {
     #[test]
     fn shares_never_overflow(part: u64, whole: u64) {

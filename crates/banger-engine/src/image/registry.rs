@@ -564,7 +564,7 @@ fn kernel_error(name: &str, source: &KernelSource, e: KernelError) -> Error {
 fn rootfs_error(name: &str, source: &Source, e: RootfsError) -> Error {
     match source {
         Source::File(path) if e.is_unusable_input() => {
-            let problem = chain(&e);
+            let problem = e.problem();
             Error::BadFile {
                 what: "root file system",
                 path: path.clone(),

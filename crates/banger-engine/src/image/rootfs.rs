@@ -22,6 +22,7 @@ use super::busybox::BusyboxError;
 use super::debian::DebianError;
 use super::os_release::OsRelease;
 use super::work::{self, Cancel, Reporter, WorkDir};
+use crate::error::chain;
 
 /// The name of the file in an image's directory.
 pub const FILE: &str = "rootfs.ext4";
@@ -120,6 +121,45 @@ impl RootfsError {
             | Self::Busybox(_)
             | Self::Exists { .. }
             | Self::Store { .. } => false,
+        }
+    }
+}
+
+impl RootfsError {
+    /// What is wrong with an unusable input, for who has named the file already.
+    pub(crate) fn problem(&self) -> String {
+        match self {
+            Self::Ext4 { source, .. } => match source {
+                superblock::Error::NotExt4 { .. } => {
+                    "it is neither a tar archive (plain, gzip, xz, zstd) nor an ext4 file system".to_owned()
+                }
+                superblock::Error::NotAFile { .. } => "it is neither a file nor a block device".to_owned(),
+                superblock::Error::Damaged { what, .. } => format!("its superblock is damaged: {what}"),
+                superblock::Error::Truncated { len, size, .. } => {
+                    format!("it is cut short: {len} bytes of a file system of {size}")
+                }
+                superblock::Error::Unclean { .. } => {
+                    "it was not unmounted cleanly or has errors (run `e2fsck -f` on it)".to_owned()
+                }
+                superblock::Error::Unsupported { bits, .. } => {
+                    format!(
+                        "it uses ext4 features that are not supported (incompatible feature bits {bits:#x})"
+                    )
+                }
+                superblock::Error::Read { source, .. } => format!("it cannot be read: {source}"),
+            },
+            Self::Compression { source, .. } => format!("it cannot be decompressed: {}", chain(source)),
+            Self::Archive { source, .. } => format!("it cannot be unpacked: {}", chain(source.as_ref())),
+            Self::NoRoot { .. } => {
+                "it holds no root file system (it has no directory bin, sbin, usr or etc)".to_owned()
+            }
+            Self::Read { source, .. } => format!("it cannot be read: {source}"),
+            Self::NoTools(_)
+            | Self::Make(_)
+            | Self::Debian(_)
+            | Self::Busybox(_)
+            | Self::Exists { .. }
+            | Self::Store { .. } => chain(self),
         }
     }
 }

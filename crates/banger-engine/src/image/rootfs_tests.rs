@@ -122,6 +122,12 @@ async fn bad_sources_are_told_apart_and_leave_nothing() {
             ),
             "{ext4}"
         );
+        // Whoever says it has named the file.
+        let said = [ext4.problem(), tar.problem()];
+        assert!(
+            said.iter().all(|said| !said.contains(file.to_str().unwrap())),
+            "{said:?}"
+        );
         assert_eq!(fs::read_dir(&images).unwrap().count(), 0);
         tar
     };
