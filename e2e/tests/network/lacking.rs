@@ -82,8 +82,9 @@ fn a_host_without_nft() {
     let nft = nft();
     let uninstall = || nft.iter().for_each(|program| hide(program));
     let install = || {
-        nft.iter()
-            .for_each(|p| drop(sh(&format!("umount {}", p.display()))))
+        for program in &nft {
+            sh(&format!("umount {}", program.display()));
+        }
     };
 
     uninstall();
