@@ -17,7 +17,7 @@ use crate::report::{Budget, Report};
 use crate::rows::time;
 use crate::stream;
 
-const ROUNDS: usize = 20;
+const ROUNDS: usize = 10;
 /// Each is seconds of an emulated processor's cryptography.
 const LOGINS: usize = 7;
 /// Where the guest's services listen, on TCP and on vsock alike: who sends there, and who takes.
