@@ -17,9 +17,10 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A tree with the programs, that is this test's alone.
 struct Tree {
-    /// What is written goes into a memory file system, which ends with the namespace.
+    /// Where a memory file system is mounted, in this test's mount namespace alone. Never removed with what is in it.
+    home: PathBuf,
+    /// The tree, below it; what is written into it is in memory.
     root: PathBuf,
-    _home: tempfile::TempDir,
     running: Vec<Child>,
 }
 
@@ -32,19 +33,21 @@ impl Tree {
             e2e::testbed::skip("the test bed has no firewalls (cargo xtask testbed says why)");
             return None;
         }
-        let home = tempfile::tempdir().expect("make a directory");
-        let (at, lower) = (home.path().display(), lower.display());
+        let home = tempfile::tempdir().expect("make a directory").keep();
+        let tree = Self {
+            root: home.join("root"),
+            home,
+            running: Vec::new(),
+        };
+        let (at, lower) = (tree.home.display(), lower.display());
         sh(&format!(
             "mount -t tmpfs none {at}; mkdir {at}/upper {at}/work {at}/root; \
              mount -t overlay -o lowerdir={lower},upperdir={at}/upper,workdir={at}/work none {at}/root; cd {at}/root; \
-             mount -t proc none proc; mount -t sysfs none sys; mount -t cgroup2 none sys/fs/cgroup; mount --rbind /dev dev; \
-             mount -t tmpfs none run; mkdir -p run/dbus run/lock run/docker"
+             mount -t proc none proc; mount -t sysfs none sys; mount -t cgroup2 none sys/fs/cgroup; mount -t tmpfs none dev; \
+             mknod -m 666 dev/null c 1 3; mknod -m 666 dev/zero c 1 5; mknod -m 666 dev/urandom c 1 9; \
+             ln -s /proc/self/fd dev/fd; mount -t tmpfs none run; mkdir -p run/dbus run/lock run/docker"
         ));
-        Some(Self {
-            root: home.path().join("root"),
-            _home: home,
-            running: Vec::new(),
-        })
+        Some(tree)
     }
 
     /// A shell script in it that must succeed.
@@ -102,6 +105,10 @@ impl Drop for Tree {
         while !self.running.is_empty() {
             self.end();
         }
+        // Only what is empty is removed: below this there are file systems of the machine's.
+        let unmount = ["--recursive", "--lazy"];
+        drop(Command::new("umount").args(unmount).arg(&self.home).status());
+        drop(std::fs::remove_dir(&self.home));
     }
 }
 
