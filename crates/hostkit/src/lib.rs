@@ -13,6 +13,7 @@ pub mod inside;
 pub mod link;
 pub mod loopdev;
 pub mod modules;
+mod netlink;
 pub mod nft;
 pub mod process;
 pub mod reflink;

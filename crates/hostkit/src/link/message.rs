@@ -1,18 +1,15 @@
 //! Messages of rtnetlink(7) as bytes: what Banger asks for, and what it reads of the answers.
 //!
-//! ```text
-//!   message:    length u32, type u16, flags u16, sequence u32, port u32 | a header of its type | attributes
-//!   attribute:  length u16, type u16 | contents, padded to four bytes; contents may be attributes again
-//! ```
-//!
-//! Numbers are in the host's byte order, but for addresses. Attributes that are not known here are passed over: kernels
-//! and drivers add new ones all the time. Source: the kernel's `include/uapi/linux/{netlink,rtnetlink,if_link,if_addr}.h`
-//! and `Documentation/userspace-api/netlink/intro.rst`.
+//! What is the same for all of netlink is in [`crate::netlink`]. Numbers are in the host's byte order, but for addresses.
+//! Attributes that are not known here are passed over: kernels and drivers add new ones all the time. Source: the kernel's
+//! `include/uapi/linux/{rtnetlink,if_link,if_addr}.h`.
 
 use std::net::IpAddr;
 
-/// Length of the header of all messages.
-pub(super) const HEADER: usize = 16;
+pub(super) use crate::netlink::{
+    HEADER, Message, attributes, attributes_after, take, text, u16_at, u32_at, u64_at,
+};
+
 /// `struct ifinfomsg`, `struct ifaddrmsg`, `struct rtmsg`.
 pub(super) const LINK_HEADER: usize = 16;
 pub(super) const ADDRESS_HEADER: usize = 8;
@@ -25,6 +22,7 @@ pub(super) mod kind {
     pub(in super::super) const NEW_LINK: u16 = 16;
     pub(in super::super) const DELETE_LINK: u16 = 17;
     pub(in super::super) const GET_LINK: u16 = 18;
+    pub(in super::super) const SET_LINK: u16 = 19;
     pub(in super::super) const NEW_ADDRESS: u16 = 20;
     pub(in super::super) const GET_ADDRESS: u16 = 22;
     pub(in super::super) const NEW_ROUTE: u16 = 24;
@@ -52,6 +50,7 @@ pub(super) mod link {
     pub(in super::super) const NAME: u16 = 3;
     pub(in super::super) const MTU: u16 = 4;
     pub(in super::super) const MASTER: u16 = 10;
+    pub(in super::super) const PROTOCOL_INFO: u16 = 12;
     pub(in super::super) const INFO: u16 = 18;
     pub(in super::super) const ALIAS: u16 = 20;
     pub(in super::super) const STATISTICS: u16 = 23;
@@ -65,6 +64,11 @@ pub(super) mod link {
     /// In `INFO_DATA` of a bridge.
     pub(in super::super) const BRIDGE_FORWARD_DELAY: u16 = 1;
     pub(in super::super) const BRIDGE_STP: u16 = 5;
+    /// In `PROTOCOL_INFO` of a bridge's port, as in `INFO_PORT_DATA`.
+    pub(in super::super) const PORT_STATE: u16 = 1;
+    /// Values of `PORT_STATE`, `BR_STATE_` (`linux/if_bridge.h`).
+    pub(in super::super) const DISABLED: u8 = 0;
+    pub(in super::super) const FORWARDING: u8 = 3;
     /// In `INFO_PORT_DATA` of a bridge's port.
     pub(in super::super) const PORT_GROUP_FORWARD_MASK: u16 = 31;
     pub(in super::super) const PORT_ISOLATED: u16 = 33;
@@ -102,8 +106,7 @@ pub(super) mod route {
 
 /// Attribute of errors: the kernel's words.
 pub(super) const ERROR_MESSAGE: u16 = 1;
-/// Bits of an attribute's type that say how it is encoded.
-const TYPE: u16 = 0x3fff;
+/// In an attribute's type: its contents are attributes.
 const NESTED: u16 = 0x8000;
 
 /// A request under construction.
@@ -134,6 +137,14 @@ impl Request {
         header[8..12].copy_from_slice(&if up { UP } else { 0 }.to_ne_bytes());
         header[12..16].copy_from_slice(&UP.to_ne_bytes());
         request
+    }
+
+    /// A request of the bridge's own about a port of it, unlike one about the link it tells nobody that the link has changed.
+    pub(super) fn bridge_port(index: u32) -> Self {
+        let mut header = [0; LINK_HEADER];
+        header[0] = u8::try_from(libc::AF_BRIDGE).unwrap_or_default();
+        header[4..8].copy_from_slice(&index.to_ne_bytes());
+        Self::new(kind::SET_LINK, flags::REQUEST | flags::ACK, &header)
     }
 
     /// A request about the addresses of a link; of all, where `index` is 0.
@@ -215,68 +226,6 @@ impl Request {
         self.0[8..12].copy_from_slice(&sequence.to_ne_bytes());
         self.0
     }
-}
-
-/// One message of an answer.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Message<'a> {
-    pub(super) kind: u16,
-    pub(super) flags: u16,
-    pub(super) sequence: u32,
-    /// The header of its type, and attributes.
-    pub(super) body: &'a [u8],
-}
-
-/// Takes the first message of `bytes`; `None` where there is no whole one.
-pub(super) fn take<'a>(bytes: &mut &'a [u8]) -> Option<Message<'a>> {
-    let length = usize::try_from(u32_at(bytes, 0)?).ok()?;
-    let message = bytes.get(..length)?;
-    let body = message.get(HEADER..)?;
-    *bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
-    Some(Message {
-        kind: u16_at(message, 4)?,
-        flags: u16_at(message, 6)?,
-        sequence: u32_at(message, 8)?,
-        body,
-    })
-}
-
-/// The attributes in `bytes`, as type and contents. Ends at the first that is not whole.
-pub(super) fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    let mut rest = bytes;
-    std::iter::from_fn(move || {
-        let length = usize::from(u16_at(rest, 0)?);
-        let contents = rest.get(4..length)?;
-        let kind = u16_at(rest, 2)? & TYPE;
-        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some((kind, contents))
-    })
-}
-
-/// The attributes after a header of this length.
-pub(super) fn attributes_after(header: usize, body: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    attributes(body.get(header..).unwrap_or_default())
-}
-
-/// Text up to the zero byte; what is not UTF-8 is replaced.
-pub(super) fn text(contents: &[u8]) -> String {
-    let length = contents
-        .iter()
-        .position(|byte| *byte == 0)
-        .unwrap_or(contents.len());
-    String::from_utf8_lossy(&contents[..length]).into_owned()
-}
-
-pub(super) fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
-    bytes.get(at..)?.first_chunk().copied().map(u16::from_ne_bytes)
-}
-
-pub(super) fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    bytes.get(at..)?.first_chunk().copied().map(u32::from_ne_bytes)
-}
-
-pub(super) fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
-    bytes.get(at..)?.first_chunk().copied().map(u64::from_ne_bytes)
 }
 
 #[cfg(test)]

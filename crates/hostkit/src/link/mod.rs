@@ -11,14 +11,17 @@
 
 mod message;
 mod socket;
+mod watch;
 
 use std::io;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::digest::Digest;
 use ipnet::IpNet;
 use message::{Message, Request, flags, kind};
 use socket::{Refusal, Socket};
+pub use watch::Watch;
 
 /// Longest name of a link in bytes: `IFNAMSIZ` less the zero.
 pub const NAME: usize = 15;
@@ -324,6 +327,27 @@ impl Links {
         self.ask(action, index, isolate(index, isolated)).await
     }
 
+    /// Whether a port of a bridge passes frames; if not, none at all, in neither direction. One without a carrier passes none
+    /// whatever is said here, and all once it has one again.
+    pub async fn set_forwarding(&self, index: u32, forwarding: bool) -> Result<(), LinkError> {
+        let state = match forwarding {
+            true => message::link::FORWARDING,
+            // One that is merely blocked a bridge without a spanning tree makes forward at once. One that is disabled it
+            // enables when the link changes (br_port_carrier_check() of the kernel's net/bridge/br_if.c), which this is not.
+            false => message::link::DISABLED,
+        };
+        let request = Request::bridge_port(index).nested(message::link::PROTOCOL_INFO, |request| {
+            request.attribute(message::link::PORT_STATE, &[state])
+        });
+        let action = if forwarding { "open" } else { "close" };
+        self.run(move |socket| match socket.tell(request) {
+            // br_set_port_state() of the kernel's net/bridge/br_netlink.c, of a port without a carrier.
+            Err(refusal) if refusal.source.raw_os_error() == Some(libc::ENETDOWN) => Ok(()),
+            told => told.map_err(|refusal| LinkError::of(action, number(index), refusal)),
+        })
+        .await
+    }
+
     /// Deletes a link; one that is gone already is fine. Ports of a bridge stay, without it.
     pub async fn delete(&self, name: &str) -> Result<(), LinkError> {
         check_name(name)?;
@@ -443,10 +467,12 @@ fn change(index: u32) -> Request {
 }
 
 fn make_bridge(socket: &mut Socket, name: &str, alias: &str) -> Result<u32, Refusal> {
+    // Always the same, so that whoever has it in mind finds a bridge that was made anew. Without one that was set the bridge
+    // would take its smallest port's, another with each guest that comes or goes.
+    let digest = Digest::of_bytes(format!("{name} {alias}").as_bytes());
     let mut mac = [0; 6];
-    rustix::rand::getrandom(&mut mac, rustix::rand::GetRandomFlags::empty())?;
-    // Of one host (IEEE 802: locally administered), and no group's. Without one that was set the bridge would take its
-    // smallest port's, another with each guest that comes or goes.
+    mac.copy_from_slice(&digest.as_bytes()[..6]);
+    // Of one host (IEEE 802: locally administered), and no group's.
     mac[0] = mac[0] & 0xfc | 0x02;
     let create = flags::REQUEST | flags::ACK | flags::CREATE | flags::EXCLUSIVE;
     let request = Request::link(kind::NEW_LINK, create, 0)

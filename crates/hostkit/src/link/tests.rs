@@ -4,7 +4,10 @@ use crate::tap;
 /// Runs a test in a network namespace of its own, connected to it.
 fn in_namespace(work: impl AsyncFnOnce(Links) + Send) {
     testkit::in_network_namespace(|| {
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
         runtime.block_on(work(Links::connect().unwrap()));
     });
 }
@@ -44,6 +47,10 @@ fn a_bridge_with_its_owners_mark_and_an_address() {
             ("banger abc", "bridge")
         );
         assert!(!bridge.up && !bridge.carrier && bridge.master.is_none());
+        // Made anew it is the same to its neighbours.
+        links.delete("bgr0").await.unwrap();
+        let index = links.make_bridge("bgr0", "banger abc").await.unwrap();
+        assert_eq!(links.get("bgr0").await.unwrap().unwrap().mac, bridge.mac);
         let settings = |name: &str| {
             let path = format!("/sys/class/net/bgr0/bridge/{name}");
             std::fs::read_to_string(path).unwrap().trim().to_owned()
@@ -295,5 +302,49 @@ fn looking_takes_no_privileges() {
         let lo = links.get("lo").await.unwrap().unwrap();
         assert_eq!((lo.index, lo.kind.as_str()), (1, ""));
         links.routes().await.unwrap();
+    });
+}
+
+#[test]
+fn what_comes_goes_and_changes_is_told() {
+    in_namespace(async |links| {
+        let mut watch = Watch::open().unwrap();
+        let index = links.make_bridge("bgr0", "").await.unwrap();
+        links.make_bridge("bgr1", "").await.unwrap();
+        watch.changed(|name| name == "bgr1").await.unwrap();
+        links.set_up(index).await.unwrap();
+        watch.changed(|name| name == "bgr0").await.unwrap();
+        tap::make("bgr0t1", None).unwrap();
+        watch.changed(|name| name.starts_with("bgr0t")).await.unwrap();
+        links.delete("bgr0t1").await.unwrap();
+        watch.changed(|name| name == "bgr0t1").await.unwrap();
+    });
+}
+
+#[test]
+fn a_port_is_closed_and_opened() {
+    in_namespace(async |links| {
+        let bridge = links.make_bridge("bgr0", "").await.unwrap();
+        links.set_up(bridge).await.unwrap();
+        tap::make("bgr0t1", None).unwrap();
+        let port = links.get("bgr0t1").await.unwrap().unwrap().index;
+        links.enslave(port, bridge, true).await.unwrap();
+        links.set_up(port).await.unwrap();
+        // Nobody has it open: it is closed as it is.
+        links.set_forwarding(port, false).await.unwrap();
+        let card = testkit::Card::open("bgr0t1");
+        let state = || std::fs::read_to_string("/sys/class/net/bgr0t1/brport/state").unwrap();
+        assert_eq!(state().trim(), "3");
+        links.set_forwarding(port, false).await.unwrap();
+        assert_eq!(state().trim(), "0");
+        links.set_forwarding(port, true).await.unwrap();
+        assert_eq!(state().trim(), "3");
+        assert!(links.get("bgr0t1").await.unwrap().unwrap().isolated);
+        drop(card);
+        let error = links.set_forwarding(bridge, true).await.unwrap_err();
+        assert!(
+            matches!(error, LinkError::Lacking { .. } | LinkError::Refused { .. }),
+            "{error:?}"
+        );
     });
 }

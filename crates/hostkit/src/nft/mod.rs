@@ -3,11 +3,15 @@
 //! A script is applied whole or not at all: `nft` makes one transaction of it. Rules belong to the network namespace of
 //! the thread that has the program started.
 
+mod watch;
+
 use std::ffi::OsStr;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::exec::{ExecError, Tool};
+pub use watch::Watch;
 
 /// Where system programs are that a user's `PATH` may not name.
 const SYSTEM: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
@@ -81,6 +85,12 @@ pub enum NftError {
         /// What the program said.
         source: ExecError,
     },
+    /// Changes to rules are not told.
+    #[error("listen for changes to rules")]
+    Watch {
+        /// The kernel's word.
+        source: io::Error,
+    },
     /// A table's name that would mean something else to the program.
     #[error("use {name:?} as a table's name: 1 to 64 letters, digits and `_`, the first a letter")]
     Name {
@@ -139,7 +149,12 @@ impl Nft {
     /// Applies a script in nft's language, all of it or nothing. An error has the program's own words, which point at the
     /// line.
     pub async fn apply(&self, script: &str) -> Result<(), NftError> {
-        self.feed("apply rules", script).await
+        self.feed("apply rules", &[], script).await
+    }
+
+    /// Whether the kernel would take a script, without applying it: the rules are put to it, and taken back.
+    pub async fn check(&self, script: &str) -> Result<(), NftError> {
+        self.feed("check rules", &["--check"], script).await
     }
 
     /// All tables of this network namespace.
@@ -179,11 +194,12 @@ impl Nft {
         let family = family.as_str();
         // In one transaction: made if it is not there, so that it can be deleted.
         let script = format!("add table {family} {name}\ndelete table {family} {name}\n");
-        self.feed("remove a table", &script).await
+        self.feed("remove a table", &[], &script).await
     }
 
-    async fn feed(&self, action: &'static str, script: &str) -> Result<(), NftError> {
-        let command = self.tool.command().args(["-f", "-"]).input(script);
+    async fn feed(&self, action: &'static str, options: &[&str], script: &str) -> Result<(), NftError> {
+        let command = self.tool.command().args(options.iter().copied());
+        let command = command.args(["-f", "-"]).input(script);
         match command.timeout(PATIENCE).run().await {
             Ok(_) => Ok(()),
             Err(source) => Err(NftError::of(action, source)),
@@ -216,10 +232,10 @@ fn check_name(name: &str) -> Result<(), NftError> {
 mod tests {
     use super::*;
 
-    const RULES: &str = "table inet banger {\n\tchain input {\n\t\ttype filter hook input priority filter; policy accept;\n\
+    pub(super) const RULES: &str = "table inet banger {\n\tchain input {\n\t\ttype filter hook input priority filter; policy accept;\n\
                          \t\ttcp dport 53 counter accept\n\t}\n}\n";
 
-    fn in_namespace(work: impl AsyncFnOnce(Nft) + Send) {
+    pub(super) fn in_namespace(work: impl AsyncFnOnce(Nft) + Send) {
         if testkit::program("BANGER_TEST_NFT", "nft").is_none() {
             return;
         }
@@ -269,6 +285,16 @@ mod tests {
                 .apply(&format!("{RULES}delete table inet other\n"))
                 .await
                 .unwrap_err();
+            assert!(matches!(error, NftError::Failed { .. }), "{error:?}");
+            assert_eq!(nft.tables().await.unwrap(), []);
+        });
+    }
+
+    #[test]
+    fn what_the_kernel_would_not_take_is_told_without_applying_anything() {
+        in_namespace(async |nft| {
+            nft.check(RULES).await.unwrap();
+            let error = nft.check("add rule inet none none accept\n").await.unwrap_err();
             assert!(matches!(error, NftError::Failed { .. }), "{error:?}");
             assert_eq!(nft.tables().await.unwrap(), []);
         });
