@@ -23,6 +23,7 @@ use crate::id;
 use crate::image::registry;
 use crate::image::work;
 use crate::ledger::{self, Owner};
+use crate::net::strays::{self, Present, Stray};
 use crate::operation;
 use crate::vm::capability::system_disk;
 use crate::vm::capability::system_disk::devices::{self, Device};
@@ -66,6 +67,10 @@ pub enum GarbageKind {
     Device,
     /// A loop device under one.
     Loop,
+    /// A bridge or a tap.
+    Link,
+    /// A table of rules.
+    Table,
     /// Rows of the ledger, with the objects that they speak of.
     Ledger,
     /// An image's directory.
@@ -86,6 +91,8 @@ impl GarbageKind {
             Self::Process => "process",
             Self::Device => "device",
             Self::Loop => "loop",
+            Self::Link => "link",
+            Self::Table => "table",
             Self::Ledger => "ledger",
             Self::Image => "image",
             Self::Kernel => "kernel",
@@ -101,6 +108,7 @@ enum Thing {
     Owner(Owner),
     Process(ProcessId),
     Device(Device),
+    Stray(Stray),
     MachineDirectory(PathBuf),
     Disk(PathBuf),
     Tree(PathBuf),
@@ -113,6 +121,7 @@ struct Found {
     processes: Vec<(String, CommandLine)>,
     /// What is above before what is below.
     devices: Vec<Device>,
+    network: Present,
     /// Directories with a machine's name: of sockets, of disks.
     directories: Vec<(PathBuf, String)>,
     images: Vec<(PathBuf, String)>,
@@ -138,10 +147,11 @@ struct Known {
 
 /// Everything that nothing needs any more. Touches nothing.
 pub(crate) async fn find(host: &Host, when: When) -> Result<Vec<Garbage>, Error> {
-    let found = list(host).await?;
+    let mut found = list(host).await?;
     let known = who_needs(host).await?;
     let mut garbage = Vec::new();
     orphans(host, &found, &known, when, &mut garbage)?;
+    links_and_tables(host, std::mem::take(&mut found.network), &mut garbage).await?;
     disks(host, &known, when, &mut garbage);
     images(host, &found, &known, when, &mut garbage).await;
     operations(host, &mut garbage).await?;
@@ -154,6 +164,7 @@ pub(crate) async fn remove(host: &Host, garbage: &Garbage) -> Result<(), Error> 
         Thing::Owner(owner) => host.ledger.collect(owner).await,
         Thing::Process(id) => ledger::end(*id).await,
         Thing::Device(device) => devices::remove(device).await,
+        Thing::Stray(stray) => stray.remove(host.network.hands()).await,
         Thing::MachineDirectory(path) => ledger::remove_directory(path).await,
         Thing::Disk(path) => system_disk::remove_file(path),
         Thing::Tree(path) => {
@@ -240,6 +251,10 @@ async fn list(host: &Host) -> Result<Found, Error> {
             // Everything else can be found all the same.
             tracing::error!(error = chain(&e), "block devices not looked for");
             Vec::new()
+        }),
+        network: strays::present(host.network.hands()).await.unwrap_or_else(|e| {
+            tracing::error!(error = chain(&e), "links and rules not looked for");
+            Present::default()
         }),
         directories,
         images: entries(&registry::images_dir(state))?,
@@ -402,6 +417,23 @@ fn rests(phase: &str) -> bool {
     }
 }
 
+/// Bridges, taps and tables of the network that nobody keeps.
+async fn links_and_tables(host: &Host, found: Present, garbage: &mut Vec<Garbage>) -> Result<(), Error> {
+    for stray in strays::unneeded(found, &host.network, &host.ledger).await? {
+        garbage.push(Garbage {
+            kind: match stray {
+                Stray::Link { .. } => GarbageKind::Link,
+                Stray::Table { .. } => GarbageKind::Table,
+            },
+            what: stray.shown(),
+            why: "it is of no network that is kept".to_owned(),
+            size: 0,
+            thing: Thing::Stray(stray),
+        });
+    }
+    Ok(())
+}
+
 /// System disks that their machine's row does not name: of a reset that was broken off.
 fn disks(host: &Host, known: &Known, when: When, garbage: &mut Vec<Garbage>) {
     for row in known.machines.values().flatten() {
@@ -557,5 +589,72 @@ mod tests {
             .read(|tx| Ok(tx.execute_batch("UPDATE vms SET id = CAST(x'ff' AS TEXT)")?));
         spoilt.await.unwrap();
         assert!(found().await.iter().all(|garbage| garbage.what != shown));
+    }
+
+    #[test]
+    fn what_is_left_of_a_network_is_found_by_what_it_says_of_its_owner() {
+        testkit::in_network_namespace(|| {
+            let Some(_) = testkit::program("BANGER_TEST_NFT", "nft") else {
+                return;
+            };
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.unwrap().block_on(async {
+                let directory = tempfile::tempdir().unwrap();
+                let host = host(directory.path()).await;
+                let hands = host.network.hands();
+                let (links, nft) = (crate::net::hands::Hands::links().unwrap(), hands.nft().unwrap());
+                let ours = hands.alias.to_string();
+                for (name, alias) in [("lab0", ours.as_str()), ("lab1", "banger other"), ("lab2", "")] {
+                    let bridge = links.make_bridge(name, alias).await.unwrap();
+                    links.set_up(bridge).await.unwrap();
+                    let tap = format!("{name}t0");
+                    hostkit::tap::make(&tap, None).unwrap();
+                    let port = links.get(&tap).await.unwrap().unwrap().index;
+                    links.set_alias(port, alias).await.unwrap();
+                    links.enslave(port, bridge, true).await.unwrap();
+                    links.set_up(port).await.unwrap();
+                    let comment = format!("table inet banger_{name} {{ comment \"{alias}\"; }}");
+                    nft.apply(&comment).await.unwrap();
+                }
+                let found = async || -> Vec<_> {
+                    let garbage = find(&host, When::Running).await.unwrap();
+                    let shown = garbage.iter().map(|g| (g.kind.as_str(), g.what.clone()));
+                    shown
+                        .filter(|(kind, _)| ["link", "table"].contains(kind))
+                        .collect()
+                };
+                // While a machine is at its end nothing of it is garbage.
+                let card = testkit::Card::open("lab0t0");
+                assert_eq!(found().await, []);
+                drop(card);
+                let expected = [
+                    ("link", "lab0t0"),
+                    ("link", "lab0"),
+                    ("table", "inet banger_lab0"),
+                ];
+                assert_eq!(
+                    found().await,
+                    expected.map(|(kind, what)| (kind, what.to_owned()))
+                );
+                // What has a row is not, nor is what that is in.
+                let row = crate::ledger::Object::Tap {
+                    name: "lab0t0".to_owned(),
+                };
+                let entered = host.ledger.enter(&Owner::Host, &row).await.unwrap();
+                entered.nothing_to_make();
+                assert_eq!(found().await, []);
+                host.ledger.discard(&Owner::Host, &row).await.unwrap();
+                for piece in find(&host, When::Running).await.unwrap() {
+                    remove(&host, &piece).await.unwrap();
+                    remove(&host, &piece).await.unwrap();
+                }
+                assert_eq!(found().await, []);
+                let left = links.list().await.unwrap();
+                let left = left.iter().map(|link| link.name.as_str());
+                let left: Vec<_> = left.filter(|name| name.starts_with("lab")).collect();
+                assert_eq!(left, ["lab1", "lab1t0", "lab2", "lab2t0"]);
+                assert_eq!(nft.tables().await.unwrap().len(), 2);
+            });
+        });
     }
 }

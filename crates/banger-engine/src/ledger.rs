@@ -119,6 +119,9 @@ pub(crate) enum Object {
         /// In this boot of the host: after another one it is whatever the host has made of it since.
         #[serde(default)]
         boot: String,
+        /// Who else might have needed it then, see [`Hands::forwarders`].
+        #[serde(default)]
+        others: Vec<String>,
     },
     /// A tap: of the host, that it exists; of a run, that it uses it.
     Tap {
@@ -259,12 +262,18 @@ impl Ledger {
                 Ok(())
             }
             (Object::Table { family, name }, _) => self.network.remove_table(family, name).await,
-            (Object::Sysctl { key, before, boot }, _) => {
-                if *boot == crate::reconcile::boot_id()? {
-                    Hands::restore(key, before)?;
-                }
-                Ok(())
-            }
+            (
+                Object::Sysctl {
+                    key,
+                    before,
+                    boot,
+                    others,
+                },
+                _,
+            ) => match *boot == crate::reconcile::boot_id()? {
+                true => self.network.restore(key, before, others).await,
+                false => Ok(()),
+            },
             (
                 Object::Directory { .. }
                 | Object::Processes { .. }

@@ -92,7 +92,7 @@ impl Engine {
         let rules = set.nat.is_some() || set.allow.is_some();
         let changes = handle.set(set).await?;
         // "Now" is when the rules are in force.
-        if rules && let Err(reason) = self.host.network.applied().await {
+        if rules && let Err(reason) = self.host.network.applied(&handle.id).await {
             return Err(Error::Host {
                 action: "put the rules for the machine in force",
                 source: format!("{reason}; the change is kept, and applied as soon as that is possible")

@@ -67,6 +67,8 @@ pub(crate) struct Port {
 pub(crate) struct State {
     /// The bridge's name.
     pub(crate) bridge: String,
+    /// Whose the tables are: what the aliases of our links say.
+    pub(crate) owner: String,
     /// The machines' network.
     pub(crate) subnet: Subnet,
     /// The machines, in any order.
@@ -80,6 +82,14 @@ pub(crate) fn table(bridge: &str) -> String {
     match bridge {
         "bgr0" => "banger".to_owned(),
         other => format!("banger_{other}"),
+    }
+}
+
+/// The bridge whose table has this name.
+pub(crate) fn bridge_of(table: &str) -> Option<&str> {
+    match table {
+        "banger" => Some("bgr0"),
+        other => other.strip_prefix("banger_"),
     }
 }
 
@@ -137,6 +147,7 @@ fn bridge(text: &mut String, state: &State, table: &str, ports: &[&Port]) {
         .collect();
     let taps = format!("\"{}t*\"", state.bridge);
     line(text, format_args!("table bridge {table} {{"));
+    line(text, format_args!("\tcomment \"{}\"", state.owner));
     set(text, "sources", "ifname . ether_addr . ipv4_addr", "", &sources);
     set(text, "guests", "ifname", "", &guests);
     set(text, "sinks", "ifname . ether_addr", "", &sinks);
@@ -192,6 +203,7 @@ fn inet(text: &mut String, state: &State, table: &str, ports: &[&Port]) {
     let (rate, burst) = CONNECTIONS;
     let most = CONNECTIONS_AT_ONCE;
     line(text, format_args!("table inet {table} {{"));
+    line(text, format_args!("\tcomment \"{}\"", state.owner));
     set(text, "guests", "ipv4_addr", "", &of(&|p| p.allow.guests));
     set(text, "host", "ipv4_addr", "", &of(&|p| p.allow.host));
     set(text, "lan", "ipv4_addr", "", &of(&|p| p.allow.lan));

@@ -18,6 +18,7 @@ fn port(number: u8, nat: bool, allow: &str) -> Port {
 fn state() -> State {
     State {
         bridge: "bgr0".to_owned(),
+        owner: "banger 0123456789abcdef".to_owned(),
         subnet: Subnet::DEFAULT,
         ports: vec![
             port(4, false, "guests,host,lan"),

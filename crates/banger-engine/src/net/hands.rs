@@ -9,6 +9,7 @@ use hostkit::link::Links;
 use hostkit::nft::{Family, Nft};
 use hostkit::sysctl;
 
+use super::filter;
 use super::pool::Pool;
 use crate::error::Error;
 
@@ -87,8 +88,34 @@ impl Hands {
         removed.map_err(|e| fail("remove the rules", e))
     }
 
-    /// Sets a setting to what it was.
-    pub(crate) fn restore(key: &str, before: &str) -> Result<(), Error> {
+    /// Sets a setting to what it was, unless somebody has come to need it since, who was not among `before_us`: whoever finds
+    /// packets forwarded leaves no trace of needing that, but has rules or a bridge.
+    pub(crate) async fn restore(&self, key: &str, before: &str, before_us: &[String]) -> Result<(), Error> {
+        let others = self.forwarders().await?;
+        if let Some(other) = others.iter().find(|other| !before_us.contains(other)) {
+            tracing::info!(key, other, "left as it is: somebody else may need it by now");
+            return Ok(());
+        }
         sysctl::write(key, before).map_err(|e| fail("restore a setting of the kernel", e))
+    }
+
+    /// Who else may have the host forward packets: bridges and tables of rules that are not ours.
+    pub(crate) async fn forwarders(&self) -> Result<Vec<String>, Error> {
+        let links = Self::links()?.list().await;
+        let links = links.map_err(|e| fail("look at the host's links", e))?;
+        let bridges = links
+            .into_iter()
+            .filter(|link| link.kind == "bridge" && link.alias != *self.alias);
+        let mut found: Vec<_> = bridges.map(|link| format!("bridge {}", link.name)).collect();
+        if let Ok(nft) = self.nft() {
+            let ours = filter::table(self.pool.bridge());
+            let tables = nft.tables().await.map_err(|e| fail("look at the rules", e))?;
+            let tables = tables.into_iter().filter(|table| table.name != ours);
+            found.extend(tables.map(|table| format!("table {} {}", table.family, table.name)));
+        }
+        // Of iptables' older variant, which nft does not see (the kernel's net/netfilter/x_tables.c).
+        let legacy = std::fs::read_to_string("/proc/thread-self/net/ip_tables_names").unwrap_or_default();
+        found.extend(legacy.lines().map(|name| format!("iptables {name}")));
+        Ok(found)
     }
 }

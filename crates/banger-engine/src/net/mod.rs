@@ -2,13 +2,15 @@
 //!
 //! Place: under the capability `network`, which takes a tap for a run and hands its address to the guest; under the
 //! engine, which says when machines come, go or are changed. The pieces:
-//! - [`subnet`]: which addresses there are; leases of them are rows of the store, one for a machine's life;
-//! - [`bridge`]: the bridge, made or taken over; [`pool`]: taps made ahead; [`filter`]: the rules, rendered from state;
+//! - [`subnet`]: which addresses there are; [`leases`] of them are rows of the store, one for a machine's life;
+//! - [`bridge`]: the bridge, made or taken over, where the [`scene`] allows it; [`pool`]: taps made ahead; [`filter`]: the
+//!   rules, rendered from state;
 //! - [`keeper`]: the one task that brings the host into agreement with all that;
-//! - [`hands`]: how it is done, and undone by the ledger;
+//! - [`hands`]: how it is done, and undone by the ledger; [`strays`]: what neither speaks for;
 //! - [`names`], [`dns`]: what machines are called, and who says so.
 //!
-//! Whether there is a bridge at all is decided once, when the daemon starts ([`Mode`]).
+//! Whether there is a bridge at all is decided once, when the daemon starts ([`Mode`]). Machines that run on one from before
+//! keep it until they end, whatever is decided.
 
 pub(crate) mod allow;
 pub(crate) mod bridge;
@@ -16,9 +18,13 @@ pub(crate) mod dns;
 pub(crate) mod filter;
 pub(crate) mod hands;
 mod keeper;
+mod leases;
+mod mode;
 pub(crate) mod names;
 pub(crate) mod pool;
 pub(crate) mod prerequisites;
+pub(crate) mod scene;
+pub(crate) mod strays;
 pub(crate) mod subnet;
 #[cfg(test)]
 mod wire_tests;
@@ -30,16 +36,16 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
-use crate::crash::Write;
 use crate::error::{Error, chain};
 use crate::ledger::{Ledger, Object, Owner};
 use crate::rows::Rows;
-use crate::settings::{NetworkMode, NetworkSettings};
+use crate::settings::NetworkSettings;
 use hands::Hands;
 use names::Names;
 use pool::Levels;
 
 pub(crate) use bridge::Obstacle;
+pub(crate) use mode::Mode;
 
 /// How long a start waits for a tap, and whoever asks for rules to be in force for that.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -53,15 +59,6 @@ pub(crate) struct Bridge {
     pub(crate) index: u32,
     /// The host's address on it.
     pub(crate) address: Ipv4Addr,
-}
-
-/// How machines are connected, and why so.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Mode {
-    /// A tap each, on the bridge.
-    Bridge,
-    /// The VMM's own network: why.
-    User(String),
 }
 
 /// How the network stands.
@@ -95,6 +92,8 @@ pub(crate) struct Network {
     changes: watch::Sender<u64>,
     /// The obstacle may be gone.
     again: Notify,
+    /// The keeper is to end.
+    ending: Notify,
     keeper: Mutex<Option<JoinHandle<()>>>,
     desk: dns::Desk,
 }
@@ -107,14 +106,7 @@ impl Network {
         ledger: Ledger,
         rows: Rows,
     ) -> Result<Arc<Self>, Error> {
-        let mode = match settings.mode {
-            NetworkMode::User => Mode::User("the configuration says so".to_owned()),
-            NetworkMode::Bridge => Mode::Bridge,
-            NetworkMode::Auto => match prerequisites::missing(&hands).into_iter().next() {
-                None => Mode::Bridge,
-                Some(missing) => Mode::User(missing.reason),
-            },
-        };
+        let mode = Mode::decide(&settings, &hands, &ledger, &rows).await?;
         for owner in ledger.owners().await? {
             let Owner::Run(vm) = &owner else { continue };
             for object in ledger.objects(&owner).await? {
@@ -134,6 +126,7 @@ impl Network {
             standing: watch::Sender::default(),
             changes: watch::Sender::new(1),
             again: Notify::new(),
+            ending: Notify::new(),
             keeper: Mutex::default(),
             desk: dns::Desk::default(),
         }))
@@ -149,10 +142,14 @@ impl Network {
     /// Ends in order: where no machine is connected any more, nothing of it stays on the host.
     pub(crate) async fn close(&self) {
         let task = self.keeper.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(task) = task {
-            // Wherever it stands: what it was making is in the ledger.
-            task.abort();
-            drop(task.await);
+        if let Some(mut task) = task {
+            // What it is making it finishes, so that it is there to be removed.
+            self.ending.notify_one();
+            if tokio::time::timeout(PATIENCE, &mut task).await.is_err() {
+                tracing::error!("the network's keeper does not end; what it is making may be left");
+                task.abort();
+                drop(task.await);
+            }
         }
         self.desk.close().await;
         self.bridge.send_replace(None);
@@ -214,10 +211,22 @@ impl Network {
         self.changes.send_modify(|count| *count += 1);
     }
 
-    /// Waits until the rules of all changes so far are in force; an error says, for people, why they are not.
-    pub(crate) async fn applied(&self) -> Result<(), String> {
-        if self.mode != Mode::Bridge {
+    /// Whether there is a bridge to be kept: the one that machines get, or one that some run on still, though the
+    /// configuration has changed.
+    fn keeps_bridge(&self) -> bool {
+        self.mode == Mode::Bridge || !self.hands.pool.used().is_empty()
+    }
+
+    /// Waits until the rules of all changes so far are in force for a machine; an error says, for people, why they are not.
+    pub(crate) async fn applied(&self, vm: &str) -> Result<(), String> {
+        if !self.keeps_bridge() {
             return Ok(());
+        }
+        if let Some(tap) = self.hands.pool.of(vm).filter(|tap| !self.hands.pool.is_tap(tap)) {
+            return Err(format!(
+                "its tap {tap} is in a bridge that is configured no more, and whose rules stay as they are until the machine is \
+                 restarted"
+            ));
         }
         let wanted = *self.changes.borrow();
         let mut standing = self.standing.subscribe();
@@ -257,56 +266,6 @@ impl Network {
             Ok(Ok(standing)) => standing.obstacle.clone(),
             Ok(Err(_)) | Err(_) => before,
         }
-    }
-
-    /// The first and the last address that a machine may have, where machines have any.
-    pub(crate) fn addresses(&self) -> Option<(Ipv4Addr, Ipv4Addr)> {
-        let subnet = self.settings.subnet;
-        (self.mode == Mode::Bridge).then(|| (subnet.first(), subnet.last()))
-    }
-
-    /// A machine's address: the one that it has, or the next free one. An address outside the configured network, from
-    /// before the configuration was changed, is an error.
-    pub(crate) async fn lease(&self, vm: &str, name: &str) -> Result<Ipv4Addr, Error> {
-        let id = vm.to_owned();
-        if let Some(address) = self
-            .rows
-            .read(move |tx| banger_store::leases::find(tx, &id))
-            .await?
-        {
-            return self.usable(name, address);
-        }
-        let (id, subnet) = (vm.to_owned(), self.settings.subnet);
-        let taken = self.rows.write(Write::LeaseTake, move |tx| {
-            banger_store::leases::take(tx, &id, subnet.first(), subnet.last())
-        });
-        Ok(taken.await?)
-    }
-
-    /// The address that a machine has, if any, as [`Self::lease`] would give it.
-    pub(crate) async fn leased(&self, vm: &str, name: &str) -> Result<Option<Ipv4Addr>, Error> {
-        let id = vm.to_owned();
-        match self
-            .rows
-            .read(move |tx| banger_store::leases::find(tx, &id))
-            .await?
-        {
-            Some(address) => self.usable(name, address).map(Some),
-            None => Ok(None),
-        }
-    }
-
-    fn usable(&self, name: &str, address: Ipv4Addr) -> Result<Ipv4Addr, Error> {
-        let subnet = self.settings.subnet;
-        if subnet.is_machines(address) {
-            return Ok(address);
-        }
-        Err(Error::Unavailable {
-            what: format!("the address {address} of machine {name:?}"),
-            reason: format!("the machines' network is {subnet} by now"),
-            fix: "set `subnet` under `[network]` in the configuration to one that has the address, or make the machine anew"
-                .to_owned(),
-        })
     }
 
     /// Takes a tap for a run: entered in the run's ledger, so that collecting the run gives it back.

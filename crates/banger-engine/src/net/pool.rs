@@ -1,8 +1,11 @@
 //! Taps made ahead of need. Taking one is an operation on a map, so that a start waits for the kernel only when there is
 //! none left; the network's keeper makes them, and removes what is too many.
 //!
-//! A tap is spare or some machine's. That it exists is in the ledger of the host (`Owner::Host`), that a run uses it in
-//! the run's: collecting the run gives it back, and a daemon that starts learns from there who has which.
+//! ```text
+//!   made by the keeper -> spare -> some machine's -> returned -> spare, once the keeper saw that nobody has it open
+//! ```
+//! That a tap exists is in the ledger of the host (`Owner::Host`), that a run uses it in the run's: collecting the run gives
+//! it back, and a daemon that starts learns from there who has which.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -32,6 +35,8 @@ struct Taps {
     spare: BTreeSet<String>,
     /// By machine.
     used: BTreeMap<String, String>,
+    /// Nobody's, and perhaps still open: a VMM that cannot be killed has it, or it was there when the daemon came.
+    returned: BTreeSet<String>,
     /// Being made or removed by the keeper.
     between: BTreeSet<String>,
     /// Starts that wait for one.
@@ -114,23 +119,33 @@ impl Pool {
         self.taps().spare.clone()
     }
 
+    /// Taps that came back and were not looked at since, or are still open.
+    pub(super) fn returned(&self) -> BTreeSet<String> {
+        self.taps().returned.clone()
+    }
+
     /// A machine that runs has this tap: learned from the ledger.
     pub(crate) fn adopt(&self, vm: &str, tap: &str) {
         let mut taps = self.taps();
         taps.spare.remove(tap);
+        taps.returned.remove(tap);
         taps.used.insert(vm.to_owned(), tap.to_owned());
     }
 
-    /// A run has ended. Its tap may be anybody's, unless it was nobody's already.
+    /// A run has ended. Its tap may be anybody's once nobody has it open, unless it was nobody's already.
     pub(crate) fn give_back(&self, vm: &str, tap: &str) {
         let mut taps = self.taps();
         if taps.used.get(vm).is_some_and(|has| has == tap) {
             taps.used.remove(vm);
-            taps.spare.insert(tap.to_owned());
+            taps.returned.insert(tap.to_owned());
             drop(taps);
-            self.0.filled.notify_waiters();
             self.0.used.notify_one();
         }
+    }
+
+    /// The bridge's name.
+    pub(crate) fn bridge(&self) -> &str {
+        &self.0.bridge
     }
 
     /// Whether a name is one that our taps have.
@@ -163,6 +178,7 @@ impl Pool {
         let mut taps = self.taps();
         taps.ready = false;
         taps.spare.clear();
+        taps.returned.clear();
     }
 
     /// What is said to be spare is there.
@@ -178,8 +194,10 @@ impl Pool {
             return None;
         }
         let used: BTreeSet<&String> = taps.used.values().collect();
-        let taken =
-            |name: &String| taps.spare.contains(name) || taps.between.contains(name) || used.contains(name);
+        let taken = |name: &String| {
+            let nobodys = [&taps.spare, &taps.returned, &taps.between];
+            used.contains(name) || nobodys.iter().any(|set| set.contains(name))
+        };
         let name = (0..=NUMBERS)
             .map(|n| format!("{}t{n}", self.0.bridge))
             .find(|name| !taken(name))?;
@@ -198,19 +216,31 @@ impl Pool {
         Some(name)
     }
 
-    /// One that was made is there.
+    /// One is there that is no machine's.
+    pub(super) fn found(&self, name: &str) {
+        self.taps().returned.insert(name.to_owned());
+    }
+
+    /// A spare one is not there: `false` where it was taken meanwhile.
+    pub(super) fn withdraw(&self, name: &str) -> bool {
+        self.taps().spare.remove(name)
+    }
+
+    /// One that was made, or came back, is there and nobody has it open.
     pub(super) fn add(&self, name: &str) {
         let mut taps = self.taps();
         taps.between.remove(name);
+        taps.returned.remove(name);
         taps.spare.insert(name.to_owned());
         drop(taps);
         self.0.filled.notify_waiters();
     }
 
-    /// One that was being made or removed is not there.
+    /// One that was being made or removed, or came back, is not there.
     pub(super) fn forget(&self, name: &str) {
         let mut taps = self.taps();
         taps.between.remove(name);
+        taps.returned.remove(name);
         taps.spare.remove(name);
     }
 }
@@ -256,6 +286,10 @@ mod tests {
         assert_eq!(pool.take("c"), None);
         pool.give_back("a", &a);
         pool.give_back("a", &a);
+        // Somebody may have it open still.
+        assert_eq!(pool.take("c"), None);
+        assert_eq!(pool.returned(), BTreeSet::from([a.clone()]));
+        pool.add(&a);
         assert_eq!(pool.take("c").as_deref(), Some("bgr0t0"));
         assert_eq!(
             pool.levels(),
@@ -279,6 +313,8 @@ mod tests {
         );
         pool.add("bgr0t3");
         pool.give_back("a", "bgr0t1");
+        assert_eq!(pool.surplus(3), None);
+        pool.add("bgr0t1");
         assert_eq!(pool.surplus(3).as_deref(), Some("bgr0t3"));
         pool.forget("bgr0t3");
         assert_eq!(pool.surplus(3), None);

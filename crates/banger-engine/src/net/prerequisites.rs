@@ -3,8 +3,8 @@
 use hostkit::nft::Family;
 use hostkit::{sysctl, tap};
 
-use super::bridge::Scene;
 use super::hands::Hands;
+use super::scene::Scene;
 use crate::doctor::Check;
 use crate::error::chain;
 use crate::settings::NetworkSettings;
@@ -72,7 +72,7 @@ pub(crate) fn forwarding(ours: bool) -> Check {
         Ok("1") if ours => Check::fine(
             GROUP,
             name,
-            "switched on for machines with NAT; off again when the last one stops",
+            "switched on for machines with NAT; off again when the last one stops, unless others have come to need it",
         ),
         Ok("1") => Check::fine(GROUP, name, "the host forwards packets"),
         Ok(_) => Check::fine(GROUP, name, "off; switched on while a machine with NAT runs"),

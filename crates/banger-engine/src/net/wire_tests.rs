@@ -55,6 +55,7 @@ fn with_two_guests(test: impl FnOnce([u8; 6], Card, Card) + Send) {
             }
             let rules = render(&State {
                 bridge: "bgr0".to_owned(),
+                owner: "test".to_owned(),
                 subnet: Subnet::DEFAULT,
                 ports,
                 on_link: Vec::new(),

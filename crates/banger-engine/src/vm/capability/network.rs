@@ -13,8 +13,8 @@ use super::{Capability, Start};
 use crate::doctor::Check;
 use crate::error::{Error, chain};
 use crate::host::Host;
-use crate::net::bridge::Scene;
 use crate::net::hands::Hands;
+use crate::net::scene::Scene;
 use crate::net::{self, Mode, bridge, prerequisites};
 
 /// The addresses of the user-mode network (QEMU's manual, "Using the user mode network stack"; passt is given the same): guest with prefix,
@@ -131,7 +131,7 @@ impl Capability for GuestNetwork {
         if network.tap_of(&start.row.id).is_none() {
             return;
         }
-        if let Err(reason) = network.applied().await {
+        if let Err(reason) = network.applied(&start.row.id).await {
             let text = format!("the guest's network is closed: {reason}");
             tracing::error!(vm = start.row.name, reason, "the guest's network is closed");
             start.notice(text);
@@ -144,7 +144,7 @@ impl Capability for GuestNetwork {
         let shown = format!("a bridge, {} with {}", settings.bridge, settings.subnet);
         let mut checks = vec![match network.mode() {
             Mode::Bridge => Check::fine(group, "mode", shown),
-            Mode::User(why) => Check::fine(group, "mode", format!("without privileges, user mode: {why}")),
+            Mode::User(why) => Check::fine(group, "mode", format!("user mode: {why}")),
         }];
         // What a bridge would need is of interest where there is none because of that.
         for missing in prerequisites::missing(network.hands()) {

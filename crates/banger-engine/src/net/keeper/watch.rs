@@ -1,0 +1,100 @@
+//! Word from the kernel: that our rules were changed by somebody else, or one of our links.
+//!
+//! Where it cannot be had, the keeper's look now and then has to do.
+
+use std::future::pending;
+
+use hostkit::{link, nft};
+
+use crate::error::chain;
+use crate::net::pool::Pool;
+use crate::net::{Network, filter};
+
+/// What the kernel has told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Told {
+    /// Rules of ours were changed, and not by us.
+    Rules,
+    /// A link of ours has come, gone or changed, by whomever.
+    Links,
+}
+
+/// See the module.
+pub(super) struct Watch {
+    rules: Option<nft::Watch>,
+    links: Option<link::Watch>,
+    bridge: String,
+    pool: Pool,
+}
+
+impl Watch {
+    /// Begins to listen, where there is a bridge to be kept.
+    pub(super) fn open(network: &Network) -> Self {
+        let bridge = network.settings.bridge.clone();
+        let kept = network.keeps_bridge();
+        let rules = kept.then(|| nft::Watch::open(&filter::table(&bridge)));
+        let links = kept.then(link::Watch::open);
+        Self {
+            rules: rules.and_then(|opened| opened.map_err(|e| deaf(&e)).ok()),
+            links: links.and_then(|opened| opened.map_err(|e| deaf(&e)).ok()),
+            bridge,
+            pool: network.hands.pool.clone(),
+        }
+    }
+
+    /// Waits for word. Dropping it loses nothing that is about us.
+    pub(super) async fn told(&mut self) -> Told {
+        let rules = async {
+            match &mut self.rules {
+                Some(watch) => watch.changed().await,
+                None => pending().await,
+            }
+        };
+        let links = async {
+            match &mut self.links {
+                Some(watch) => {
+                    let ours = |name: &str| name == self.bridge || self.pool.is_tap(name);
+                    watch.changed(ours).await
+                }
+                None => pending().await,
+            }
+        };
+        // Both are cancel-safe. Rules go first: what passes without them is open.
+        tokio::select! {
+            biased;
+            changed = rules => {
+                if let Err(e) = changed {
+                    deaf(&e);
+                    self.rules = None;
+                }
+                Told::Rules
+            }
+            changed = links => {
+                if let Err(e) = changed {
+                    deaf(&e);
+                    self.links = None;
+                }
+                Told::Links
+            }
+        }
+    }
+
+    /// Whether changes of rules are told.
+    pub(super) fn hears_rules(&self) -> bool {
+        self.rules.is_some()
+    }
+
+    /// One of the changes of rules until now was ours.
+    pub(super) fn was_ours(&mut self) {
+        if let Some(watch) = &mut self.rules
+            && let Err(e) = watch.was_mine()
+        {
+            deaf(&e);
+            self.rules = None;
+        }
+    }
+}
+
+fn deaf(e: &(dyn std::error::Error + 'static)) {
+    tracing::warn!(error = chain(e), "what others change is noticed late");
+}
