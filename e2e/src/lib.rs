@@ -21,6 +21,7 @@ pub mod command;
 pub mod daemon;
 pub mod guest;
 pub mod host;
+mod network;
 pub mod processes;
 pub mod pty;
 pub mod random;

@@ -14,7 +14,7 @@ use crate::wire::Wire;
 /// Cleaning up may outlast the answer to the caller who went away; not by much.
 const CLEANED: Duration = Duration::from_secs(15);
 
-/// Processes, files, sockets and rows.
+/// Processes, files, sockets and rows; in a network namespace of the test's own links, tables and settings too.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot(BTreeSet<String>);
 
@@ -51,6 +51,7 @@ impl Snapshot {
                 ));
             }
         }
+        all.extend(crate::network::objects().into_iter().flatten());
         Self(all)
     }
 

@@ -1,5 +1,6 @@
 //! Whether a daemon's words and the machine agree: every machine, image and kernel that it lists has what it needs, and
-//! there is nothing else of its on the machine. Looked at from outside: in its directories, in `/proc`, in its state file.
+//! there is nothing else of its on the machine. Looked at from outside: in its directories, in `/proc`, in its state file,
+//! and, in a network namespace of the test's own, among links, tables and settings.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -115,6 +116,8 @@ fn look(daemon: &Daemon, wire: &mut Wire) -> Vec<String> {
             ));
         }
     }
+    let status = wire.call("net.status", &json!({})).expect("the network");
+    lies.extend(crate::network::lies(&status, &vms));
     rows(daemon, &all, &running, &mut lies);
     devices(daemon, &all, &running, &mut lies);
     let garbage = wire.call("gc.run", &json!({"dry_run": true})).expect("garbage");
@@ -202,13 +205,15 @@ fn devices(daemon: &Daemon, all: &BTreeSet<String>, running: &BTreeSet<String>, 
     lies.extend(ours.map(|point| format!("mount {point}")));
 }
 
-/// The ledger speaks of every machine, of every run, and of nothing else.
+/// The ledger speaks of every machine, of every run, of the host's network where there is one, and of nothing else.
 fn rows(daemon: &Daemon, all: &BTreeSet<String>, running: &BTreeSet<String>, lies: &mut Vec<String>) {
     let file = daemon.state().join("banger.db");
     let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY;
     let rows = rusqlite::Connection::open_with_flags(file, flags).and_then(|connection| {
         connection.busy_timeout(Duration::from_secs(5))?;
-        let mut statement = connection.prepare("SELECT DISTINCT owner FROM ledger")?;
+        // What there is of the host's network is compared by itself.
+        let mut statement =
+            connection.prepare("SELECT DISTINCT owner FROM ledger WHERE owner != 'host:network'")?;
         let owners = statement.query_map([], |row| row.get::<_, String>(0))?;
         owners.collect::<Result<BTreeSet<_>, _>>()
     });

@@ -14,5 +14,6 @@ mod lacking;
 mod life;
 mod obstacles;
 mod passt;
+mod tamper;
 mod vpn;
 mod world;
