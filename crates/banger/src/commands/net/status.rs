@@ -74,7 +74,7 @@ fn render(status: &NetStatus) -> String {
             (
                 "forwarding",
                 if status.forwarding_by_us {
-                    "switched on for machines with NAT"
+                    "switched on for machines with NAT; off after the last, unless others need it by then"
                 } else {
                     "as the host has it"
                 }
