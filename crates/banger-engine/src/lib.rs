@@ -44,8 +44,8 @@ pub mod vmms;
 pub use banger_vmm::{Carrier, UserNetwork};
 pub use collect::{Garbage, GarbageKind};
 pub use engine::{
-    Engine, HostPort, HostResolver, Names, NetworkMachine, NetworkStatus, NewVm, OpenError, Preflight,
-    Status, Unpublish, VmPorts,
+    Direct, Done, Engine, HostPort, HostResolver, Names, NetworkMachine, NetworkStatus, NewVm, OpenError,
+    Preflight, Status, Unpublish, VmPorts,
 };
 pub use error::{Error, Kind, Problem, Report};
 pub use net::allow::{Allow, UnknownAllow};

@@ -112,6 +112,9 @@ pub struct Operation {
     pub total: Option<u64>,
     /// Said once, on the way.
     pub notices: Vec<String>,
+    /// That somebody has cancelled it, which may have been too late.
+    #[serde(default)]
+    pub cancel: Option<Cancel>,
     /// Why it failed.
     pub error: Option<Report>,
     /// When it began.
@@ -119,6 +122,20 @@ pub struct Operation {
     /// When it ended.
     pub ended: Option<Timestamp>,
 }
+
+/// Somebody wanted an operation cancelled.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cancel {
+    /// Who, for people: `user 1000 (process 1234)`, or the daemon itself.
+    pub by: String,
+    /// When.
+    pub at: Timestamp,
+    /// The stage that was at work.
+    pub stage: String,
+}
+
+/// Who cancels when the daemon ends.
+const DAEMON: &str = "the daemon, which ended";
 
 struct Entry {
     now: watch::Sender<Operation>,
@@ -230,6 +247,7 @@ impl Operations {
             done: None,
             total: None,
             notices: Vec::new(),
+            cancel: None,
             error: None,
             began: Timestamp::now(),
             ended: None,
@@ -300,11 +318,11 @@ impl Operations {
     }
 
     /// Asks an operation to stop and waits until it has ended. A finished one is left as it is.
-    pub async fn cancel(&self, id: &str) -> Result<Operation, Error> {
+    pub async fn cancel(&self, id: &str, by: &str) -> Result<Operation, Error> {
         let Some(entry) = self.entry(id) else {
             return self.show(id).await;
         };
-        entry.request_cancel();
+        entry.request_cancel(by);
         let mut now = entry.now.subscribe();
         let ended = now.wait_for(|op| op.state.ended()).await.map(|op| op.clone());
         ended.map_err(|_| missing(id))
@@ -327,7 +345,7 @@ impl Operations {
             .cloned()
             .collect();
         for entry in &entries {
-            entry.request_cancel();
+            entry.request_cancel(DAEMON);
         }
         for entry in entries {
             // An error would mean that the sender is gone, and this very entry holds it.
@@ -375,11 +393,16 @@ impl Entry {
         });
     }
 
-    fn request_cancel(&self) {
+    fn request_cancel(&self, by: &str) {
         self.now.send_if_modified(|op| {
             let running = op.state == OperationState::Running;
             if running {
                 op.state = OperationState::Cancelling;
+                op.cancel = Some(Cancel {
+                    by: by.to_owned(),
+                    at: Timestamp::now(),
+                    stage: op.stage.clone(),
+                });
                 op.generation += 1;
             }
             running
@@ -622,12 +645,14 @@ mod tests {
             })
             .await
             .unwrap();
-        let op = operations.cancel(&begun.id).await.unwrap();
+        let op = operations.cancel(&begun.id, "me").await.unwrap();
+        let cancel = op.cancel.as_ref().unwrap();
+        assert_eq!((cancel.by.as_str(), cancel.stage.as_str()), ("me", WAITING));
         assert!(cleaned.load(std::sync::atomic::Ordering::SeqCst));
         assert_eq!(op.state, OperationState::Cancelled);
         // Again, when it has ended: as it is.
         assert_eq!(
-            operations.cancel(&begun.id).await.unwrap().generation,
+            operations.cancel(&begun.id, "another").await.unwrap().generation,
             op.generation
         );
     }
@@ -687,7 +712,7 @@ mod tests {
             Kind::NotFound
         );
         assert_eq!(
-            operations.cancel("nothing").await.unwrap_err().kind(),
+            operations.cancel("nothing", "me").await.unwrap_err().kind(),
             Kind::NotFound
         );
     }

@@ -185,6 +185,18 @@ impl Vmms {
         })
     }
 
+    /// Why no machine can be started under that one on this host, for who pins it.
+    pub(crate) async fn missing(&self, pin: VmmKind) -> Option<String> {
+        let reason = self.for_adoption(pin).await.err()?;
+        let Error::NoVmm { reason } = reason else {
+            return Some(chain(&reason));
+        };
+        Some(format!(
+            "{} is pinned and cannot be used on this host: {reason}; `banger vm set VM --vmm auto` takes the pin away",
+            pin.as_str()
+        ))
+    }
+
     /// The driver that launched a machine which may run still, whatever would be chosen today.
     pub(crate) async fn for_adoption(&self, kind: VmmKind) -> Result<Arc<dyn Vmm>, Error> {
         let (firecracker, qemu) = self.drivers().await;

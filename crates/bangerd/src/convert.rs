@@ -8,12 +8,13 @@ mod ports;
 use std::collections::{BTreeMap, BTreeSet};
 
 use banger_agent_api::{AgentError, FailureKind};
+use banger_api::contract::Caller;
 use banger_api::types;
 use banger_api::{ErrorKind, RpcError};
 use banger_engine::doctor::{Check, Outcome};
 use banger_engine::guest::ssh::SshIdentity;
 use banger_engine::image::registry::{Image, Kernel};
-use banger_engine::operation::{Operation, OperationState};
+use banger_engine::operation::{Cancel, Operation, OperationState};
 use banger_engine::vm::state::{Failure, Phase, Running, Vm, vmm_kind};
 use banger_engine::vmms::FoundVmm;
 use banger_engine::{Allow, Applies, Change, Garbage, Kind, Preflight, Report, Restart, SystemDiskKind};
@@ -131,6 +132,22 @@ pub(crate) fn vmm(kind: VmmKind) -> types::VmmKind {
     match kind {
         VmmKind::Firecracker => types::VmmKind::Firecracker,
         VmmKind::Qemu => types::VmmKind::Qemu,
+    }
+}
+
+pub(crate) fn pin_of(pin: types::VmmPin) -> Option<VmmKind> {
+    match pin {
+        types::VmmPin::Auto => None,
+        types::VmmPin::Firecracker => Some(VmmKind::Firecracker),
+        types::VmmPin::Qemu => Some(VmmKind::Qemu),
+    }
+}
+
+/// `user 1000 (process 1234)`.
+pub(crate) fn caller(caller: &Caller) -> String {
+    match caller.pid {
+        0 => format!("user {}", caller.uid),
+        pid => format!("user {} (process {pid})", caller.uid),
     }
 }
 
@@ -424,6 +441,7 @@ pub(crate) fn operation(operation: Operation) -> types::Operation {
         done,
         total,
         notices,
+        cancel,
         error,
         began,
         ended,
@@ -445,6 +463,7 @@ pub(crate) fn operation(operation: Operation) -> types::Operation {
         done,
         total,
         notices,
+        cancel: cancel.map(|Cancel { by, at, stage }| types::OperationCancel { by, at, stage }),
         error: error.map(report),
         began,
         ended,

@@ -389,7 +389,7 @@ impl Service for Rpc {
             disk,
             work_disk,
             kernel,
-            vmm: vmm.map(convert::vmm_of),
+            vmm: vmm.map(convert::pin_of),
             labels,
             nat,
             allow: allow.as_ref().map(convert::allow_of),
@@ -397,10 +397,11 @@ impl Service for Rpc {
             restart: restart.map(convert::restart_of),
             expires: validate::expiry(expires, no_expiry)?,
         };
-        let (vm, changes) = self.engine.set_vm(&vm, set).await.map_err(convert::error)?;
+        let done = self.engine.set_vm(&vm, set).await.map_err(convert::error)?;
         Ok(VmSetReply {
-            vm: convert::vm(vm),
-            changes: changes.into_iter().map(convert::change).collect(),
+            vm: convert::vm(done.vm),
+            changes: done.changes.into_iter().map(convert::change).collect(),
+            notices: done.notices,
         })
     }
 
@@ -461,8 +462,9 @@ impl Service for Rpc {
             .map_err(convert::error)
     }
 
-    async fn op_cancel(&self, _: Caller, params: OperationRef) -> Result<Operation, RpcError> {
-        let cancelled = self.engine.cancel_operation(&params.operation).await;
+    async fn op_cancel(&self, caller: Caller, params: OperationRef) -> Result<Operation, RpcError> {
+        let by = convert::caller(&caller);
+        let cancelled = self.engine.cancel_operation(&params.operation, &by).await;
         cancelled.map(convert::operation).map_err(convert::error)
     }
 

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Reach, RestartPolicy, Vm, VmmKind};
+use super::{Reach, RestartPolicy, Vm};
 
 /// Parameters of `vm.set`: what is absent stays as it is.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -29,9 +29,9 @@ pub struct VmSet {
     /// Kernel, by name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kernel: Option<String>,
-    /// Pin the VMM.
+    /// Pin the VMM, or no longer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub vmm: Option<VmmKind>,
+    pub vmm: Option<VmmPin>,
     /// Labels to set; null removes one.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, Option<String>>,
@@ -53,6 +53,18 @@ pub struct VmSet {
     /// Never remove it by time. Not together with `expires`.
     #[serde(default)]
     pub no_expiry: bool,
+}
+
+/// Which VMM a machine is to have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum VmmPin {
+    /// Whichever fits at each start.
+    Auto,
+    /// This one.
+    Firecracker,
+    /// This one.
+    Qemu,
 }
 
 /// When a change takes effect.
@@ -88,6 +100,9 @@ pub struct VmSetReply {
     pub vm: Vm,
     /// What changed, not what was so already; so it may be empty.
     pub changes: Vec<VmChange>,
+    /// What is to be known beside: that the machine cannot be started as it is now, say.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notices: Vec<String>,
 }
 
 /// Parameters of `vm.reset`.

@@ -39,6 +39,17 @@ impl OperationState {
     }
 }
 
+/// Somebody wanted an operation cancelled.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct OperationCancel {
+    /// Who, for people.
+    pub by: String,
+    /// When.
+    pub at: Timestamp,
+    /// The stage that was at work.
+    pub stage: String,
+}
+
 /// Something slow, begun by a call and watched through `op.watch`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Operation {
@@ -66,6 +77,9 @@ pub struct Operation {
     /// Things said once, on the way: a slow mode and its reason.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notices: Vec<String>,
+    /// That somebody has cancelled it, which may have been too late.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cancel: Option<OperationCancel>,
     /// Why it failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<crate::error::RpcError>,

@@ -123,6 +123,9 @@ pub struct VmPort {
     /// Where it is to be reached from the host, as far as that is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
+    /// Where the host reaches it without a publication, on the bridge: `dev.vm:80`, `10.209.0.2:53`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reached_at: Option<String>,
     /// What of the host leads there.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub published: Vec<Publication>,

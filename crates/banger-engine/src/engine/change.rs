@@ -15,6 +15,17 @@ use crate::vm::task::Terms;
 /// Longest timeouts that can be asked for.
 const TIMEOUT_MAXIMUM: Duration = Duration::from_hours(1);
 
+/// What came of changing settings.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Done {
+    /// As it is now.
+    pub vm: Vm,
+    /// What changed.
+    pub changes: Vec<Change>,
+    /// What is to be known beside.
+    pub notices: Vec<String>,
+}
+
 impl Engine {
     /// Begins to start a machine.
     pub async fn start_vm(&self, reference: &str, timeout: Option<Duration>) -> Result<Operation, Error> {
@@ -81,7 +92,7 @@ impl Engine {
     }
 
     /// Changes settings; says which are different since, and from when on. Waits for work that is under way.
-    pub async fn set_vm(&self, reference: &str, set: SetVm) -> Result<(Vm, Vec<Change>), Error> {
+    pub async fn set_vm(&self, reference: &str, set: SetVm) -> Result<Done, Error> {
         let handle = self.machines.find(reference)?;
         for (key, value) in &set.labels {
             name::label(key, value.as_deref().unwrap_or_default())?;
@@ -90,6 +101,7 @@ impl Engine {
             registry::find_kernel(&self.host, kernel).await?;
         }
         let rules = set.nat.is_some() || set.allow.is_some();
+        let pin = set.vmm.flatten();
         let changes = handle.set(set).await?;
         // "Now" is when the rules are in force.
         if rules && let Err(reason) = self.host.network.applied(&handle.id).await {
@@ -99,7 +111,15 @@ impl Engine {
                     .into(),
             });
         }
-        Ok((self.show(&handle).await?, changes))
+        let missing = match pin {
+            Some(pin) => self.host.vmms.missing(pin).await,
+            None => None,
+        };
+        Ok(Done {
+            vm: self.show(&handle).await?,
+            changes,
+            notices: missing.into_iter().collect(),
+        })
     }
 
     /// Gives a machine another name. The guest's host name follows at its next start.

@@ -71,7 +71,13 @@ impl Engine {
         let row = self.reserve(&new).await?;
         let (host, machines, start) = (self.host.clone(), self.machines.clone(), new.start);
         let (reserved, subject) = (row.clone(), row.name.clone());
+        let pin = new.vmm;
         let work = move |progress: Progress| async move {
+            if let Some(pin) = pin
+                && let Some(missing) = host.vmms.missing(pin).await
+            {
+                progress.notice(missing);
+            }
             let (reply, created) = oneshot::channel();
             let begin = Begin::Create {
                 progress,

@@ -47,10 +47,11 @@ use crate::vm::policy::State;
 use crate::vm::state::{Paths, Phase};
 use crate::vm::{console, preflight};
 use crate::vmms::{FoundVmm, Vmms};
+pub use change::Done;
 use change::checked_timeout;
 pub use create::NewVm;
 pub use network::{HostResolver, Names, NetworkMachine, NetworkStatus};
-pub use ports::{HostPort, Unpublish, VmPorts};
+pub use ports::{Direct, HostPort, Unpublish, VmPorts};
 
 /// A ping's.
 const PING: Duration = Duration::from_secs(10);
@@ -436,8 +437,8 @@ impl Engine {
     }
 
     /// Cancels an operation and waits for its end.
-    pub async fn cancel_operation(&self, id: &str) -> Result<Operation, Error> {
-        self.host.operations.cancel(id).await
+    pub async fn cancel_operation(&self, id: &str, by: &str) -> Result<Operation, Error> {
+        self.host.operations.cancel(id, by).await
     }
 }
 

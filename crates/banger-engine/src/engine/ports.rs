@@ -1,7 +1,7 @@
 //! Published ports, and what listens in a guest.
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use banger_agent_api::{Listener, Transport};
@@ -11,6 +11,7 @@ use super::Engine;
 use crate::crash::Write;
 use crate::error::Error;
 use crate::guest;
+use crate::net::dns;
 use crate::ports::{self, MAX_PUBLICATIONS, Publication, Published, Reserved};
 
 /// For a guest to say what listens in it. One with thousands of processes under emulation takes a while.
@@ -27,6 +28,17 @@ pub struct VmPorts {
     pub incomplete: bool,
     /// What is published, by the host's port.
     pub published: Vec<Published>,
+    /// Where the host reaches it itself.
+    pub direct: Option<Direct>,
+}
+
+/// A machine on the bridge, as the host reaches it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Direct {
+    /// Its address.
+    pub address: Ipv4Addr,
+    /// Its name, where the host resolves it: `dev.vm`.
+    pub name: Option<String>,
 }
 
 impl Engine {
@@ -38,12 +50,33 @@ impl Engine {
             vm: handle.name(),
             source: Box::new(e),
         })?;
+        let direct = self.direct(&handle.id, &handle.name()).await?;
         Ok(VmPorts {
             vm: handle.name(),
+            direct,
             listeners: listening.listeners,
             incomplete: listening.incomplete,
             published: self.host.ports.of(&handle.id),
         })
+    }
+
+    /// Where the host reaches a machine without a publication: nowhere, unless its run is on the bridge.
+    async fn direct(&self, vm: &str, name: &str) -> Result<Option<Direct>, Error> {
+        let network = &self.host.network;
+        if network.tap_of(vm).is_none() {
+            return Ok(None);
+        }
+        let id = vm.to_owned();
+        let address = self
+            .host
+            .store
+            .read(move |tx| banger_store::leases::find(tx, &id))
+            .await?;
+        let named = dns::resolves_on_host(&network.dns().host);
+        Ok(address.map(|address| Direct {
+            address,
+            name: named.then(|| format!("{name}.{}", dns::ZONE)),
+        }))
     }
 
     /// Publishes ports: all of them or none. Those that are published as asked for already stay. Port 0 of the host is

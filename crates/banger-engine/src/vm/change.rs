@@ -29,8 +29,8 @@ pub struct SetVm {
     pub work_disk: Option<u64>,
     /// Kernel's name.
     pub kernel: Option<String>,
-    /// VMM.
-    pub vmm: Option<VmmKind>,
+    /// VMM; `Some(None)`: whichever fits at each start.
+    pub vmm: Option<Option<VmmKind>>,
     /// Labels to set; without a value, to take off.
     pub labels: BTreeMap<String, Option<String>>,
     /// The guest may reach what its host reaches.
@@ -135,10 +135,11 @@ pub(crate) fn apply(
         limits::boots(u64::from(new.memory_mib) << 20, &new.kernel, bounds.boot_memory)?;
     }
     if let Some(vmm) = set.vmm {
-        let before = row.vmm.as_deref().unwrap_or("automatic");
+        let vmm = vmm.map(|kind| kind.as_str().to_owned());
+        let shown = |pin: &Option<String>| pin.clone().unwrap_or_else(|| "auto".to_owned());
         let reason = "a guest cannot move to another VMM while it runs";
-        changed.later("vmm", &before, &vmm.as_str(), reason);
-        new.vmm = Some(vmm.as_str().to_owned());
+        changed.later("vmm", &shown(&row.vmm), &shown(&vmm), reason);
+        new.vmm = vmm;
     }
     for (key, value) in &set.labels {
         name::label(key, value.as_deref().unwrap_or_default())?;
@@ -408,7 +409,7 @@ pub(crate) mod tests {
             disk: Some(20 << 30),
             work_disk: Some(1 << 30),
             kernel: Some("other".into()),
-            vmm: Some(VmmKind::Firecracker),
+            vmm: Some(Some(VmmKind::Firecracker)),
             labels: [
                 ("team".to_owned(), None),
                 ("new".to_owned(), Some("x".to_owned())),
@@ -430,6 +431,23 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn a_pin_is_taken_away_again() {
+        let pinned = VmRow {
+            vmm: Some("firecracker".into()),
+            ..row()
+        };
+        let auto = SetVm {
+            vmm: Some(None),
+            ..SetVm::default()
+        };
+        let (new, changes) = apply(&pinned, &auto, None, bounds()).unwrap();
+        assert_eq!(new.vmm, None);
+        assert_eq!(lines(&changes), ["vmm: firecracker -> auto Now"]);
+        let (_, changes) = apply(&new, &auto, None, bounds()).unwrap();
+        assert_eq!(changes, []);
+    }
+
+    #[test]
     fn every_setting_changes_and_says_when_it_counts() {
         let (new, changes) = apply(&row(), &all(), Some(&run()), bounds()).unwrap();
         assert_eq!(
@@ -440,7 +458,7 @@ pub(crate) mod tests {
                 "disk: 10GiB -> 20GiB NextStart",
                 "work_disk: 0B -> 1GiB NextStart",
                 "kernel: debian -> other NextStart",
-                "vmm: automatic -> firecracker NextStart",
+                "vmm: auto -> firecracker NextStart",
                 "label new: absent -> \"x\" Now",
                 "label team: \"a\" -> absent Now",
                 "nat: yes -> no NextStart",

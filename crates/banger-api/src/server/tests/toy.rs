@@ -36,6 +36,7 @@ pub(super) fn operation(id: &str, generation: u64) -> Operation {
         done: None,
         total: None,
         notices: Vec::new(),
+        cancel: None,
         error: None,
         began: jiff::Timestamp::UNIX_EPOCH,
         ended: None,

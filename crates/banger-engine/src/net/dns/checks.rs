@@ -16,14 +16,30 @@ struct Files {
     nsswitch: String,
 }
 
+impl Files {
+    fn read() -> Self {
+        let read = |path| std::fs::read_to_string(Path::new(path)).unwrap_or_default();
+        Self {
+            resolv: read("/etc/resolv.conf"),
+            nsswitch: read("/etc/nsswitch.conf"),
+        }
+    }
+}
+
+/// Whether programs of this host that look up `NAME.vm` come to ask us.
+pub(crate) fn resolves_on_host(host: &State) -> bool {
+    match host {
+        State::Routed { .. } => {
+            let files = Files::read();
+            host_asks_resolved(&files.resolv, &files.nsswitch)
+        }
+        State::Asking | State::NotRunning | State::Failed(_) => false,
+    }
+}
+
 /// With the bridge up: names served on it, and asked for by the host.
 pub(crate) fn checks(standing: &Standing, server: Ipv4Addr) -> Vec<Check> {
-    let read = |path| std::fs::read_to_string(Path::new(path)).unwrap_or_default();
-    let files = Files {
-        resolv: read("/etc/resolv.conf"),
-        nsswitch: read("/etc/nsswitch.conf"),
-    };
-    vec![serving(standing), asking(&standing.host, server, &files)]
+    vec![serving(standing), asking(&standing.host, server, &Files::read())]
 }
 
 fn serving(standing: &Standing) -> Check {

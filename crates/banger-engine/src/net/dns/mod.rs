@@ -20,6 +20,7 @@ mod server;
 mod server_tests;
 mod upstreams;
 
-pub(crate) use checks::checks;
+pub(crate) use checks::{checks, resolves_on_host};
 pub(crate) use desk::{Desk, Standing};
+pub(crate) use lookup::ZONE;
 pub(crate) use routing::State as HostNamesState;

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use crate::args::format_host;
 use crate::context::Context;
 use crate::error::CliError;
-use crate::output::OutputArgs;
+use crate::output::{Format, OutputArgs};
 use crate::stdio::{self, say};
 use crate::{human, table};
 
@@ -46,11 +46,49 @@ impl Ports {
             },
             |ports| render(ports, now),
         )?;
+        if self.output.output == Format::Table
+            && !self.output.quiet
+            && let Some(line) = how_to_publish(&ports)
+        {
+            say!("{line}");
+        }
         if ports.incomplete {
             say!("note: more listens in {} than is shown", ports.vm);
         }
         Ok(code)
     }
+}
+
+/// What listens where nothing of this host leads, and what would make it so.
+fn how_to_publish(ports: &VmPorts) -> Option<String> {
+    let is_reached =
+        |port: &VmPort| port.url.is_some() || port.reached_at.is_some() || !port.published.is_empty();
+    // A publication leads to the guest's loopback.
+    let could_be = |port: &&VmPort| {
+        port.address
+            .is_some_and(|at| at.is_loopback() || at.is_unspecified())
+            && !is_reached(port)
+    };
+    let mut names: Vec<String> = Vec::new();
+    for port in ports.ports.iter().filter(could_be) {
+        let reached =
+            |other: &VmPort| (other.protocol, other.port) == (port.protocol, port.port) && is_reached(other);
+        let name = match port.protocol {
+            Protocol::Tcp => port.port.to_string(),
+            Protocol::Udp => format!("{}/udp", port.port),
+        };
+        if !names.contains(&name) && !ports.ports.iter().any(reached) {
+            names.push(name);
+        }
+    }
+    (!names.is_empty()).then(|| {
+        format!(
+            "note: nothing of this host leads to {}: banger vm publish {} {}",
+            names.join(", "),
+            ports.vm,
+            names.join(" ")
+        )
+    })
 }
 
 fn render(ports: &VmPorts, now: Timestamp) -> String {
@@ -68,7 +106,7 @@ fn render(ports: &VmPorts, now: Timestamp) -> String {
             or_dash(process.as_ref()),
             or_dash(port.command.as_ref()),
             or_dash(port.since.map(|since| human::format_age(since, now)).as_ref()),
-            or_dash(port.url.as_ref()),
+            or_dash(port.url.as_ref().or(port.reached_at.as_ref())),
             or_dash(
                 Some(published.join(", "))
                     .filter(|text| !text.is_empty())
@@ -157,6 +195,7 @@ mod tests {
             command: Some("httpd -p 80".into()),
             since: "2026-02-03T02:05:06Z".parse().ok(),
             url: Some("http://127.0.0.1:8080".into()),
+            reached_at: None,
             published: vec![publication(Protocol::Tcp, 8080, 80)],
         };
         let nothing = VmPort {
@@ -168,8 +207,33 @@ mod tests {
             command: None,
             since: None,
             url: None,
+            reached_at: None,
             published: vec![publication(Protocol::Udp, 5353, 53)],
         };
+        let hidden = |protocol, address: &str, port| VmPort {
+            protocol,
+            address: address.parse().ok(),
+            port,
+            url: None,
+            published: Vec::new(),
+            ..nothing.clone()
+        };
+        let alone = VmPorts {
+            vm: "dev".into(),
+            ports: vec![
+                hidden(Protocol::Udp, "0.0.0.0", 123),
+                hidden(Protocol::Tcp, "127.0.0.1", 5432),
+                hidden(Protocol::Tcp, "::1", 5432),
+                hidden(Protocol::Tcp, "172.17.0.1", 9),
+                hidden(Protocol::Tcp, "::", 80),
+                port.clone(),
+            ],
+            incomplete: false,
+        };
+        assert_eq!(
+            how_to_publish(&alone).as_deref(),
+            Some("note: nothing of this host leads to 123/udp, 5432: banger vm publish dev 123/udp 5432")
+        );
         let ports = VmPorts {
             vm: "dev".into(),
             ports: vec![nothing, port],

@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use banger_api::client::Client;
 use banger_api::types::{
-    Applies, Reach, RestartPolicy, Vm, VmChange, VmRef, VmReset, VmSet, VmSetReply, VmmKind,
+    Applies, Reach, RestartPolicy, Vm, VmChange, VmRef, VmReset, VmSet, VmSetReply, VmmPin,
 };
 use clap::{ArgGroup, Args, ValueEnum};
 use jiff::Timestamp;
 
-use super::create::{ExpiryArgs, NatArgs, RestartArg, VCPUS, VmmArg};
+use super::create::{ExpiryArgs, NatArgs, RestartArg, VCPUS};
 use crate::args::{Label, LabelKey, parse_size};
 use crate::context::Context;
 use crate::error::CliError;
@@ -58,9 +58,9 @@ pub(crate) struct Set {
     /// Kernel, by name
     #[arg(long, value_name = "KERNEL")]
     kernel: Option<String>,
-    /// Pin the virtual machine monitor
+    /// Pin the virtual machine monitor, or with auto no longer
     #[arg(long, value_enum, value_name = "VMM")]
-    vmm: Option<VmmArg>,
+    vmm: Option<PinArg>,
     /// Move it to this image: its system disk is renewed, its work disk stays
     #[arg(long, value_name = "IMAGE")]
     image: Option<String>,
@@ -95,6 +95,24 @@ pub(crate) struct Set {
     /// Format of the result: for people, or the daemon's own types
     #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t)]
     output: Format,
+}
+
+/// Which virtual machine monitor it shall have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum PinArg {
+    Auto,
+    Firecracker,
+    Qemu,
+}
+
+impl From<PinArg> for VmmPin {
+    fn from(pin: PinArg) -> Self {
+        match pin {
+            PinArg::Auto => Self::Auto,
+            PinArg::Firecracker => Self::Firecracker,
+            PinArg::Qemu => Self::Qemu,
+        }
+    }
 }
 
 /// What a guest on the bridge may reach, or nothing.
@@ -145,6 +163,7 @@ impl Set {
             true => VmSetReply {
                 vm: client.vm_show(VmRef { vm: vm.clone() }).await?,
                 changes: Vec::new(),
+                notices: Vec::new(),
             },
             false => client.vm_set(params).await?,
         };
@@ -178,7 +197,7 @@ impl Set {
             disk: self.disk,
             work_disk: self.work_disk,
             kernel: self.kernel,
-            vmm: self.vmm.map(VmmKind::from),
+            vmm: self.vmm.map(VmmPin::from),
             labels,
             nat: self.nat.asked(),
             allow,
@@ -244,6 +263,9 @@ fn moved(reply: &mut VmSetReply, vm: Vm) {
 }
 
 fn print(reply: &VmSetReply, output: Format) -> Result<u8, CliError> {
+    for notice in &reply.notices {
+        say!("note: {notice}");
+    }
     if reply.changes.is_empty() && output == Format::Table {
         say!("nothing changed: {} is so already", reply.vm.name);
         return stdio::finish("");
@@ -322,6 +344,7 @@ mod tests {
             Ok(Some(true)),
             "the last counts"
         );
+        assert_eq!(params("--vmm auto").map(|set| set.vmm), Ok(Some(VmmPin::Auto)));
         assert_eq!(params("--no-expiry").map(|set| set.no_expiry), Ok(true));
         assert_eq!(
             params("--label a=1 --unlabel a"),
@@ -369,6 +392,7 @@ mod tests {
                 ),
                 change("label team", "infra", "web", None),
             ],
+            notices: Vec::new(),
         };
         insta::assert_snapshot!(render(&reply), @r"
         SETTING      FROM    TO     APPLIES

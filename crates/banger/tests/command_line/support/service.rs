@@ -107,6 +107,7 @@ impl Local {
             done: None,
             total: None,
             notices: vec!["slow mode: no hardware virtualization".into()],
+            cancel: None,
             error: None,
             began: jiff::Timestamp::now(),
             ended: None,
@@ -167,6 +168,7 @@ impl Service for Local {
         Ok(VmSetReply {
             vm,
             changes: changes.into_iter().collect(),
+            notices: Vec::new(),
         })
     }
 
