@@ -2,6 +2,8 @@
 
 use e2e::{Host, Testbed};
 
+use crate::network;
+
 /// Where the release lies on the host, as if it had been unpacked there.
 pub(crate) const RELEASE: &str = "/opt/banger";
 
@@ -72,5 +74,6 @@ pub(crate) fn undone(host: &Host<'_>) {
             ""
         );
         assert_eq!(host.sh("dmsetup ls"), "No devices found");
+        network::gone(host);
     });
 }

@@ -1,5 +1,5 @@
-//! Banger on a host of its own: a Debian guest with systemd, udev, device-mapper and XFS, in which Banger is installed as
-//! a service and used as root.
+//! Banger on a host of its own: a Debian guest with systemd, udev, device-mapper, XFS and systemd-resolved, in which
+//! Banger is installed as a service and used as root.
 //!
 //! One test, because the host takes half a minute to boot and its machines, emulated within an emulated host, as long:
 //! its steps build on each other, in this order. Each says its name and time; a failure shows the inner daemon's journal
@@ -9,6 +9,7 @@ mod disks;
 mod hostkit;
 mod images;
 mod install;
+mod network;
 mod reboot;
 mod service;
 
@@ -26,9 +27,11 @@ fn a_real_host() {
     install::steps(&host, &bed);
     images::steps(&host);
     disks::steps(&host);
+    let leases = network::steps(&host);
     service::steps(&host, &bed);
     disks::renewed(&host);
     reboot::steps(&host);
+    network::again(&host, &leases);
     install::undone(&host);
     drop(host);
     daemon.finish();

@@ -47,8 +47,9 @@ use pool::Levels;
 pub(crate) use bridge::Obstacle;
 pub(crate) use mode::Mode;
 
-/// How long a start waits for a tap, and whoever asks for rules to be in force for that.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a start waits for a tap, and whoever asks for rules to be in force for that: after a boot, for the kernel's
+/// modules too.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The bridge, once it is there.
 #[derive(Debug, Clone, PartialEq, Eq)]

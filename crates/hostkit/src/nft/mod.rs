@@ -15,8 +15,9 @@ pub use watch::Watch;
 
 /// Where system programs are that a user's `PATH` may not name.
 const SYSTEM: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
-/// A table of a thousand machines takes a tenth of a second; the kernel's lock may be held by another's large one.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// A table of a thousand machines takes a tenth of a second; but the first after a boot waits for the kernel's modules, half
+/// a minute on a slow host that is busy booting.
+const PATIENCE: Duration = Duration::from_secs(120);
 /// More rules than this are not ours.
 const OUTPUT: usize = 8 << 20;
 
