@@ -21,7 +21,7 @@ pub(crate) fn objects() -> Option<BTreeSet<String>> {
     }
     let run = |program: &str, arguments: &[&str]| {
         let path = std::env::var("PATH").unwrap_or_default();
-        let command = Banger::new(program).env("PATH", &format!("{path}:/usr/sbin:/sbin"));
+        let command = Banger::new(program).env("PATH", format!("{path}:/usr/sbin:/sbin"));
         command.args(arguments.iter().copied()).ok()
     };
     let links: Value = serde_json::from_str(&run("ip", &["-json", "link"])).expect("JSON of ip");

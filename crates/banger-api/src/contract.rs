@@ -184,7 +184,7 @@ contract! {
         "vm.wait" vm_wait(VmWait) -> VmWaited;
         /// What listens in a guest, and where it is reached.
         "vm.ports" vm_ports(VmRef) -> VmPorts;
-        /// Makes ports of a guest reachable at the host, now and whenever the machine runs; all that are so since.
+        /// Makes ports of a guest reachable at the host, now and whenever the machine runs; those, with their ports.
         "vm.publish" vm_publish(VmPublish) -> Vec<Publication>;
         /// Takes that back and ends the connections; what was taken back.
         "vm.unpublish" vm_unpublish(VmUnpublish) -> Vec<Publication>;

@@ -397,6 +397,11 @@ impl Error {
                 near: None,
                 ..
             } => Some("`banger op ls` lists them; one that has ended is kept for a day".to_owned()),
+            Self::Missing {
+                what: "published port",
+                near: None,
+                ..
+            } => Some("`banger vm show VM` lists those of a machine".to_owned()),
             Self::NotRunning { vm } => Some(format!("start it: banger vm start {vm}")),
             Self::Agent { vm, .. } => Some(format!("`banger vm health {vm}` says what is wrong")),
             Self::Refused { vm, refusal } => refusal.hint(vm),
@@ -434,6 +439,10 @@ impl Error {
                     true => format!("{longer}; the console is empty"),
                     false => format!("{longer}; the console's last lines are above"),
                 })
+            }
+            Self::Store(StoreError::InUse { what: "port", name, by }) => {
+                let taken_back = format!("banger vm unpublish {} {name}", by.join(" "));
+                Some(format!("take another port of the host, or take this one back: {taken_back}"))
             }
             Self::Store(StoreError::InUse { .. }) => Some("remove what uses it first".to_owned()),
             Self::Store(StoreError::Exhausted { .. }) => Some(

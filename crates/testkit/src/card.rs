@@ -102,7 +102,11 @@ fn await_forwarding(tap: &str) {
         if now.trim() == FORWARDING {
             return;
         }
-        assert!(Instant::now() < end, "{tap}: its bridge leaves it in state {}", now.trim());
+        assert!(
+            Instant::now() < end,
+            "{tap}: its bridge leaves it in state {}",
+            now.trim()
+        );
         std::thread::sleep(Duration::from_millis(1));
     }
 }

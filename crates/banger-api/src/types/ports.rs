@@ -74,6 +74,9 @@ pub struct HostPort {
     pub host_address: Option<IpAddr>,
     /// Port of the host.
     pub host_port: u16,
+    /// Port of the guest it leads to, from 1; one that leads elsewhere is not meant. Absent: whichever.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest_port: Option<u16>,
 }
 
 /// Parameters of `vm.unpublish`.

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use super::Engine;
+use super::{Engine, Preflight};
 use crate::error::Error;
 use crate::image::registry;
 use crate::name;
 use crate::operation::{Operation, Progress};
+use crate::vm::capability;
 use crate::vm::change::{Change, SetVm};
 use crate::vm::policy::Request;
 use crate::vm::state::Vm;
@@ -51,12 +52,25 @@ impl Engine {
             .await
     }
 
-    /// Begins to stop a machine that runs, and to start it. The timeout is the stop's.
+    /// Begins to stop a machine that runs, and to start it. The timeout is the stop's. One that could not be started goes
+    /// on running.
     pub async fn restart_vm(&self, reference: &str, timeout: Option<Duration>) -> Result<Operation, Error> {
         let terms = Terms {
             stop_timeout: checked_timeout(timeout)?,
             ..Terms::default()
         };
+        // What could not come up again is left running.
+        let handle = self.machines.find(reference)?;
+        let runs = handle.view.borrow().phase.running().is_some();
+        if runs {
+            let Preflight { vm, checks } = self.preflight_vm(reference).await?;
+            if !capability::passed(&checks) {
+                return Err(Error::Preflight {
+                    vm,
+                    problems: capability::problems(checks),
+                });
+            }
+        }
         self.begin("vm.restart", reference, Request::Restart, terms).await
     }
 

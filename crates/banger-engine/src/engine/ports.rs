@@ -80,7 +80,7 @@ impl Engine {
     }
 
     /// Publishes ports: all of them or none. Those that are published as asked for already stay. Port 0 of the host is
-    /// any that is free, and from then on that one. Gives all that the machine has published.
+    /// any that is free, and from then on that one. Gives them, with the ports that they have.
     pub async fn publish(&self, reference: &str, wanted: &[Publication]) -> Result<Vec<Published>, Error> {
         let handle = self.machines.find(reference)?;
         let (id, name) = (handle.id.clone(), handle.name());
@@ -88,8 +88,8 @@ impl Engine {
         let _changing = ports.changing.lock().await;
         let there = ports.of(&id);
         let is_there = |wanted: &Publication| there.iter().any(|there| there.publication == *wanted);
-        let mut new = distinct(wanted)?;
-        new.retain(|wanted| !is_there(wanted));
+        let new = distinct(wanted)?;
+        let (old, new): (Vec<_>, Vec<_>) = new.into_iter().partition(is_there);
         check_number(there.len() + new.len())?;
         let reserved = self.reserve_ports(&id, &new).await?;
         let rows: Vec<_> = reserved
@@ -103,8 +103,12 @@ impl Engine {
         for (publication, _) in &reserved {
             tracing::info!(vm = name, port = %publication, guest = publication.guest_port, "published");
         }
+        let made = reserved.iter().map(|(publication, _)| *publication);
+        let asked: Vec<Publication> = old.into_iter().chain(made).collect();
         ports.add(&id, reserved);
-        Ok(ports.of(&id))
+        let mut published = ports.of(&id);
+        published.retain(|published| asked.contains(&published.publication));
+        Ok(published)
     }
 
     /// Binds ports that no machine has.
@@ -162,10 +166,16 @@ pub struct HostPort {
     pub address: Option<IpAddr>,
     /// Its number.
     pub port: u16,
+    /// Port of the guest it leads to. Absent: whichever.
+    pub guest_port: Option<u16>,
 }
 
 impl HostPort {
     fn has(&self, publication: &Publication) -> bool {
+        self.guest_port.is_none_or(|port| port == publication.guest_port) && self.is_at(publication)
+    }
+
+    fn is_at(&self, publication: &Publication) -> bool {
         let Publication { transport, host, .. } = publication;
         *transport == self.transport
             && host.port() == self.port
@@ -178,6 +188,9 @@ impl fmt::Display for HostPort {
         match self.address {
             Some(address) => write!(f, "{}", SocketAddr::new(address, self.port))?,
             None => write!(f, "{}", self.port)?,
+        }
+        if let Some(port) = self.guest_port {
+            write!(f, ":{port}")?;
         }
         write!(f, "/{}", self.transport.as_str())
     }
@@ -194,10 +207,16 @@ impl Unpublish {
             .iter()
             .find(|place| !there.iter().any(|there| place.has(there)))
         {
+            // There, but it leads elsewhere.
+            let leads = |publication: &Publication| HostPort {
+                guest_port: Some(publication.guest_port),
+                ..*missing
+            };
+            let near = there.iter().find(|there| missing.is_at(there)).map(leads);
             return Err(Error::Missing {
                 what: "published port",
                 name: missing.to_string(),
-                near: None,
+                near: near.map(|near| near.to_string()),
             });
         }
         let is_meant = |there: &Publication| places.iter().any(|place| place.has(there));
@@ -274,19 +293,31 @@ mod tests {
             publication(Transport::Tcp, "[::1]:80", 80),
             publication(Transport::Udp, "127.0.0.1:80", 80),
         ];
-        let at = |address: Option<&str>, port| {
+        let leading = |address: Option<&str>, port, guest_port| {
             let address = address.map(|text| text.parse().unwrap());
             let transport = Transport::Tcp;
             Unpublish::At(vec![HostPort {
                 transport,
                 address,
                 port,
+                guest_port,
             }])
         };
+        let at = |address: Option<&str>, port| leading(address, port, None);
         assert_eq!(Unpublish::All.of(there.clone()).unwrap(), there);
         assert_eq!(at(None, 80).of(there.clone()).unwrap(), there[..2]);
         assert_eq!(at(Some("::1"), 80).of(there.clone()).unwrap(), there[1..2]);
-        let missing = at(Some("::2"), 80).of(there).unwrap_err();
+        let missing = at(Some("::2"), 80).of(there.clone()).unwrap_err();
         assert_eq!(missing.to_string(), "no published port \"[::2]:80/tcp\"");
+        assert_eq!(
+            leading(Some("::1"), 80, Some(80)).of(there.clone()).unwrap(),
+            there[1..2]
+        );
+        let elsewhere = leading(None, 80, Some(81)).of(there).unwrap_err();
+        assert_eq!(elsewhere.to_string(), "no published port \"80:81/tcp\"");
+        assert_eq!(
+            elsewhere.report().hint.as_deref(),
+            Some("did you mean \"80:80/tcp\"?")
+        );
     }
 }

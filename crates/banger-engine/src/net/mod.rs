@@ -50,6 +50,8 @@ pub(crate) use mode::Mode;
 /// How long a start waits for a tap, and whoever asks for rules to be in force for that: after a boot, for the kernel's
 /// modules too.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// How long the daemon's end waits for what the keeper is at.
+const LEAVE: Duration = Duration::from_secs(30);
 
 /// The bridge, once it is there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -146,7 +148,7 @@ impl Network {
         if let Some(mut task) = task {
             // What it is making it finishes, so that it is there to be removed.
             self.ending.notify_one();
-            if tokio::time::timeout(PATIENCE, &mut task).await.is_err() {
+            if tokio::time::timeout(LEAVE, &mut task).await.is_err() {
                 tracing::error!("the network's keeper does not end; what it is making may be left");
                 task.abort();
                 drop(task.await);

@@ -165,7 +165,13 @@ pub(crate) fn apply(
     }
     if let Some(allow) = set.allow {
         let before = Allow::of(&row.allow);
-        changed.now("allow", &before.to_string(), &allow.to_string());
+        // What carries a user-mode network's packets knows no such rules.
+        if run.is_some_and(|run| !run.on_bridge()) {
+            let reason = "it is a matter of the host's bridge, which this run is not on";
+            changed.later("allow", &before, &allow, reason);
+        } else {
+            changed.now("allow", &before.to_string(), &allow.to_string());
+        }
         new.allow = allow.as_row();
     }
     if let Some(autostart) = set.autostart {

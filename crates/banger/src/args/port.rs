@@ -9,6 +9,8 @@ use banger_api::types::{HostPort, Protocol, PublishPort};
 pub(crate) enum PortError {
     #[error("`{0}` is not a port: they go from 1 to 65535")]
     Port(String),
+    #[error("`{0}` is a range: name each port by itself")]
+    Range(String),
     #[error("`{0}` is not an IP address of this host, such as 127.0.0.1, 0.0.0.0 or [::1]")]
     Address(String),
     #[error("`{0}` is no protocol: tcp or udp")]
@@ -46,15 +48,15 @@ pub(crate) fn parse_publish(text: &str) -> Result<PublishPort, PortError> {
 pub(crate) fn parse_host_port(text: &str) -> Result<HostPort, PortError> {
     let (rest, protocol) = protocol(text)?;
     let (host_address, rest) = address(rest)?;
-    let host = match rest.split_once(':') {
-        // Whither it leads is known.
-        Some((host, guest)) => port(guest).map(|_| host)?,
-        None => rest,
+    let (host, guest_port) = match rest.split_once(':') {
+        Some((host, guest)) => (host, Some(port(guest)?)),
+        None => (rest, None),
     };
     Ok(HostPort {
         protocol,
         host_address,
         host_port: port(host)?,
+        guest_port,
     })
 }
 
@@ -83,9 +85,10 @@ fn address(text: &str) -> Result<(Option<IpAddr>, &str), PortError> {
             Some(_) | None => return Ok((None, text)),
         }
     };
-    let parsed = address
-        .parse()
-        .map_err(|_| PortError::Address(address.to_owned()))?;
+    let parsed = address.parse().map_err(|_| match is_range(address) {
+        true => PortError::Range(address.to_owned()),
+        false => PortError::Address(address.to_owned()),
+    })?;
     Ok((Some(parsed), rest))
 }
 
@@ -93,8 +96,16 @@ fn port(text: &str) -> Result<u16, PortError> {
     let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     match text.parse() {
         Ok(port @ 1..) if digits => Ok(port),
+        Err(_) if is_range(text) => Err(PortError::Range(text.to_owned())),
         Ok(_) | Err(_) => Err(PortError::Port(text.to_owned())),
     }
+}
+
+/// Docker has these, we do not.
+fn is_range(text: &str) -> bool {
+    let number = |text: &str| text.parse::<u16>().is_ok();
+    text.split_once('-')
+        .is_some_and(|(first, last)| number(first) && number(last))
 }
 
 /// The place of a port at the host, as it is written here.
@@ -153,7 +164,8 @@ mod tests {
             ("[::1]", PortError::Form),
             ("[::1:80:80", PortError::Form),
             ("80:80/sctp", PortError::Protocol("sctp".into())),
-            ("80-90:80-90", PortError::Address("80-90".into())),
+            ("80-90:80-90", PortError::Range("80-90".into())),
+            ("80-90", PortError::Range("80-90".into())),
         ] {
             assert_eq!(parse_publish(text), Err(expected), "{text}");
         }
@@ -161,22 +173,24 @@ mod tests {
 
     #[test]
     fn places_at_the_host() {
-        let place = |protocol, address: Option<&str>, host_port| HostPort {
+        let leading = |protocol, address: Option<&str>, host_port, guest_port| HostPort {
             protocol,
             host_address: address.map(|text| text.parse().unwrap()),
             host_port,
+            guest_port,
         };
+        let place = |protocol, address, host_port| leading(protocol, address, host_port, None);
         let (tcp, udp) = (Protocol::Tcp, Protocol::Udp);
         assert_eq!(parse_host_port("8080"), Ok(place(tcp, None, 8080)));
         assert_eq!(parse_host_port("53/udp"), Ok(place(udp, None, 53)));
-        assert_eq!(parse_host_port("8080:80"), Ok(place(tcp, None, 8080)));
+        assert_eq!(parse_host_port("8080:80"), Ok(leading(tcp, None, 8080, Some(80))));
         assert_eq!(
             parse_host_port("127.0.0.1:8080"),
             Ok(place(tcp, Some("127.0.0.1"), 8080))
         );
         assert_eq!(
             parse_host_port("[::1]:8080:80"),
-            Ok(place(tcp, Some("::1"), 8080))
+            Ok(leading(tcp, Some("::1"), 8080, Some(80)))
         );
         assert_eq!(parse_host_port("0"), Err(PortError::Port("0".into())));
     }

@@ -69,6 +69,7 @@ pub(crate) fn unpublish_of(ports: Option<Vec<types::HostPort>>) -> Unpublish {
         transport: transport_of(port.protocol),
         address: port.host_address,
         port: port.host_port,
+        guest_port: port.guest_port,
     };
     match ports {
         None => Unpublish::All,

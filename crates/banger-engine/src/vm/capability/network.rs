@@ -13,6 +13,7 @@ use super::{Capability, Start};
 use crate::doctor::Check;
 use crate::error::{Error, chain};
 use crate::host::Host;
+use crate::net::allow::Allow;
 use crate::net::hands::Hands;
 use crate::net::scene::Scene;
 use crate::net::{self, Mode, bridge, prerequisites};
@@ -129,6 +130,12 @@ impl Capability for GuestNetwork {
     async fn started(&self, start: &Start<'_>) {
         let network = &start.host.network;
         if network.tap_of(&start.row.id).is_none() {
+            let allow = Allow::of(&start.row.allow);
+            if allow != Allow::default() {
+                start.notice(format!(
+                    "allow {allow} has no effect: it is a matter of the host's bridge, which this machine is not on"
+                ));
+            }
             return;
         }
         if let Err(reason) = network.applied(&start.row.id).await {
@@ -144,7 +151,7 @@ impl Capability for GuestNetwork {
         let shown = format!("a bridge, {} with {}", settings.bridge, settings.subnet);
         let mut checks = vec![match network.mode() {
             Mode::Bridge => Check::fine(group, "mode", shown),
-            Mode::User(why) => Check::fine(group, "mode", format!("user mode: {why}")),
+            Mode::User(why) => Check::fine(group, "mode", format!("without privileges, user mode: {why}")),
         }];
         // What a bridge would need is of interest where there is none because of that.
         for missing in prerequisites::missing(network.hands()) {

@@ -12,8 +12,8 @@ use crate::output::OutputArgs;
 /// Make ports of a machine reachable at the host
 ///
 /// From now on, and whenever the machine runs: the host listens at HOST and what comes there goes to GUEST on the guest's
-/// loopback. This needs no network and no privileges. At 127.0.0.1, unless an address of the host is given. Prints all
-/// that the machine has published since.
+/// loopback. This needs no network and no privileges. At 127.0.0.1, unless an address of the host is given. Prints where
+/// they are: with -q, the ports of the host alone.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
