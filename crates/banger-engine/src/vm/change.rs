@@ -468,7 +468,7 @@ pub(crate) mod tests {
                 "label new: absent -> \"x\" Now",
                 "label team: \"a\" -> absent Now",
                 "nat: yes -> no NextStart",
-                "allow: none -> guests,lan Now",
+                "allow: none -> guests,lan NextStart",
                 "autostart: no -> yes Now",
                 "restart: no -> always Now",
                 "expires: never -> 1970-01-12T13:46:41Z Now",
