@@ -95,7 +95,7 @@ impl Engine {
     /// The network as it stands.
     pub async fn network(&self) -> Result<NetworkStatus, Error> {
         let network = &self.host.network;
-        let standing = network.standing();
+        let standing = network.settled().await;
         let (rows, leases) = self
             .host
             .store

@@ -56,7 +56,7 @@ impl Engine {
             direct,
             listeners: listening.listeners,
             incomplete: listening.incomplete,
-            published: self.host.ports.of(&handle.id),
+            published: self.host.ports.explained(&handle.id).await,
         })
     }
 
@@ -106,7 +106,7 @@ impl Engine {
         let made = reserved.iter().map(|(publication, _)| *publication);
         let asked: Vec<Publication> = old.into_iter().chain(made).collect();
         ports.add(&id, reserved);
-        let mut published = ports.of(&id);
+        let mut published = ports.explained(&id).await;
         published.retain(|published| asked.contains(&published.publication));
         Ok(published)
     }

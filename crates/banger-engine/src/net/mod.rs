@@ -50,6 +50,8 @@ pub(crate) use mode::Mode;
 /// How long a start waits for a tap, and whoever asks for rules to be in force for that: after a boot, for the kernel's
 /// modules too.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// How long whoever asks how the network stands waits for it to be looked at for the first time.
+const FIRST_LOOK: Duration = Duration::from_secs(5);
 /// How long the daemon's end waits for what the keeper is at.
 const LEAVE: Duration = Duration::from_secs(30);
 
@@ -187,6 +189,17 @@ impl Network {
     /// How it stands.
     pub(crate) fn standing(&self) -> Standing {
         self.standing.borrow().clone()
+    }
+
+    /// The same, but after the keeper's first look, which is a moment after the daemon's start; waits a little for that.
+    pub(crate) async fn settled(&self) -> Standing {
+        if self.keeps_bridge() {
+            let mut standing = self.standing.subscribe();
+            let seen = standing.wait_for(|standing| standing.seen > 0);
+            // What has not come by then is shown as it stands.
+            drop(tokio::time::timeout(FIRST_LOOK, seen).await);
+        }
+        self.standing()
     }
 
     /// The bridge, whenever it comes up.

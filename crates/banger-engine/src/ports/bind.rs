@@ -82,6 +82,43 @@ fn open(transport: Transport, host: SocketAddr) -> io::Result<Bound> {
     }
 }
 
+/// Why nothing listens at a port of a machine that runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Problem {
+    /// Somebody else has it. Who, is asked when somebody wants to know: it takes a look at every process.
+    Taken,
+    /// The kernel's words.
+    Refused(String),
+}
+
+impl Problem {
+    /// For people, as far as it is known at once.
+    pub(super) fn in_words(&self) -> String {
+        match self {
+            Self::Taken => "taken by another program".to_owned(),
+            Self::Refused(words) => words.clone(),
+        }
+    }
+
+    /// For people, with the program.
+    pub(super) async fn explained(&self, publication: Publication) -> String {
+        match self {
+            Self::Taken => format!("taken by {}", taken_by(publication).await),
+            Self::Refused(words) => words.clone(),
+        }
+    }
+}
+
+impl From<&BindError> for Problem {
+    fn from(error: &BindError) -> Self {
+        if error.source.kind() == io::ErrorKind::AddrInUse {
+            Self::Taken
+        } else {
+            Self::Refused(error.to_string())
+        }
+    }
+}
+
 impl BindError {
     /// For people: who has the port, or what it takes to have it.
     pub(super) async fn explained(self, wanted: &Publication) -> Error {

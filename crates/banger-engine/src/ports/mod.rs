@@ -26,6 +26,7 @@ use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
 
 use crate::error::{Error, chain};
+use bind::Problem;
 pub(crate) use bind::{Bound, bind};
 
 /// Connections of one machine at a time, below what its agent allows, so that those who wait do so in the kernel's queue.
@@ -123,7 +124,7 @@ impl Guest {
 struct Place {
     publication: Publication,
     listener: Option<Listener>,
-    problem: Option<String>,
+    problem: Option<Problem>,
 }
 
 impl Place {
@@ -147,9 +148,10 @@ impl Place {
                 self.problem = None;
             }
             Err(failed) => {
-                let problem = failed.to_string();
+                let problem = Problem::from(&failed);
                 // Tried again and again, told once.
                 if self.problem.as_ref() != Some(&problem) {
+                    let problem = problem.in_words();
                     tracing::warn!(port = %self.publication, problem, "not published");
                 }
                 self.problem = Some(problem);
@@ -210,9 +212,28 @@ impl Ports {
             .iter()
             .map(|place| Published {
                 publication: place.publication,
-                problem: place.problem.clone(),
+                problem: place.problem.as_ref().map(Problem::in_words),
             })
             .collect()
+    }
+
+    /// The same, with the names of those who have what is taken.
+    pub(crate) async fn explained(&self, vm: &str) -> Vec<Published> {
+        let places: Vec<_> = {
+            let table = self.table();
+            let places = table.get(vm).map(|entry| entry.published.as_slice());
+            let places = places.unwrap_or_default().iter();
+            places.map(|place| (place.publication, place.problem.clone())).collect()
+        };
+        let mut published = Vec::with_capacity(places.len());
+        for (publication, problem) in places {
+            let problem = match problem {
+                Some(problem) => Some(problem.explained(publication).await),
+                None => None,
+            };
+            published.push(Published { publication, problem });
+        }
+        published
     }
 
     /// Whether the machine's guest is there to be reached.

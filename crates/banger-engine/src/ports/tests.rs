@@ -131,8 +131,11 @@ async fn a_port_that_is_taken_is_told_and_tried_again() {
     let wanted = publication(Transport::Tcp, holder.local_addr().unwrap());
     ports.load(&[wanted.row("v")]);
     ports.follow("v", Some(&nobody()));
-    let problem = ports.of("v")[0].problem.clone().unwrap();
-    assert!(problem.starts_with(&format!("listen at {wanted}: ")), "{problem}");
+    assert_eq!(ports.of("v")[0].problem.as_deref(), Some("taken by another program"));
+    assert_eq!(
+        ports.explained("v").await[0].problem.as_deref(),
+        Some("taken by this daemon itself")
+    );
     ports.retry("v");
     assert!(ports.of("v")[0].problem.is_some());
     drop(holder);

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use hostkit::sockets::{self, Protocol};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -24,7 +25,7 @@ const PORT: u16 = 53;
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// Between two attempts to begin.
-const AGAIN: Duration = Duration::from_secs(30);
+const AGAIN: Duration = Duration::from_secs(5);
 
 /// How long the end may take: a message bus that does not answer is not waited for longer.
 const END: Duration = Duration::from_secs(5);
@@ -118,26 +119,26 @@ async fn follow(
         if let Some(former) = former {
             // Of a bridge that is gone, with what the resolver knew of it.
             former.host.stop().await;
+            former.server.stop().await;
         }
-        let mut failed = false;
-        if let Some(bridge) = wanted {
+        let runs = lock(&shared).running.is_some();
+        let (running, problem) = match wanted {
+            Some(bridge) if !runs => match begin(bridge, zone.clone()).await {
+                Ok(running) => (Some(running), None),
+                Err(problem) => (None, Some(problem)),
+            },
+            Some(_) | None => (None, None),
+        };
+        let failed = problem.is_some();
+        {
             let mut shared = lock(&shared);
-            if shared.running.is_none() {
-                let problem = match begin(bridge, zone.clone()) {
-                    Ok(running) => {
-                        shared.running = Some(running);
-                        None
-                    }
-                    Err(problem) => Some(problem),
-                };
-                if let Some(problem) = problem.as_ref().filter(|p| shared.problem.as_ref() != Some(p)) {
-                    tracing::error!(problem, "machines' names are not served");
-                }
-                failed = problem.is_some();
-                shared.problem = problem;
+            if let Some(problem) = problem.as_ref().filter(|p| shared.problem.as_ref() != Some(p)) {
+                tracing::error!(problem, "machines' names are not served");
             }
-        } else {
-            lock(&shared).problem = None;
+            shared.problem = problem;
+            if let Some(running) = running {
+                shared.running = Some(running);
+            }
         }
         tokio::select! {
             changed = bridge.changed() => if changed.is_err() { return },
@@ -146,17 +147,26 @@ async fn follow(
     }
 }
 
-fn begin(bridge: Bridge, zone: watch::Receiver<Arc<Zone>>) -> Result<Running, String> {
+async fn begin(bridge: Bridge, zone: watch::Receiver<Arc<Zone>>) -> Result<Running, String> {
     let subnet = zone.borrow().subnet;
     let upstreams = Upstreams::new(Path::new(RESOLV_CONF), subnet);
     let address = SocketAddrV4::new(bridge.address, PORT);
-    let server = Server::start(address, zone, upstreams).map_err(|e| {
-        if e.kind() == ErrorKind::AddrInUse {
-            format!("another program serves DNS on all of the host's addresses, {address} among them")
-        } else {
-            format!("DNS cannot be served on {address}: {e}")
+    let server = match Server::start(address, zone, upstreams) {
+        Ok(server) => server,
+        Err(e) if e.kind() == ErrorKind::AddrInUse => {
+            let look = move || {
+                let on = |protocol| sockets::holder(protocol, address.into());
+                on(Protocol::Udp).or_else(|| on(Protocol::Tcp))
+            };
+            let holder = tokio::task::spawn_blocking(look).await.ok().flatten();
+            let holder = holder.map_or_else(
+                || "another program".to_owned(),
+                |holder| format!("{} (process {})", holder.name, holder.pid),
+            );
+            return Err(format!("{holder} serves DNS on {address} or on all of the host's addresses"));
         }
-    })?;
+        Err(e) => return Err(format!("DNS cannot be served on {address}: {e}")),
+    };
     let host = HostNames::start(bridge.index, subnet);
     Ok(Running { bridge, server, host })
 }

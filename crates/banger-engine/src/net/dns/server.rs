@@ -59,7 +59,7 @@ pub(crate) struct Count {
 pub(crate) struct Server {
     address: SocketAddr,
     shared: Arc<Shared>,
-    _tasks: JoinSet<()>,
+    tasks: JoinSet<()>,
 }
 
 #[derive(Debug)]
@@ -118,8 +118,13 @@ impl Server {
         Ok(Self {
             address,
             shared,
-            _tasks: tasks,
+            tasks,
         })
+    }
+
+    /// Ends it. Its address is free afterwards, but for queries that are being forwarded, which end a moment later.
+    pub(crate) async fn stop(mut self) {
+        self.tasks.shutdown().await;
     }
 
     /// Where it serves.

@@ -5,7 +5,7 @@ use banger_vmm::MachineSpec;
 
 use super::{Capability, Start};
 use crate::doctor::Check;
-use crate::error::Error;
+use crate::error::{Error, Kind};
 use crate::ports::{self, Publication};
 
 pub(crate) struct Publish;
@@ -41,12 +41,13 @@ impl Capability for Publish {
                 Ok(_) => Check::fine(self.name(), "port", shown),
                 Err(e) => {
                     let report = e.report();
-                    Check::failure(
-                        self.name(),
-                        "port",
-                        report.message,
-                        report.hint.unwrap_or_default(),
-                    )
+                    let fix = if report.kind == Kind::InUse {
+                        let back = format!("banger vm unpublish {} {publication}", start.row.name);
+                        format!("end what has it, or take the port back: {back}")
+                    } else {
+                        report.hint.unwrap_or_default()
+                    };
+                    Check::failure(self.name(), "port", report.message, fix)
                 }
             });
         }

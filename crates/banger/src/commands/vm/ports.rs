@@ -99,7 +99,7 @@ fn render(ports: &VmPorts, now: Timestamp) -> String {
             Some(pid) => format!("{process} ({pid})"),
             None => process.clone(),
         });
-        let published: Vec<String> = port.published.iter().map(place).collect();
+        let published: Vec<String> = port.published.iter().map(place_as_it_stands).collect();
         [
             protocol(port.protocol).to_owned(),
             address.unwrap_or_else(|| format!("nothing at {}", port.port)),
@@ -153,6 +153,14 @@ fn place(published: &Publication) -> String {
     match published.protocol {
         Protocol::Tcp => host,
         Protocol::Udp => format!("{host}/udp"),
+    }
+}
+
+/// With what keeps it from being reached.
+fn place_as_it_stands(published: &Publication) -> String {
+    match &published.problem {
+        Some(problem) => format!("{} ({problem})", place(published)),
+        None => place(published),
     }
 }
 
