@@ -97,7 +97,7 @@ impl Card {
 fn await_forwarding(tap: &str) {
     const FORWARDING: &str = "3";
     let state = format!("/sys/class/net/{tap}/brport/state");
-    let end = Instant::now() + Duration::from_secs(10);
+    let end = Instant::now() + Duration::from_secs(60);
     while let Ok(now) = std::fs::read_to_string(&state) {
         if now.trim() == FORWARDING {
             return;

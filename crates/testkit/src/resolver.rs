@@ -23,7 +23,7 @@ const BUS_CONFIGURATION: &str = r#"<!DOCTYPE busconfig PUBLIC "-//freedesktop//D
 <allow receive_type="signal"/></policy></busconfig>"#;
 
 /// How long a program has until it serves.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The two programs, which end with this.
 #[derive(Debug)]

@@ -8,7 +8,7 @@ use e2e::{Daemon, Guest, Settings, Testbed};
 use crate::world::{World, objects, wait_taps};
 
 /// A daemon ends, or comes up, within this.
-const DEATH: Duration = Duration::from_secs(20);
+const DEATH: Duration = Duration::from_secs(60);
 const NETWORK: &str = "[network]\nmode = \"bridge\"\npool = 2\n";
 
 fn daemon(bed: &Testbed) -> Daemon {

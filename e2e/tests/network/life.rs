@@ -101,7 +101,7 @@ fn two_guests_on_a_bridge() {
         daemon.banger(["vm", "rm", "--force", "a", "b"]).ok();
     }
     wait_taps(2);
-    let gone = e2e::wait_for(std::time::Duration::from_secs(5), || {
+    let gone = e2e::wait_for(std::time::Duration::from_secs(60), || {
         (!objects().contains(&"ip_forward".to_owned())).then_some(())
     });
     assert!(gone.is_some(), "{:?}", objects());

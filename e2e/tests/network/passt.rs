@@ -13,7 +13,7 @@ use crate::world::{HOST, INTERNET, LAN, PORT, World, sh};
 /// For what an emulated guest does on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// A daemon's death, or its coming up.
-const DEATH: Duration = Duration::from_secs(20);
+const DEATH: Duration = Duration::from_secs(60);
 /// The gateway of the user-mode network; with QEMU's own it is the host's loopback.
 const GATEWAY: &str = "10.0.2.2";
 

@@ -145,7 +145,7 @@ async fn carry_both(
     stream.set_nodelay(true).map_err(CarryError::Host)?;
     keep_alive(stream).map_err(CarryError::Host)?;
     let (reader, writer) = stream.split();
-    let mut sending = pin!(into_guest(reader, input));
+    let mut sending = pin!(into_guest(&reader, input));
     let mut sent = None;
     {
         let mut receiving = pin!(out_of_guest(writer, &mut output));
@@ -154,6 +154,8 @@ async fn carry_both(
                 // Neither is dropped when the other is first.
                 ended = &mut sending, if sent.is_none() => sent = Some(ended?),
                 ended = &mut receiving => break ended?,
+                // A client that resets after its end, while the guest is silent: nobody reads there any more.
+                error = broken(&reader), if sent.is_some() => return Err(CarryError::Host(error)),
             }
         }
     }
@@ -188,7 +190,7 @@ fn keep_alive(stream: &TcpStream) -> io::Result<()> {
     Ok(set_socket_keepalive(stream, true)?)
 }
 
-async fn into_guest(reader: ReadHalf<'_>, input: ForwardInput) -> Result<Sent, CarryError> {
+async fn into_guest(reader: &ReadHalf<'_>, input: ForwardInput) -> Result<Sent, CarryError> {
     let mut buffer = BytesMut::new();
     loop {
         reader.readable().await.map_err(CarryError::Host)?;
@@ -197,17 +199,20 @@ async fn into_guest(reader: ReadHalf<'_>, input: ForwardInput) -> Result<Sent, C
         }
         match reader.try_read_buf(&mut (&mut buffer).limit(CHUNK)) {
             Ok(0) => {
-                return Ok(match input.finish().await {
-                    Ok(()) => Sent::All,
-                    Err(ForwardClosed) => Sent::Part,
-                });
+                return tokio::select! {
+                    finished = input.finish() => Ok(match finished {
+                        Ok(()) => Sent::All,
+                        Err(ForwardClosed) => Sent::Part,
+                    }),
+                    error = broken(reader) => Err(CarryError::Host(error)),
+                };
             }
             Ok(_length) => tokio::select! {
                 sent = input.send(buffer.split().freeze()) => if let Err(ForwardClosed) = sent {
                     return Ok(Sent::Part);
                 },
                 // A client that resets while the guest does not read: what is dropped half-sent nobody waits for.
-                error = broken(&reader) => return Err(CarryError::Host(error)),
+                error = broken(reader) => return Err(CarryError::Host(error)),
             },
             // An idle connection has no buffer.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => buffer = BytesMut::new(),

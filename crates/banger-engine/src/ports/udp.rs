@@ -16,7 +16,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use banger_agent_api::{AgentClient, AgentError, MAX_DATAGRAM, Transport};
+use banger_agent_api::{AgentClient, AgentError, ForwardClosed, ForwardInput, MAX_DATAGRAM, Transport};
 use bytes::Bytes;
 use tokio::net::UdpSocket;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -69,7 +69,8 @@ struct Entry {
     number: u64,
     way_in: mpsc::Sender<Queued>,
     used: Instant,
-    task: AbortHandle,
+    /// Absent while it is being spawned, without the lock.
+    task: Option<AbortHandle>,
 }
 
 impl Default for Flows {
@@ -91,17 +92,17 @@ struct Slot {
 impl Drop for Slot {
     fn drop(&mut self) {
         let mut table = self.flows.table();
-        if table.of(self).is_some() {
+        if table.of(self.ends, self.number).is_some() {
             table.flows.remove(&self.ends);
         }
     }
 }
 
 impl Table {
-    fn of(&mut self, slot: &Slot) -> Option<&mut Entry> {
+    fn of(&mut self, ends: Ends, number: u64) -> Option<&mut Entry> {
         self.flows
-            .get_mut(&slot.ends)
-            .filter(|entry| entry.number == slot.number)
+            .get_mut(&ends)
+            .filter(|entry| entry.number == number)
     }
 
     /// Makes room for one more, where there is none, and says whether there is now.
@@ -113,8 +114,8 @@ impl Table {
         let Some((&ends, _)) = longest.filter(|(_, entry)| now.duration_since(entry.used) >= SPARED) else {
             return false;
         };
-        if let Some(entry) = self.flows.remove(&ends) {
-            entry.task.abort();
+        if let Some(task) = self.flows.remove(&ends).and_then(|entry| entry.task) {
+            task.abort();
         }
         true
     }
@@ -147,9 +148,10 @@ impl Flows {
             .get_mut(&ends)
             .filter(|entry| !entry.way_in.is_closed())
         {
-            entry.used = now;
-            // A full queue loses it.
-            let _lost = entry.way_in.try_send(queued);
+            // A full queue loses it, which is no use of the flow: who sends to a guest that takes nothing keeps no place.
+            if entry.way_in.try_send(queued).is_ok() {
+                entry.used = now;
+            }
             return;
         }
         table.flows.remove(&ends);
@@ -161,20 +163,26 @@ impl Flows {
         let (way_in, waiting) = mpsc::channel(QUEUE);
         // The queue is empty.
         let _sent = way_in.try_send(queued);
+        let entry = Entry {
+            number,
+            way_in,
+            used: now,
+            task: None,
+        };
+        table.flows.insert(ends, entry);
+        drop(table);
         let slot = Slot {
             flows: self.clone(),
             ends,
             number,
         };
-        // Under the lock, so that a task that ends at once finds its entry.
+        // Without the lock, which the slot's end takes: a runtime that is closing drops a task within its spawn.
         let task = begin(slot, waiting);
-        let entry = Entry {
-            number,
-            way_in,
-            used: now,
-            task,
-        };
-        table.flows.insert(ends, entry);
+        match self.table().of(ends, number) {
+            Some(entry) => entry.task = Some(task),
+            // It has ended, or has had to make room.
+            None => task.abort(),
+        }
     }
 }
 
@@ -235,15 +243,24 @@ impl Flow {
         };
         let (_, from) = self.slot.ends;
         let mut idle = Instant::now() + IDLE;
+        // Waits for the guest to read, which it may never do: only what it takes keeps the flow.
+        let mut next = None;
         loop {
             tokio::select! {
                 // All are cancel-safe: what is taken, here or from the guest, is what the arm that wins has.
-                datagram = waiting.recv() => match datagram {
-                    Some((datagram, _share)) => if input.datagram(datagram).await.is_err() {
+                queued = waiting.recv(), if next.is_none() => {
+                    if queued.is_none() {
                         return Ok(());
-                    },
-                    None => return Ok(()),
-                },
+                    }
+                    next = queued;
+                    continue;
+                }
+                handed = hand_on(&input, next.as_ref()) => {
+                    if handed.is_err() {
+                        return Ok(());
+                    }
+                    next = None;
+                }
                 answer = output.next() => match answer? {
                     Some(answer) => {
                         self.answered();
@@ -252,10 +269,8 @@ impl Flow {
                     }
                     None => return Ok(()),
                 },
-                () = tokio::time::sleep_until(idle) => {
-                    let _ended_before = input.finish().await;
-                    return Ok(());
-                }
+                // Letting go of the call is the flow's end in the guest too, also for one that does not read.
+                () = tokio::time::sleep_until(idle) => return Ok(()),
             }
             idle = Instant::now() + IDLE;
         }
@@ -263,15 +278,31 @@ impl Flow {
 
     /// An answer counts as use.
     fn answered(&self) {
-        if let Some(entry) = self.slot.flows.table().of(&self.slot) {
+        if let Some(entry) = self.slot.flows.table().of(self.slot.ends, self.slot.number) {
             entry.used = Instant::now();
         }
     }
 }
 
+/// Hands a datagram to the guest; never, where there is none. Cancel-safe: it is handed on when this returns, or not at all.
+async fn hand_on(input: &ForwardInput, next: Option<&Queued>) -> Result<(), ForwardClosed> {
+    match next {
+        Some((datagram, _share)) => input.datagram(datagram.clone()).await,
+        None => std::future::pending().await,
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+    use std::sync::mpsc::channel;
+
+    use banger_agent_api::proto::forward_output::Output;
+    use banger_agent_api::proto::{ForwardConnected, ForwardOutput};
+    use futures_util::FutureExt as _;
+
     use super::*;
+    use crate::older_agent::{Forward, guest_with};
 
     fn ends(port: u16) -> Ends {
         let at = |port| SocketAddr::from(([127, 0, 0, 1], port));
@@ -298,7 +329,7 @@ mod tests {
         tokio::time::advance(SPARED).await;
         // Known to be in use again, by a datagram or by an answer.
         assert!(pass(&flows, 1).is_none());
-        flows.table().of(&all[1].0).expect("there").used = Instant::now();
+        flows.table().of(ends(2), all[1].0.number).expect("there").used = Instant::now();
         let new = pass(&flows, 97).expect("room");
         assert_eq!(flows.table().flows.len(), MAX_FLOWS);
         assert!(flows.table().flows.contains_key(&ends(1)) && flows.table().flows.contains_key(&ends(2)));
@@ -310,7 +341,7 @@ mod tests {
         // Its queue has ended, its end removes nobody, and the others go on.
         let at = all
             .iter()
-            .position(|(slot, _)| flows.table().of(slot).is_none())
+            .position(|(slot, _)| flows.table().of(slot.ends, slot.number).is_none())
             .expect("one");
         let (slot, mut waiting) = all.swap_remove(at);
         assert!(waiting.recv().await.is_some() && waiting.recv().await.is_none());
@@ -320,6 +351,80 @@ mod tests {
         assert_eq!(flows.table().flows.len(), MAX_FLOWS - 1);
         drop(all);
         assert_eq!(flows.table().flows.len(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_lost_keeps_no_flow() {
+        let flows = Arc::new(Flows::default());
+        let _all: Vec<_> = (1..=96).map(|port| pass(&flows, port).expect("room")).collect();
+        for _ in 0..QUEUE {
+            assert!(pass(&flows, 1).is_none());
+        }
+        tokio::time::advance(SPARED).await;
+        // Of a full queue, and of those with room.
+        for port in 1..=96 {
+            assert!(pass(&flows, port).is_none());
+        }
+        let _new = pass(&flows, 97).expect("room");
+        assert!(!flows.table().flows.contains_key(&ends(1)));
+    }
+
+    /// As when the daemon ends: its spawn drops the task, and the flow's place with it.
+    #[test]
+    fn a_flow_that_ends_as_it_begins() {
+        let (done, end) = channel();
+        // Apart, so that a lock that is held fails the test.
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().build();
+            let closed = runtime.expect("a runtime").handle().clone();
+            let flows = Arc::new(Flows::default());
+            flows.pass(ends(1), b"question", |slot, waiting| {
+                let task = closed.spawn(async move {
+                    let _kept = (slot, waiting);
+                    std::future::pending::<()>().await;
+                });
+                task.abort_handle()
+            });
+            let left = flows.table().flows.len();
+            let _failed_before = done.send((left, flows.queued.available_permits()));
+        });
+        let left = end.recv_timeout(Duration::from_secs(60)).expect("an end");
+        assert_eq!(left, (0, QUEUED_BYTES));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_guest_that_does_not_read_holds_no_flow_without_end() {
+        let never: Forward = |inputs, answers| {
+            async move {
+                let output = Some(Output::Connected(ForwardConnected {}));
+                let _gone = answers.send(Ok(ForwardOutput { output })).await;
+                answers.closed().await;
+                drop(inputs);
+            }
+            .boxed()
+        };
+        let (_directory, agent) = guest_with(Some(never));
+        let flows = Arc::new(Flows::default());
+        let (slot, waiting) = pass(&flows, 1).expect("room");
+        let flow = Flow {
+            agent,
+            socket: Arc::new(UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a socket")),
+            port: 80,
+            slot,
+        };
+        // It goes on sending.
+        let large = vec![0; MAX_DATAGRAM];
+        let sending = async {
+            loop {
+                flows.pass(ends(1), &large, |_, _| unreachable!("there is a flow"));
+                tokio::time::sleep(SPARED).await;
+            }
+        };
+        let ended = tokio::select! {
+            ended = tokio::time::timeout(10 * IDLE, flow.carry(waiting)) => ended,
+            () = sending => unreachable!("it goes on"),
+        };
+        ended.expect("an end").expect("in order");
     }
 
     #[tokio::test]

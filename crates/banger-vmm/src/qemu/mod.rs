@@ -5,8 +5,7 @@
 //!                                    `--socket pair--> passt, for a user-mode network, where it works
 //! ```
 //!
-//! No between them is waited for in the dark. `vhost-device-vsock` takes no descriptor, so its
-//! socket is connected to as soon as it listens, and that connection is what QEMU inherits. QEMU does take descriptors,
+//! Nobody is waited for in the dark. `vhost-device-vsock` takes no descriptor, so its socket is connected to as soon as it listens, and that connection is what QEMU inherits. QEMU does take descriptors,
 //! so its control socket is made here, listens before QEMU is started, and stays usable for whichever daemon comes next.
 //!
 //! Machine type and processor were measured (emulated, Debian's 6.1 cloud kernel, start of QEMU to init, medians on two

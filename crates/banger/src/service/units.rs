@@ -9,6 +9,8 @@
 //! - No `MemoryDenyWriteExecute=`: QEMU's emulation makes code. No `RestrictSUIDSGID=`, `RestrictNamespaces=`: making an
 //!   image unpacks a whole system.
 //! - No `NoNewPrivileges=` for a user: without root, mmdebstrap needs newuidmap, which is setuid.
+//! - The first rules after a boot wait for the kernel's modules, minutes on a slow host that is busy booting: so long for a
+//!   start and a stop.
 //! - No limit on starts: whatever keeps the daemon from starting may be mended meanwhile.
 
 use std::path::{Path, PathBuf};
@@ -46,7 +48,8 @@ pub(crate) fn daemon(scope: Scope, program: &Path, state: Option<&Path>) -> Stri
          ExecStart={program} run\n\
          Restart=on-failure\n\
          RestartSec=1\n\
-         TimeoutStopSec=60\n\
+         TimeoutStartSec=300\n\
+         TimeoutStopSec=180\n\
          # Machines outlive the daemon.\n\
          KillMode=process\n\
          OOMPolicy=continue\n\
