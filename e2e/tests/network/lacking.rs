@@ -7,7 +7,8 @@ use e2e::{Daemon, Guest, Settings, Testbed, wait_for};
 use rustix::thread::{CapabilitySet, remove_capability_from_bounding_set};
 
 use crate::world::{
-    CONFIG, GATEWAY, HOST, INTERNET, World, ask, checks, hide, objects, pings, sh, status, wait_taps,
+    CONFIG, GATEWAY, HOST, INTERNET, World, answer, ask, checks, hide, objects, reaches, sh, status,
+    wait_taps,
 };
 
 const SMALL: [&str; 4] = ["--memory", "256M", "--vcpus", "1"];
@@ -96,16 +97,16 @@ fn a_host_without_nft() {
     // Nobody has to tell the daemon that it is there now.
     install();
     let after = Guest::start(&daemon, "after", "busybox");
-    assert!(pings(&after, GATEWAY));
-    assert_eq!(ask(&after, INTERNET).as_deref(), Some(HOST));
+    reaches(&after, GATEWAY);
+    assert_eq!(answer(&after, INTERNET), HOST);
     assert_eq!(before.sh("ip -o -4 addr show eth0 | grep -c 10.0.2.15"), "1");
 
     // Removed while machines use it: the rules in force stay in force, what would need others says that it does not.
     uninstall();
     let said = after.banger("set").args(["--no-nat"]).run();
     assert!(said.err().contains("nft"), "{said}");
-    assert!(pings(&after, GATEWAY));
-    assert_eq!(ask(&after, INTERNET).as_deref(), Some(HOST));
+    reaches(&after, GATEWAY);
+    assert_eq!(answer(&after, INTERNET), HOST);
     assert!(
         status(&daemon)["problem"]
             .as_str()
@@ -141,7 +142,7 @@ fn a_host_without_taps() {
         // Looked at again by whoever wants a start.
         let guest = Guest::create_with(&daemon, "x", "busybox", &SMALL);
         guest.banger("start").ok();
-        assert!(pings(&guest, GATEWAY));
+        reaches(&guest, GATEWAY);
         guest.banger("rm").args(["--force"]).ok();
         daemon.finish();
         assert_eq!(objects(), [""; 0]);
@@ -177,8 +178,8 @@ fn machines_that_run_on_addresses_of_before() {
     {
         let (old, new) = (Guest::of(&daemon, "old"), Guest::start(&daemon, "new", "busybox"));
         assert_eq!(new.show()["address"], "10.77.0.2");
-        assert!(pings(&new, "10.77.0.1"));
-        assert_eq!(ask(&new, INTERNET).as_deref(), Some(HOST));
+        reaches(&new, "10.77.0.1");
+        assert_eq!(answer(&new, INTERNET), HOST);
         // The old one runs, and can be used; where its network went is said.
         assert_eq!(
             (old.state().as_str(), old.sh("cat /etc/kept").as_str()),
@@ -202,7 +203,7 @@ fn machines_that_run_on_addresses_of_before() {
     let old = Guest::of(&daemon, "old");
     old.banger("start").ok();
     assert_eq!(old.show()["address"], "10.209.0.2");
-    assert_eq!(ask(&old, INTERNET).as_deref(), Some(HOST));
+    assert_eq!(answer(&old, INTERNET), HOST);
     assert_eq!(old.sh("cat /etc/kept"), "kept");
     old.banger("rm").args(["--force"]).ok();
     wait_taps(2);

@@ -5,7 +5,8 @@ use std::io::Write as _;
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use e2e::{Banger, Daemon, Guest, Settings, Testbed, wait_for};
 use rustix::mount::{MountPropagationFlags, mount_bind, mount_change};
@@ -25,6 +26,14 @@ pub(crate) const GATEWAY: &str = "10.209.0.1";
 
 /// The configuration of a daemon with a bridge.
 pub(crate) const CONFIG: &str = "[vmm]\nchoice = \"qemu\"\n[network]\nmode = \"bridge\"\npool = 2\n";
+
+/// A test that waits as long for what shall be has failed.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// How long a guest waits for an answer, in seconds. Doubled when one that is due has not come within it: an emulated
+/// guest may be slow, and what is then seen to be closed has had the time in which what is open answers.
+static WAIT: AtomicU64 = AtomicU64::new(2);
+const LONGEST_WAIT: u64 = 32;
 
 /// Both namespaces, which end with this.
 #[derive(Debug)]
@@ -60,7 +69,7 @@ impl World {
             .expect("run unshare");
         let world = Self { router };
         let ours = std::fs::read_link("/proc/thread-self/ns/net").expect("look at a namespace");
-        let apart = wait_for(Duration::from_secs(10), || {
+        let apart = wait_for(DEADLINE, || {
             let its = std::fs::read_link(world.router_namespace()).ok()?;
             (its != ours).then_some(())
         });
@@ -141,19 +150,65 @@ fn serve(namespace: Option<String>) {
     wait.recv().expect("a server");
 }
 
-/// What the service at an address says to a guest; `None` where it is not reached.
+/// Waits for what is due in a guest or on the host; what it gives.
+#[track_caller]
+pub(crate) fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let found = wait_for(DEADLINE, || {
+        let (began, wait) = (Instant::now(), WAIT.load(Ordering::Relaxed));
+        let found = look();
+        if found.is_none() && began.elapsed() >= Duration::from_secs(wait) {
+            WAIT.store((2 * wait).min(LONGEST_WAIT), Ordering::Relaxed);
+        }
+        found
+    });
+    found.unwrap_or_else(|| panic!("never: {what}"))
+}
+
+/// What the service at an address says to a guest, which is to reach it.
+#[track_caller]
+pub(crate) fn answer(guest: &Guest<'_>, address: &str) -> String {
+    eventually(&format!("an answer of {address}"), || ask(guest, address))
+}
+
+/// The same, asked once; `None` where it is not reached. Tells that something is closed after an [`answer`] from elsewhere
+/// or from before.
 pub(crate) fn ask(guest: &Guest<'_>, address: &str) -> Option<String> {
-    let script = format!("nc -w 2 {address} {PORT} </dev/null 2>/dev/null || true");
+    let wait = WAIT.load(Ordering::Relaxed);
+    let script = format!("nc -w {wait} {address} {PORT} </dev/null 2>/dev/null || true");
     let said = guest.sh(&script);
     said.strip_prefix("hello ").map(ToOwned::to_owned)
 }
 
+/// A guest is to get an answer to its pings.
+#[track_caller]
+pub(crate) fn reaches(guest: &Guest<'_>, address: &str) {
+    eventually(&format!("a ping of {address}"), || {
+        pings(guest, address).then_some(())
+    });
+}
+
 /// Whether a guest gets an answer to one of three pings: the first may be spent on a neighbour that was sought in vain
-/// a moment ago.
+/// a moment ago. Tells that something is closed after it [`reaches`] something else, or this before.
 pub(crate) fn pings(guest: &Guest<'_>, address: &str) -> bool {
+    let wait = WAIT.load(Ordering::Relaxed);
     guest.sh(&format!(
-        "ping -c 3 -W 2 {address} >/dev/null 2>&1 && echo yes || echo no"
+        "ping -c 3 -W {wait} {address} >/dev/null 2>&1 && echo yes || echo no"
     )) == "yes"
+}
+
+/// The host is to get an answer to its pings.
+#[track_caller]
+pub(crate) fn host_reaches(address: &str) {
+    let ping = || Banger::new("busybox").args(["ping", "-c", "1", "-W", "5", address]);
+    eventually(&format!("a ping of {address} from the host"), || {
+        (ping().run().code() == 0).then_some(())
+    });
+}
+
+/// Whether the bridge tells a guest that address of a name.
+pub(crate) fn resolves(guest: &Guest<'_>, name: &str, address: &str) -> bool {
+    let said = guest.sh(&format!("nslookup {name} {GATEWAY} 2>&1 || true"));
+    said.contains(address)
 }
 
 /// Interfaces, rules and settings of Banger's that the host has.
@@ -174,7 +229,7 @@ pub(crate) fn objects() -> Vec<String> {
 #[track_caller]
 pub(crate) fn wait_taps(count: usize) {
     let taps = || objects().iter().filter(|name| name.starts_with("bgr0t")).count();
-    let there = wait_for(Duration::from_secs(30), || (taps() == count).then_some(()));
+    let there = wait_for(DEADLINE, || (taps() == count).then_some(()));
     assert!(there.is_some(), "{count} taps were to be: {:?}", objects());
 }
 
