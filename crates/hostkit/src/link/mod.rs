@@ -308,15 +308,12 @@ impl Links {
     }
 
     /// Makes a link a port of a bridge, isolated or not, without an IPv6 address of its own making, and without frames that
-    /// the bridge treats specially. It becomes a port
-    /// first and isolated then: bring it up afterwards.
+    /// the bridge treats specially. It becomes a port first and isolated then, so one that is up is brought down for that
+    /// long: nothing passes in between.
     pub async fn enslave(&self, index: u32, bridge: u32, isolated: bool) -> Result<(), LinkError> {
         self.run(move |socket| {
-            let link = number(index);
-            let done = no_inet6(socket, index)
-                .and_then(|()| socket.tell(change(index).number(message::link::MASTER, bridge)))
-                .and_then(|()| socket.tell(isolate(index, isolated)));
-            done.map_err(|refusal| LinkError::of("put into its bridge", link, refusal))
+            enslave(socket, index, bridge, isolated)
+                .map_err(|refusal| LinkError::of("put into its bridge", number(index), refusal))
         })
         .await
     }
@@ -532,6 +529,24 @@ fn no_inet6(socket: &mut Socket, index: u32) -> Result<(), Refusal> {
         }
         other => other,
     }
+}
+
+fn enslave(socket: &mut Socket, index: u32, bridge: u32, isolated: bool) -> Result<(), Refusal> {
+    let mut found = None;
+    let request = Request::link(kind::GET_LINK, flags::REQUEST | flags::ACK, index);
+    socket.ask(request, |message| found = found.take().or(parse_link(message)))?;
+    // One that is in the bridge already is not interrupted.
+    let interrupt = found.is_some_and(|link| link.up && link.master != Some(bridge));
+    no_inet6(socket, index)?;
+    if interrupt {
+        socket.tell(Request::link_up(index, false))?;
+    }
+    socket.tell(change(index).number(message::link::MASTER, bridge))?;
+    socket.tell(isolate(index, isolated))?;
+    if interrupt {
+        socket.tell(Request::link_up(index, true))?;
+    }
+    Ok(())
 }
 
 /// Of the group addresses 01:80:C2:00:00:0X that a bridge keeps to itself (IEEE 802.1D, table 7-10), those that it treats as

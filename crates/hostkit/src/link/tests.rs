@@ -139,6 +139,24 @@ fn ports_come_and_go_and_the_bridge_keeps_its_address() {
 }
 
 #[test]
+fn a_link_that_is_up_becomes_a_port_and_is_up_again() {
+    in_namespace(async |links| {
+        let bridge = links.make_bridge("bgr0", "").await.unwrap();
+        tap::make("bgr0t0", None).unwrap();
+        let index = links.get("bgr0t0").await.unwrap().unwrap().index;
+        links.set_up(index).await.unwrap();
+        for isolated in [true, false] {
+            links.enslave(index, bridge, isolated).await.unwrap();
+            let port = links.get("bgr0t0").await.unwrap().unwrap();
+            assert_eq!(
+                (port.master, port.isolated, port.up),
+                (Some(bridge), isolated, true)
+            );
+        }
+    });
+}
+
+#[test]
 fn what_is_not_there_or_not_possible_is_said() {
     in_namespace(async |links| {
         let gone = links.set_up(4711).await.unwrap_err();

@@ -61,6 +61,12 @@ impl Watch {
         })
     }
 
+    /// Whether [`Self::changed`] would return at once.
+    pub fn has_changed(&mut self) -> Result<bool, NftError> {
+        self.hear_waiting()?;
+        Ok(self.seen.count > 0)
+    }
+
     /// Waits for a transaction that has made, changed or removed one of the tables or something in it; several are one
     /// change. What packets add to sets by themselves is none. Dropping it loses nothing.
     pub async fn changed(&mut self) -> Result<(), NftError> {
@@ -121,8 +127,7 @@ mod tests {
             let mut watch = Watch::open("banger").unwrap();
             let quiet = |watch: &mut Watch| {
                 // What was told is there to be heard: nothing is waited for.
-                watch.hear_waiting().unwrap();
-                assert_eq!(watch.seen.count, 0);
+                assert!(!watch.has_changed().unwrap());
             };
             nft.apply(RULES).await.unwrap();
             watch.was_mine().unwrap();
@@ -153,6 +158,7 @@ mod tests {
                 nft.apply(RULES).await.unwrap();
             }
             watch.was_mine().unwrap();
+            assert!(watch.has_changed().unwrap());
             watch.changed().await.unwrap();
             quiet(&mut watch);
         });
