@@ -480,7 +480,7 @@ impl Daemon {
             self.terminate();
         }
         // The command line's own processes may be at their last instructions.
-        let left = wait_for(Duration::from_secs(5), || {
+        let left = wait_for(Duration::from_secs(60), || {
             self.processes().is_empty().then_some(())
         });
         assert!(left.is_some(), "left running: {:#?}", self.processes());

@@ -12,8 +12,8 @@ use crate::daemon::Daemon;
 use crate::wait_for;
 use crate::wire::Wire;
 
-/// Taking up what was left may outlast the daemon's first word; not by much.
-const SETTLED: Duration = Duration::from_secs(15);
+/// Taking up what was left may outlast the daemon's first word; whoever waits as long for it has failed.
+const SETTLED: Duration = Duration::from_secs(60);
 
 /// What a machine's directory may hold besides its one system disk.
 const FILES: [&str; 5] = [

@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 /// A guest's boot on a busy machine, and more.
 const STEP: Duration = Duration::from_secs(120);
 /// From a scenario's end to the daemon's.
-const DEATH: Duration = Duration::from_secs(10);
+const DEATH: Duration = Duration::from_secs(60);
 /// The machine of all scenarios.
 const VM: &str = "mortal";
 

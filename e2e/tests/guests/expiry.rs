@@ -26,7 +26,7 @@ fn a_machine_goes_when_its_time_has_come_whatever_it_does() {
     ];
     let guest = Guest::start_with(&daemon, "runs", "busybox", &options);
     Guest::create_with(&daemon, "rests", "busybox", &["--ttl", "1s"]);
-    let gone = wait_for(Duration::from_secs(20), || {
+    let gone = wait_for(Duration::from_secs(60), || {
         is_gone(&daemon, "rests").then_some(())
     });
     assert!(gone.is_some(), "{}", daemon.log());

@@ -65,7 +65,7 @@ fn a_vmm_killed_while_starting() {
             .banger(["run", "busybox", "--name", "short"])
             .args(SMALL)
             .spawn();
-        let process = wait_for(Duration::from_secs(20), || {
+        let process = wait_for(Duration::from_secs(60), || {
             daemon.machine_processes().into_iter().find(|p| {
                 p.command
                     .split(' ')
@@ -184,7 +184,7 @@ fn a_guest_kernel_that_panics() {
         ])
         .run();
     assert_eq!(run.code(), 125, "{run}");
-    let ended = wait_for(Duration::from_secs(20), || {
+    let ended = wait_for(Duration::from_secs(60), || {
         // Between the two it is `stopping`, while what the run left on the host is collected.
         (!["running", "stopping"].contains(&guest.state().as_str())).then(|| guest.show())
     });
@@ -213,7 +213,7 @@ fn a_guest_that_stands_still() {
         .args(SMALL)
         .spawn();
     // Once the guest's kernel is at work, and long before the agent is, its processors are stopped.
-    let at_work = wait_for(Duration::from_secs(20), || {
+    let at_work = wait_for(Duration::from_secs(60), || {
         let vmm = daemon
             .machine_processes()
             .into_iter()
@@ -291,7 +291,7 @@ fn an_ephemeral_machine_goes_when_its_restart_fails() {
             .map(|vm| vm["state"].as_str().expect("a state").to_owned())
     };
     let goes = |daemon: &Daemon| {
-        let gone = wait_for(Duration::from_secs(10), || state(daemon).is_none().then_some(()));
+        let gone = wait_for(Duration::from_secs(60), || state(daemon).is_none().then_some(()));
         assert!(gone.is_some(), "{:?}\n{}", state(daemon), daemon.log());
     };
     // Restarted, up to where its new run boots.

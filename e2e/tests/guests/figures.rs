@@ -113,7 +113,7 @@ fn health_says_what_is_wrong_and_a_hung_machine_costs_nobody_else() {
         &["--memory", "256M", "--vcpus", "1", "--disk", "64M"],
     );
     // The kernel brings a link up a moment after it was told to.
-    e2e::wait_for(std::time::Duration::from_secs(20), || {
+    e2e::wait_for(std::time::Duration::from_secs(60), || {
         health(&daemon, "hung").1.then_some(())
     });
     let (state, well) = health(&daemon, "hung");

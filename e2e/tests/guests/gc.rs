@@ -194,7 +194,7 @@ fn a_daemon_starts_over_what_an_orphan_holds() {
 
 /// What the start of the daemon leaves for `gc`: archives, which take reading every kernel's modules to judge.
 fn truth_but_for_archives(daemon: &Daemon) {
-    let settled = wait_for(Duration::from_secs(10), || {
+    let settled = wait_for(Duration::from_secs(60), || {
         let left = garbage(daemon, true);
         left.iter()
             .all(|piece| piece["kind"] == "initramfs")

@@ -82,7 +82,7 @@ fn exec_interrupted() {
     let daemon = Daemon::start(&bed, Settings::prepared());
     let guest = Guest::start(&daemon, "long", "busybox");
     let gone = |what: &str| {
-        let gone = wait_for(Duration::from_secs(20), || {
+        let gone = wait_for(Duration::from_secs(60), || {
             (guest.sh("ps | grep -c '[s]leep 1234' || true") == "0").then_some(())
         });
         assert!(gone.is_some(), "{what}: {}", guest.sh("ps"));
@@ -120,7 +120,7 @@ fn a_killed_client_cancels_nothing() {
     let daemon = Daemon::start(&bed, Settings::prepared());
     let guest = Guest::create_with(&daemon, "goes-on", "busybox", &SMALL);
     let start = guest.banger("start").spawn();
-    wait_for(Duration::from_secs(20), || {
+    wait_for(Duration::from_secs(60), || {
         (guest.state() == "starting").then_some(())
     })
     .expect("a start");

@@ -137,7 +137,7 @@ fn a_machine_outlives_its_daemon() {
     daemon.kill();
     e2e::processes::kill(&vmm);
     daemon.launch();
-    let shown = wait_for(Duration::from_secs(10), || {
+    let shown = wait_for(Duration::from_secs(60), || {
         let shown = daemon
             .banger(["vm", "show", "goes-on", "--output", "json"])
             .json();
@@ -177,7 +177,7 @@ fn a_daemon_killed_during_a_start_leaves_nothing_unknown() {
             assert_eq!(shown["state"], "running", "after {milliseconds} ms: {shown:#}");
         }
         daemon.banger(["vm", "kill", "half"]).ok();
-        let gone = wait_for(Duration::from_secs(10), || {
+        let gone = wait_for(Duration::from_secs(60), || {
             daemon.machine_processes().is_empty().then_some(())
         });
         assert!(
@@ -253,7 +253,7 @@ fn the_command_line_starts_the_daemon() {
 
     let pid = rustix::process::Pid::from_raw(pid).expect("a pid");
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("end the daemon");
-    let gone = wait_for(Duration::from_secs(10), || {
+    let gone = wait_for(Duration::from_secs(60), || {
         (!daemon.socket().exists()).then_some(())
     });
     assert!(gone.is_some(), "the daemon leaves its socket");
@@ -277,13 +277,13 @@ fn many_starts_at_once_do_one_start() {
         daemons
     };
     // Those that came second may be at their last instructions.
-    wait_for(Duration::from_secs(10), || (running().len() == 1).then_some(()));
+    wait_for(Duration::from_secs(60), || (running().len() == 1).then_some(()));
     let daemons = running();
     assert_eq!(daemons.len(), 1, "{daemons:?}");
     assert_eq!(u64::try_from(daemons[0].pid).ok(), status["pid"].as_u64());
     e2e::processes::kill(&daemons);
     // A killed process counts as ended when its first thread has; its socket goes with the last one.
-    let gone = wait_for(Duration::from_secs(5), || {
+    let gone = wait_for(Duration::from_secs(60), || {
         let refused = std::os::unix::net::UnixStream::connect(daemon.socket()).is_err();
         (daemon.machine_processes().is_empty() && refused).then_some(())
     });
@@ -291,12 +291,12 @@ fn many_starts_at_once_do_one_start() {
     // It was killed, not ended: its socket stays, and the next daemon takes it over.
     daemon.banger(["ls"]).env_remove("BANGER_NO_AUTOSTART").ok();
     // Those that came second may be at their last instructions.
-    wait_for(Duration::from_secs(10), || (running().len() == 1).then_some(()));
+    wait_for(Duration::from_secs(60), || (running().len() == 1).then_some(()));
     let daemons = running();
     assert_eq!(daemons.len(), 1, "{daemons:?}");
     let pid = rustix::process::Pid::from_raw(daemons[0].pid).expect("a pid");
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("end the daemon");
-    let gone = wait_for(Duration::from_secs(10), || {
+    let gone = wait_for(Duration::from_secs(60), || {
         (!daemon.socket().exists()).then_some(())
     });
     assert!(gone.is_some(), "the daemon leaves its socket");
@@ -318,11 +318,13 @@ fn unfinished_work_goes_with_those_who_are_at_it() {
     let mut worker = std::process::Command::new("sh");
     worker.args(["-c", busy]).env("TMPDIR", &left).process_group(0);
     let mut worker = worker.spawn().expect("run sh");
-    let at_work = wait_for(Duration::from_secs(10), || left.join("5").exists().then_some(()));
+    let at_work = wait_for(Duration::from_secs(60), || left.join("5").exists().then_some(()));
     assert!(at_work.is_some());
     daemon.launch();
     assert!(!left.exists(), "{}", daemon.log());
-    let ended = wait_for(Duration::from_secs(5), || worker.try_wait().expect("wait for sh"));
+    let ended = wait_for(Duration::from_secs(60), || {
+        worker.try_wait().expect("wait for sh")
+    });
     if ended.is_none() {
         worker.kill().expect("kill sh");
         worker.wait().expect("wait for sh");

@@ -175,7 +175,7 @@ fn interrupted_together() {
         create(&daemon, name, &[]);
     }
     let start = daemon.banger(["vm", "start", "--all"]).spawn();
-    wait_for(Duration::from_secs(20), || {
+    wait_for(Duration::from_secs(60), || {
         (in_state(&daemon, "starting").len() == 2).then_some(())
     })
     .expect("two that start");

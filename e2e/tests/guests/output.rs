@@ -167,7 +167,7 @@ fn a_closed_pipe_is_no_error_message() {
     let run = shell.run().expect(0);
     assert_eq!((run.out().as_str(), run.err().as_str()), ("y\ny", ""));
     // The command in the guest has lost its reader and is gone as well.
-    let gone = e2e::wait_for(std::time::Duration::from_secs(20), || {
+    let gone = e2e::wait_for(std::time::Duration::from_secs(60), || {
         (guest.sh("ps | grep -c '[w]hile :' || true") == "0").then_some(())
     });
     assert!(gone.is_some(), "{}", guest.sh("ps"));

@@ -66,7 +66,7 @@ fn host_port(published: &Value, guest_port: u16) -> u16 {
 
 /// Nothing listens there, within a moment.
 fn assert_closed(port: u16) {
-    let closed = wait_for(Duration::from_secs(10), || {
+    let closed = wait_for(Duration::from_secs(60), || {
         TcpStream::connect(at(port)).is_err().then_some(())
     });
     assert!(closed.is_some(), "port {port} is open still");

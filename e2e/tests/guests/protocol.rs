@@ -202,7 +202,7 @@ fn a_client_that_does_not_read_harms_nobody() {
         "{files} files before, {} after",
         processes::open_files(daemon.pid())
     );
-    let gone = wait_for(Duration::from_secs(20), || {
+    let gone = wait_for(Duration::from_secs(60), || {
         (guest.sh("ps | grep -c '[y]es' || true") == "0").then_some(())
     });
     assert!(

@@ -65,7 +65,7 @@ fn the_guest_is_set_up() {
 
     // Orphans become init's, which collects them.
     guest.sh("for i in 1 2 3 4 5; do (sleep 0 &); done; true");
-    let zombies = e2e::wait_for(std::time::Duration::from_secs(20), || {
+    let zombies = e2e::wait_for(std::time::Duration::from_secs(60), || {
         (guest.sh("cat /proc/[0-9]*/stat 2>/dev/null | grep -c ') Z ' || true") == "0").then_some(())
     });
     assert!(zombies.is_some(), "init leaves zombies: {}", guest.sh("ps"));

@@ -15,7 +15,7 @@ fn a_request_that_waits_is_cancelled_at_once() {
     let guest = Guest::create_with(&daemon, "queue", "busybox", &SMALL);
     let mut wire = Wire::connect(&daemon);
     let first = wire.call("vm.start", &json!({"vm": "queue"})).expect("begun");
-    let starting = wait_for(Duration::from_secs(5), || {
+    let starting = wait_for(Duration::from_secs(60), || {
         (guest.state() == "starting").then_some(())
     });
     assert!(starting.is_some(), "{:#}", guest.show());
@@ -60,7 +60,7 @@ fn only_the_asking_of_a_stop_is_taken_back() {
     let stop = wire
         .call("vm.stop", &json!({"vm": "asked", "timeout_seconds": 60}))
         .expect("begun");
-    let asking = wait_for(Duration::from_secs(5), || {
+    let asking = wait_for(Duration::from_secs(60), || {
         let shown = wire
             .call("op.show", &json!({"operation": stop["id"]}))
             .expect("its record");
@@ -129,7 +129,7 @@ fn an_ephemeral_machine_outlives_what_was_no_run() {
     assert_eq!(state(&daemon), "stopped");
     let mut wire = Wire::connect(&daemon);
     let start = wire.call("vm.start", &json!({"vm": "brief"})).expect("begun");
-    let booting = wait_for(Duration::from_secs(5), || {
+    let booting = wait_for(Duration::from_secs(60), || {
         (state(&daemon) == "starting").then_some(())
     });
     assert!(booting.is_some());
@@ -144,7 +144,7 @@ fn an_ephemeral_machine_outlives_what_was_no_run() {
     daemon.kill();
     e2e::processes::kill(&vmm);
     daemon.launch();
-    let gone = wait_for(Duration::from_secs(10), || {
+    let gone = wait_for(Duration::from_secs(60), || {
         (daemon.banger(["vm", "show", "brief"]).run().code() == 3).then_some(())
     });
     assert!(gone.is_some(), "{}", daemon.log());

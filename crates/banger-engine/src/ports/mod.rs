@@ -223,7 +223,9 @@ impl Ports {
             let table = self.table();
             let places = table.get(vm).map(|entry| entry.published.as_slice());
             let places = places.unwrap_or_default().iter();
-            places.map(|place| (place.publication, place.problem.clone())).collect()
+            places
+                .map(|place| (place.publication, place.problem.clone()))
+                .collect()
         };
         let mut published = Vec::with_capacity(places.len());
         for (publication, problem) in places {

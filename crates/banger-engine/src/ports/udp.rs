@@ -100,9 +100,7 @@ impl Drop for Slot {
 
 impl Table {
     fn of(&mut self, ends: Ends, number: u64) -> Option<&mut Entry> {
-        self.flows
-            .get_mut(&ends)
-            .filter(|entry| entry.number == number)
+        self.flows.get_mut(&ends).filter(|entry| entry.number == number)
     }
 
     /// Makes room for one more, where there is none, and says whether there is now.
