@@ -170,6 +170,9 @@ impl Entered {
     pub(crate) fn nothing_to_make(self) {}
 }
 
+/// The fact that says in which boot of the host the rows of its network were made.
+const NETWORK_BOOT: &str = "network_boot_id";
+
 /// The ledger.
 #[derive(Clone)]
 pub(crate) struct Ledger {
@@ -232,6 +235,39 @@ impl Ledger {
         Ok(())
     }
 
+    /// Strikes the row of one of an owner's objects, and leaves what is there: it is somebody else's.
+    pub(crate) async fn forget(&self, owner: &Owner, object: &Object) -> Result<(), Error> {
+        for row in self.rows_of(owner).await? {
+            if decode(&row).is_ok_and(|found| found == *object) {
+                let id = row.id;
+                self.store
+                    .note(move |tx| banger_store::ledger::remove(tx, id))
+                    .await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Strikes the rows of links and rules of before the host's last boot, which they did not outlive: what has such a name
+    /// now may be anybody's. Nothing on the host is touched.
+    pub(crate) async fn forget_before_boot(&self) -> Result<(), Error> {
+        let boot = crate::reconcile::boot_id()?;
+        let owner = Owner::Host.to_string();
+        let forget = move |tx: &banger_store::Transaction<'_>| {
+            if banger_store::facts::find(tx, NETWORK_BOOT)?.as_ref() == Some(&boot) {
+                return Ok(());
+            }
+            for row in banger_store::ledger::of_owner(tx, &owner)? {
+                let object = serde_json::from_str::<Object>(&row.object);
+                if let Ok(Object::Bridge { .. } | Object::Tap { .. } | Object::Table { .. }) = object {
+                    banger_store::ledger::remove(tx, row.id)?;
+                }
+            }
+            banger_store::facts::replace(tx, NETWORK_BOOT, &boot).map(drop)
+        };
+        Ok(self.store.note(forget).await?)
+    }
+
     async fn strike(&self, owner: &Owner, row: &LedgerRow) -> Result<(), Error> {
         let object = decode(row)?;
         let (kind, id) = (object.kind(owner), row.id);
@@ -254,9 +290,8 @@ impl Ledger {
     async fn remove(&self, object: &Object, owner: &Owner) -> Result<(), Error> {
         let token = owner.vm().map(crate::id::token).unwrap_or_default();
         match (object, owner) {
-            (Object::Bridge { name }, _) | (Object::Tap { name }, Owner::Host) => {
-                self.network.delete_link(name).await
-            }
+            (Object::Bridge { name }, _) => self.network.delete_link(name, Some("bridge")).await,
+            (Object::Tap { name }, Owner::Host) => self.network.delete_link(name, Some("tun")).await,
             (Object::Tap { name }, Owner::Machine(id) | Owner::Run(id)) => {
                 self.network.pool.give_back(id, name);
                 Ok(())

@@ -104,13 +104,15 @@ pub(crate) struct Network {
 }
 
 impl Network {
-    /// Decides how machines are connected, and learns from the ledger which run has which tap. Changes nothing.
+    /// Decides how machines are connected, and learns from the ledger which run has which tap. Changes nothing on the host.
     pub(crate) async fn open(
         settings: NetworkSettings,
         hands: Hands,
         ledger: Ledger,
         rows: Rows,
     ) -> Result<Arc<Self>, Error> {
+        // Before anything is taken for ours by its row.
+        ledger.forget_before_boot().await?;
         let mode = Mode::decide(&settings, &hands, &ledger, &rows).await?;
         for owner in ledger.owners().await? {
             let Owner::Run(vm) = &owner else { continue };

@@ -6,6 +6,9 @@
 //! is an obstacle, told at each start. Nor does a daemon whose machines have addresses give those up for somebody else's
 //! bridge: that, too, is an obstacle.
 
+use hostkit::exec::ExecError;
+use hostkit::nft::NftError;
+
 use super::bridge::Obstacle;
 use super::filter::{self, State};
 use super::hands::Hands;
@@ -54,7 +57,8 @@ impl Mode {
     }
 }
 
-/// Why the kernel would not take our rules: it may lack a family of tables, or a module for what is in them.
+/// Why the kernel would not take our rules: it may lack a family of tables, or a module for what is in them. What may be
+/// otherwise a moment later (no memory, no time) is no reason: it is told when they are applied.
 async fn cannot_filter(settings: &NetworkSettings, hands: &Hands) -> Option<String> {
     let rules = filter::render(&State {
         bridge: settings.bridge.clone(),
@@ -67,11 +71,29 @@ async fn cannot_filter(settings: &NetworkSettings, hands: &Hands) -> Option<Stri
         Ok(nft) => nft.check(&rules).await,
         Err(e) => return Some(chain(&e)),
     };
-    let e = checked.err()?;
+    let e = checked.err().filter(is_lasting)?;
     Some(format!(
         "a bridge's rules cannot be had on this host: {}",
         chain(&e)
     ))
+}
+
+fn is_lasting(e: &NftError) -> bool {
+    match e {
+        NftError::Missing { .. } | NftError::Permission { .. } | NftError::Lacking { .. } => true,
+        NftError::Failed { source, .. } => match source {
+            // What the kernel says of a module that it does not have, and nft of what it is too old for.
+            ExecError::Failed { stderr, .. } => stderr
+                .iter()
+                .any(|line| line.contains("No such file or directory") || line.contains("syntax error")),
+            ExecError::NotFound { .. }
+            | ExecError::Start { .. }
+            | ExecError::Io { .. }
+            | ExecError::TimedOut { .. }
+            | ExecError::TooMuchOutput { .. } => false,
+        },
+        NftError::Watch { .. } | NftError::Name { .. } => false,
+    }
 }
 
 /// The bridge of our name that is somebody else's. What the kernel does not say is found out when it is made.
@@ -121,6 +143,13 @@ mod tests {
                 );
                 std::fs::write(&lacking, script).unwrap();
                 std::fs::set_permissions(&lacking, std::fs::Permissions::from_mode(0o755)).unwrap();
+                // As on a host that is short of memory for now.
+                let short = directory.path().join("short");
+                std::fs::create_dir(&short).unwrap();
+                let script = "#!/bin/sh\necho 'Error: Could not process rule: Cannot allocate memory' >&2; exit 1\n";
+                std::fs::write(short.join("nft"), script).unwrap();
+                let executable = std::fs::Permissions::from_mode(0o755);
+                std::fs::set_permissions(short.join("nft"), executable).unwrap();
                 let mode = async |mode, path: &std::path::Path| {
                     let settings = NetworkSettings {
                         passt: crate::settings::PasstChoice::Off,
@@ -143,6 +172,8 @@ mod tests {
                 let said = why(mode(NetworkMode::Auto, directory.path()).await);
                 assert!(said.contains("kernel lacks") && said.contains("not supported"), "{said}");
                 assert_eq!(mode(NetworkMode::Bridge, directory.path()).await, Mode::Bridge);
+
+                assert_eq!(mode(NetworkMode::Auto, &short).await, Mode::Bridge);
 
                 let links = Links::connect().unwrap();
                 let index = links.make_bridge("bgr0", "banger other").await.unwrap();

@@ -39,6 +39,8 @@ struct Taps {
     returned: BTreeSet<String>,
     /// Being made or removed by the keeper.
     between: BTreeSet<String>,
+    /// Names that somebody else's links have.
+    avoided: BTreeSet<String>,
     /// Starts that wait for one.
     waiting: usize,
     /// What is said to be spare is there. What a ledger of before says is not, after the host's boot.
@@ -143,11 +145,6 @@ impl Pool {
         }
     }
 
-    /// The bridge's name.
-    pub(crate) fn bridge(&self) -> &str {
-        &self.0.bridge
-    }
-
     /// Whether a name is one that our taps have.
     pub(crate) fn is_tap(&self, name: &str) -> bool {
         let number = name
@@ -179,6 +176,7 @@ impl Pool {
         taps.ready = false;
         taps.spare.clear();
         taps.returned.clear();
+        taps.avoided.clear();
     }
 
     /// What is said to be spare is there.
@@ -195,7 +193,7 @@ impl Pool {
         }
         let used: BTreeSet<&String> = taps.used.values().collect();
         let taken = |name: &String| {
-            let nobodys = [&taps.spare, &taps.returned, &taps.between];
+            let nobodys = [&taps.spare, &taps.returned, &taps.between, &taps.avoided];
             used.contains(name) || nobodys.iter().any(|set| set.contains(name))
         };
         let name = (0..=NUMBERS)
@@ -234,6 +232,13 @@ impl Pool {
         taps.spare.insert(name.to_owned());
         drop(taps);
         self.0.filled.notify_waiters();
+    }
+
+    /// One that was to be made has the name of somebody else's link: another name is wanted.
+    pub(super) fn avoid(&self, name: &str) {
+        let mut taps = self.taps();
+        taps.between.remove(name);
+        taps.avoided.insert(name.to_owned());
     }
 
     /// One that was being made or removed, or came back, is not there.

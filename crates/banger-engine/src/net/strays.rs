@@ -44,11 +44,8 @@ impl Stray {
     /// Removes it, if it still says that it is ours; one that is gone already is fine.
     pub(crate) async fn remove(&self, hands: &Hands) -> Result<(), Error> {
         match self {
-            Self::Link { name } => hands.delete_link(name).await,
-            Self::Table { family, name } => match is_our_table(hands, *family, name).await? {
-                true => hands.remove_table(family.as_str(), name).await,
-                false => Ok(()),
-            },
+            Self::Link { name } => hands.delete_link(name, None).await,
+            Self::Table { family, name } => hands.remove_table(family.as_str(), name).await,
         }
     }
 }
@@ -80,22 +77,13 @@ pub(crate) async fn present(hands: &Hands) -> Result<Present, Error> {
                 .into_iter()
                 .find(|family| family.as_str() == table.family);
             if let Some(family) = family.filter(|_| filter::bridge_of(&table.name).is_some())
-                && is_our_table(hands, family, &table.name).await?
+                && hands.is_our_table(family, &table.name).await?
             {
                 tables.push((family, table.name));
             }
         }
     }
     Ok(Present { links, tables })
-}
-
-async fn is_our_table(hands: &Hands, family: Family, name: &str) -> Result<bool, Error> {
-    let listed = hands.nft()?.table(family, name).await.map_err(|e| Error::Host {
-        action: "look at the rules",
-        source: Box::new(e),
-    })?;
-    let comment = format!("comment \"{}\"", hands.alias);
-    Ok(listed.is_some_and(|rules| rules.lines().any(|line| line.trim() == comment)))
 }
 
 /// Those of them that nothing speaks for: neither the ledger, nor a machine, nor the bridge that is kept.

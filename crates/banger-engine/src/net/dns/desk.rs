@@ -163,7 +163,9 @@ async fn begin(bridge: Bridge, zone: watch::Receiver<Arc<Zone>>) -> Result<Runni
                 || "another program".to_owned(),
                 |holder| format!("{} (process {})", holder.name, holder.pid),
             );
-            return Err(format!("{holder} serves DNS on {address} or on all of the host's addresses"));
+            return Err(format!(
+                "{holder} serves DNS on {address} or on all of the host's addresses"
+            ));
         }
         Err(e) => return Err(format!("DNS cannot be served on {address}: {e}")),
     };

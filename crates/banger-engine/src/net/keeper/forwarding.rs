@@ -1,8 +1,8 @@
 //! That the host forwards packets: switched on while a machine needs it, and not longer.
 //!
 //! Docker, libvirt and others switch it on too, or find it on, which leaves no trace. So it is switched off again only where
-//! no bridge and no table of rules is there that was not when we switched it on (`Hands::restore`); what is left on is the
-//! host's from then on.
+//! no bridge and no table of rules is there that was not when we switched it on, and no machine on another Banger's bridge
+//! (`Hands::restore`); what is left on is the host's from then on.
 
 use hostkit::sysctl;
 

@@ -11,8 +11,8 @@
 //! - [`rules`]: what may pass, and nothing while that is not in force; [`forwarding`]: the host's part in it;
 //! - [`taps`]: the pool's, and those in use.
 //!
-//! It ends when the network is closed, between two looks. What cannot be done is said, and tried again at the next change or
-//! half a minute later.
+//! It ends when the network is closed, between two looks. What cannot be done is said, and tried again at the next change, and
+//! without one soon, then ever later up to half a minute.
 
 mod forwarding;
 mod rules;
@@ -44,6 +44,16 @@ const LOOK: Duration = Duration::from_secs(30);
 /// Between two restorations of rules: whoever changes them again and again does not keep us busy.
 const PACE: Duration = Duration::from_millis(100);
 
+/// After looks that have failed, the kernel's word of links, which may be of what they did themselves, is followed at least
+/// so often.
+const FAILING: Duration = Duration::from_secs(1);
+
+/// How long after that many failed looks in a row, at least one, the next is.
+fn pause(failures: u32) -> Duration {
+    let doublings = failures.saturating_sub(1).min(16);
+    PACE.saturating_mul(1 << doublings).min(LOOK)
+}
+
 /// See the module.
 pub(super) async fn run(network: Arc<Network>) {
     let mut keeper = Keeper {
@@ -52,6 +62,7 @@ pub(super) async fn run(network: Arc<Network>) {
         are_open: false,
         thorough: true,
         restored: None,
+        failures: 0,
         taken_over: false,
         isolated: HashMap::new(),
         told: BTreeSet::new(),
@@ -61,6 +72,11 @@ pub(super) async fn run(network: Arc<Network>) {
     loop {
         let wanted = *changes.borrow_and_update();
         keeper.look(wanted).await;
+        let standing = keeper.network.standing();
+        keeper.failures = match (&standing.obstacle, &standing.problem) {
+            (None, None) => 0,
+            (Some(_), _) | (_, Some(_)) => keeper.failures.saturating_add(1),
+        };
         if !keeper.wait(&mut changes).await {
             return;
         }
@@ -78,6 +94,8 @@ struct Keeper {
     thorough: bool,
     /// When rules that somebody else had changed were put back last.
     restored: Option<Instant>,
+    /// Looks in a row that have found something in the way.
+    failures: u32,
     /// The taps of the bridge that is up are those that the pool knows.
     taken_over: bool,
     /// Which taps are kept from each other, as far as that was set.
@@ -98,27 +116,35 @@ impl Keeper {
         let network = self.network.clone();
         let pool = network.hands.pool.clone();
         let standing = network.standing();
-        let connected = standing.connected > 0 || standing.obstacle.is_some() || standing.problem.is_some();
+        let failing = self.failures > 0;
+        let looks_again = standing.connected > 0 || failing;
         let kept = network.keeps_bridge();
-        let next = Instant::now() + LOOK;
+        let now = Instant::now();
+        let mut next = now + if failing { pause(self.failures) } else { LOOK };
+        let soon = now + pause(self.failures).min(FAILING);
         loop {
             // All are cancel-safe: a change is a number that stays, a notification that nobody waits for is kept, and so is
             // what the kernel has told of us.
             tokio::select! {
                 () = network.ending.notified() => return false,
                 changed = changes.changed() => return changed.is_ok(),
-                () = pool.changed() => return true,
+                () = pool.changed() => match failing && kept {
+                    // Whoever waits for a tap asks for one after each look.
+                    true => next = next.min(soon),
+                    false => return true,
+                },
                 () = network.again.notified() => return true,
                 told = self.watch.told(), if kept => match told {
                     Told::Rules => {
                         self.shut().await;
                         return true;
                     }
+                    Told::Links if failing => next = next.min(soon),
                     Told::Links => if !self.are_links_in_order().await {
                         return true;
                     },
                 },
-                () = tokio::time::sleep_until(next), if connected && kept => {
+                () = tokio::time::sleep_until(next), if looks_again && kept => {
                     self.thorough = true;
                     return true;
                 }
@@ -167,7 +193,9 @@ impl Keeper {
             Err(_) => Ok(()),
         };
         let problem = rules.as_ref().err().or(rest.as_ref().err()).map(|e| chain(e));
-        if let Some(problem) = &problem {
+        if let Some(problem) = &problem
+            && self.network.standing().problem.as_ref() != Some(problem)
+        {
             tracing::error!(problem, "the network is not as it should be");
         }
         self.stands(wanted, rules.is_ok(), None, problem);

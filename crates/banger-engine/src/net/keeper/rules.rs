@@ -2,7 +2,8 @@
 //!
 //! Between somebody's `nft flush ruleset` and our rules a guest could reach what it must not. So the machines' ports are
 //! closed in the bridge at the kernel's word of it, a request of netlink each, and opened again when the rules are back. What
-//! passes is what was sent within a millisecond or so, and nothing from one isolated port to another.
+//! passes is what was sent within a millisecond or so, and nothing from one isolated port to another; while the keeper is at
+//! something else, until it has done that: it asks before each tap that it makes, but not while the kernel or `nft` is at work.
 
 use hostkit::link::LinkError;
 use hostkit::nft::{Family, Nft};
@@ -75,15 +76,15 @@ impl Keeper {
 
     /// Nothing passes any more until the rules are in force again.
     pub(super) async fn shut(&mut self) {
-        let bridge = self.network.bridge.borrow().clone();
-        if let Some(bridge) = bridge {
-            match set_open(self, &bridge, false).await {
-                Ok(()) => {}
-                Err(e) => tracing::error!(error = chain(&e), "machines' ports stay open without rules"),
-            }
-        }
         self.are_open = false;
         self.applied = None;
+        let bridge = self.network.bridge.borrow().clone();
+        // Without a bridge of ours the rules are another daemon's, or nobody's.
+        let Some(bridge) = bridge else { return };
+        match set_open(self, &bridge, false).await {
+            Ok(()) => {}
+            Err(e) => tracing::error!(error = chain(&e), "machines' ports stay open without rules"),
+        }
         tracing::warn!("the rules for machines were changed by somebody else; they are put back");
         if let Some(restored) = self.restored {
             tokio::time::sleep_until(restored + PACE).await;
@@ -121,17 +122,23 @@ impl Keeper {
     }
 }
 
-/// Lets frames pass at all ports of the bridge that have somebody at their other end, or none.
+/// Lets frames pass at all ports of the bridge that have somebody at their other end, or none. One that cannot be dealt with
+/// keeps no other from it; the first error is told.
 async fn set_open(keeper: &Keeper, bridge: &Bridge, open: bool) -> Result<(), Error> {
     let links = Hands::links()?;
     let done: Result<(), LinkError> = async {
+        let mut first = Ok(());
         for link in links.list().await? {
             let is_port = link.master == Some(bridge.index) && link.carrier;
             if is_port && keeper.network.hands.pool.is_tap(&link.name) {
-                links.set_forwarding(link.index, open).await?;
+                first = match links.set_forwarding(link.index, open).await {
+                    // It went meanwhile, and passes nothing.
+                    Ok(()) | Err(LinkError::NoLink { .. }) => first,
+                    Err(e) => first.and(Err(e)),
+                };
             }
         }
-        Ok(())
+        first
     }
     .await;
     done.map_err(|e| fail("open or close machines' ports", e))

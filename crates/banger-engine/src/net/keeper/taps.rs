@@ -49,16 +49,22 @@ impl Keeper {
         self.mend(&links, bridge).await?;
         pool.ready();
         self.isolate(&links, machines).await?;
-        while let Some(name) = pool.wants(size) {
+        // Making taps takes its time: what passes without rules goes first.
+        while !self.watch.has_rules()
+            && let Some(name) = pool.wants(size)
+        {
             match self.make(&links, &name, bridge).await {
-                Ok(()) => pool.add(&name),
+                Ok(true) => pool.add(&name),
+                Ok(false) => pool.avoid(&name),
                 Err(e) => {
                     pool.forget(&name);
                     return Err(e);
                 }
             }
         }
-        while let Some(name) = pool.surplus(size) {
+        while !self.watch.has_rules()
+            && let Some(name) = pool.surplus(size)
+        {
             let removed = self.strike(&name).await;
             pool.forget(&name);
             removed?;
@@ -95,18 +101,20 @@ impl Keeper {
     async fn take_over(&mut self, links: &Links, bridge: &Bridge) -> Result<(), Error> {
         let network = &self.network;
         let pool = &network.hands.pool;
-        let used = pool.used();
-        // What is there is found again below.
+        // What is there is found again below. Who has which is asked once nobody is given one any more.
         pool.begin();
+        let used = pool.used();
         let entered = network.ledger.objects(&Owner::Host).await?;
         let found = links.list().await.map_err(|e| fail("look at links", e))?;
         for link in &found {
-            let ours = link.alias == *network.hands.alias || link.alias.is_empty();
+            let object = object(&link.name);
+            let is_entered = entered.contains(&object);
+            // Without an alias, but with a row, it is one that was being made.
+            let ours = link.alias == *network.hands.alias || (link.alias.is_empty() && is_entered);
             if !pool.is_tap(&link.name) || link.kind != "tun" || !ours {
                 continue;
             }
-            let object = object(&link.name);
-            if !entered.contains(&object) {
+            if !is_entered {
                 // Of a run whose daemon's state of the host's network was lost: it is ours all the same.
                 network
                     .ledger
@@ -217,9 +225,16 @@ impl Keeper {
         self.network.ledger.discard(&Owner::Host, &object(name)).await
     }
 
-    async fn make(&mut self, links: &Links, name: &str, bridge: &Bridge) -> Result<(), Error> {
+    /// `false` where somebody else has a link of that name, which is left alone.
+    async fn make(&mut self, links: &Links, name: &str, bridge: &Bridge) -> Result<bool, Error> {
         let action = "make a tap";
         let object = object(name);
+        let there = links.get(name).await.map_err(|e| fail(action, e))?;
+        if there.is_some_and(|link| link.alias != *self.network.hands.alias || link.carrier) {
+            tracing::warn!(tap = name, "not made: there is an interface of that name already");
+            self.network.ledger.forget(&Owner::Host, &object).await?;
+            return Ok(false);
+        }
         let entered = self.network.ledger.enter(&Owner::Host, &object).await?;
         let made = async {
             let tap = name.to_owned();
@@ -233,7 +248,7 @@ impl Keeper {
         match made.await {
             Ok(()) => {
                 entered.made();
-                Ok(())
+                Ok(true)
             }
             Err(e) => {
                 entered.nothing_to_make();

@@ -50,9 +50,10 @@ fn at_a_place(test: impl AsyncFnOnce(Place) + Send) {
         };
         let directory = tempfile::tempdir().unwrap();
         let at = directory.path().display();
-        // Each call is noted; while there is a file `hold`, one waits for a word through the pipe.
+        // Each call is noted; while there is a file `fail`, it fails, with `hold` one waits for a word through the pipe.
         let script = format!(
-            "#!/bin/sh\necho \"$*\" >> {at}/calls\n[ -e {at}/hold ] && read -r word < {at}/pipe\nexec {} \"$@\"\n",
+            "#!/bin/sh\necho \"$*\" >> {at}/calls\n[ -e {at}/fail ] && exit 1\n[ -e {at}/hold ] && read -r word < {at}/pipe\n\
+             exec {} \"$@\"\n",
             program.display()
         );
         let bin = directory.path().join("bin");
@@ -251,8 +252,11 @@ fn a_bridge_that_somebody_deletes_comes_back_with_its_ports() {
             let script = script.replace("TAP", &tap);
             let run = Command::new("sh").args(["-c", &script]).status();
             assert!(run.unwrap().success(), "{script}");
-            until(&script, async || place.passes(&tap).await).await;
-            assert!(place.links.get(&tap).await.unwrap().unwrap().isolated);
+            until(&script, async || {
+                let link = place.links.get(&tap).await.unwrap();
+                place.passes(&tap).await && link.is_some_and(|link| link.isolated)
+            })
+            .await;
         }
         net.network.close().await;
     });
@@ -406,5 +410,141 @@ fn forwarding_is_set_back_unless_somebody_else_has_come_to_forward() {
         net.disconnect().await;
         net.network.close().await;
         assert_eq!(forwards(), "1");
+    });
+}
+
+#[test]
+fn another_bangers_machines_keep_what_they_need_of_the_host() {
+    const FORWARD: &str = "net/ipv4/ip_forward";
+    at_a_place(async |place| {
+        let forwards = || hostkit::sysctl::read(FORWARD).unwrap();
+        hostkit::sysctl::write(FORWARD, "0").unwrap();
+        let bridge = place.links.make_bridge("lab0", "banger other").await.unwrap();
+        place.links.set_up(bridge).await.unwrap();
+        hostkit::tap::make("lab0t0", None).unwrap();
+        let port = place.links.get("lab0t0").await.unwrap().unwrap().index;
+        place.links.enslave(port, bridge, true).await.unwrap();
+        place.links.set_up(port).await.unwrap();
+        let net = place.keep().await;
+        // Without a machine it needs nothing, whenever it came.
+        drop(net.connect().await);
+        until("forwarding", async || forwards() == "1").await;
+        place.links.make_bridge("lab1", "banger third").await.unwrap();
+        place.nft.apply("table inet banger_lab1 { }").await.unwrap();
+        net.disconnect().await;
+        net.settle().await;
+        assert_eq!(forwards(), "0");
+        drop(net.connect().await);
+        until("forwarding", async || forwards() == "1").await;
+        let card = Card::open("lab0t0");
+        until("a machine of another's", async || {
+            place.links.get("lab0").await.unwrap().unwrap().carrier
+        })
+        .await;
+        net.disconnect().await;
+        net.settle().await;
+        assert_eq!(forwards(), "1");
+        drop(card);
+        net.network.close().await;
+    });
+}
+
+#[test]
+fn links_that_only_have_a_name_of_ours_are_left_alone() {
+    at_a_place(async |place| {
+        place.links.make_bridge("bgr0t0", "").await.unwrap();
+        hostkit::tap::make("bgr0t2", None).unwrap();
+        let others = async || {
+            let links = place.links.list().await.unwrap();
+            let named = links
+                .into_iter()
+                .filter(|link| ["bgr0t0", "bgr0t2"].contains(&link.name.as_str()));
+            named.collect::<Vec<_>>()
+        };
+        let before = others().await;
+        assert_eq!(before.len(), 2);
+        let net = place.keep().await;
+        let spare: Vec<_> = net.network.hands.pool.spare().into_iter().collect();
+        assert_eq!(spare, ["bgr0t1", "bgr0t3"]);
+        net.network.close().await;
+        assert_eq!(others().await, before);
+        assert_eq!(net.ledger.objects(&Owner::Host).await.unwrap(), []);
+    });
+}
+
+#[test]
+fn what_has_an_old_name_after_the_hosts_boot_is_somebody_elses() {
+    at_a_place(async |place| {
+        let net = place.keep().await;
+        net.kill();
+        // In the same boot a bridge without an alias is one that was being made.
+        let bridge = place.links.get("bgr0").await.unwrap().unwrap().index;
+        place.links.set_alias(bridge, "").await.unwrap();
+        let net = place.keep().await;
+        net.kill();
+        place.links.set_alias(bridge, "").await.unwrap();
+        place
+            .nft
+            .apply("delete table inet banger\ntable inet banger { }")
+            .await
+            .unwrap();
+        let store = Store::open(&place.path("banger.db")).unwrap();
+        let before = store.write(|tx| banger_store::facts::replace(tx, "network_boot_id", "before"));
+        assert!(before.await.unwrap().is_some());
+        let net = place.open(settings(NetworkMode::Bridge, 2)).await;
+        net.start();
+        net.settle().await;
+        assert!(matches!(
+            net.network.standing().obstacle,
+            Some(Obstacle::Foreign { .. })
+        ));
+        net.network.close().await;
+        let net = place.open(settings(NetworkMode::User, 0)).await;
+        net.start();
+        net.settle().await;
+        net.network.close().await;
+        assert!(place.exists("bgr0").await);
+        assert_eq!(place.tables().await.len(), 2);
+    });
+}
+
+#[test]
+fn a_table_of_our_name_without_our_word_in_it_stays() {
+    at_a_place(async |place| {
+        let net = place.keep().await;
+        net.kill();
+        let script = "delete table inet banger\ntable inet banger { }";
+        place.nft.apply(script).await.unwrap();
+        let net = place.open(settings(NetworkMode::User, 0)).await;
+        net.start();
+        net.settle().await;
+        net.network.close().await;
+        assert!(!place.exists("bgr0").await);
+        let left = place.tables().await;
+        let left: Vec<_> = left.iter().map(|table| table.family.as_str()).collect();
+        assert_eq!(left, ["inet"]);
+    });
+}
+
+#[test]
+fn what_fails_is_tried_again_soon_and_ever_later() {
+    let pauses = [1, 2, 3, 9, 10, u32::MAX].map(|failures| pause(failures).as_millis());
+    assert_eq!(pauses, [100, 200, 400, 25_600, 30_000, 30_000]);
+    at_a_place(async |place| {
+        std::fs::write(place.path("fail"), "").unwrap();
+        let net = place.open(settings(NetworkMode::Bridge, 2)).await;
+        net.start();
+        // Nobody changes anything meanwhile.
+        until("four attempts", async || {
+            let calls = std::fs::read_to_string(place.path("calls")).unwrap_or_default();
+            calls.lines().filter(|line| *line == "-f -").count() >= 4
+        })
+        .await;
+        assert!(net.network.standing().problem.is_some());
+        std::fs::remove_file(place.path("fail")).unwrap();
+        until("two spare taps", async || net.network.levels().spare == 2).await;
+        net.settle().await;
+        assert_eq!(net.network.standing().problem, None);
+        net.network.close().await;
     });
 }

@@ -84,6 +84,15 @@ impl Watch {
         self.rules.is_some()
     }
 
+    /// Whether a change of rules is told already, and [`Self::told`] would say so at once.
+    pub(super) fn has_rules(&mut self) -> bool {
+        match &mut self.rules {
+            // What cannot be heard here is found out there.
+            Some(watch) => watch.has_changed().unwrap_or(true),
+            None => false,
+        }
+    }
+
     /// One of the changes of rules until now was ours.
     pub(super) fn was_ours(&mut self) {
         if let Some(watch) = &mut self.rules
