@@ -222,50 +222,6 @@ fn with_a_way_out(name: &str, passt: Passt, test: impl AsyncFnOnce(Qemu, Bench) 
 }
 
 #[test]
-fn passt_carries_the_guests_packets_and_is_not_missed_by_the_machine() {
-    let Some(passt) = program("BANGER_TEST_PASST", "passt") else {
-        return;
-    };
-    with_a_way_out("passt", Passt::At(passt), async |qemu, bench| {
-        assert_eq!(qemu.describe().user_network.unwrap().carrier, Carrier::Passt);
-        let ledger = Ledger::default();
-        let machine = qemu.launch(&bench.spec, &ledger).await.unwrap();
-        let network = machine.user_network().unwrap();
-        eprintln!("{network:?}");
-        assert_eq!(network.carrier, Carrier::Passt);
-        let console = bench.console(&machine, "OUTSIDE hello").await;
-        assert!(console.contains("MTU 65520"), "{console}");
-        assert!(!console.contains("secret"), "{console}");
-        // It has memory of its own, which counts.
-        let records = ledger.0.lock().unwrap().clone();
-        let roles: Vec<_> = records.iter().map(|record| record.role).collect();
-        assert_eq!(
-            roles,
-            [ProcessRole::Passt, ProcessRole::VsockDevice, ProcessRole::Vmm]
-        );
-        let token = &bench.spec.token;
-        let mut found: Vec<_> = banger_vmm::find_processes().unwrap();
-        found.retain(|(its, _)| its == token);
-        assert_eq!(found.len(), 3, "{found:?}");
-
-        drop(machine);
-        let machine = qemu.adopt(&bench.spec, &records).await.unwrap();
-        assert_eq!(machine.user_network().unwrap().carrier, Carrier::Passt);
-        assert!(!machine.network_lost());
-        let passt = &records[..1];
-        kill_processes(token, passt).await.unwrap();
-        assert!(machine.network_lost());
-        assert_eq!(machine.control_alive().await.unwrap(), RunState::Running);
-        drop(machine);
-        let machine = qemu.adopt(&bench.spec, &records).await.unwrap();
-        assert!(machine.network_lost(), "also for who comes later");
-        assert_eq!(machine.control_alive().await.unwrap(), RunState::Running);
-        machine.kill().await.unwrap();
-        assert_gone(token);
-    });
-}
-
-#[test]
 fn passt_ends_with_its_machine() {
     let Some(passt) = program("BANGER_TEST_PASST", "passt") else {
         return;

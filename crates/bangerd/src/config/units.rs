@@ -34,8 +34,9 @@ pub(crate) struct BridgeName(pub(crate) String);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct PoolSize(pub(crate) u16);
 
-/// Whether passt is used, and which.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+/// Whether passt is used, and which. It is asked for: connections through a release that is widely installed hang where a
+/// guest ends its direction first.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct PasstPlace(pub(crate) banger_engine::PasstChoice);
 
 /// `IFNAMSIZ` leaves 15 bytes, of which a tap's number takes up to 5.
@@ -173,6 +174,12 @@ impl<'de> Deserialize<'de> for BridgeName {
 impl<'de> Deserialize<'de> for Network4 {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         Self::parse(&String::deserialize(deserializer)?).map_err(de::Error::custom)
+    }
+}
+
+impl Default for PasstPlace {
+    fn default() -> Self {
+        Self(banger_engine::PasstChoice::Off)
     }
 }
 
