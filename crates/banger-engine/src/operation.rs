@@ -659,11 +659,23 @@ mod tests {
 
     #[tokio::test]
     async fn what_begins_while_the_daemon_closes_is_not_begun() {
-        let (_dir, operations) = operations().await;
+        let dir = tempfile::tempdir().unwrap();
+        let store = Rows::new(banger_store::Store::open(&dir.path().join("banger.db")).unwrap());
+        let operations = Operations::open(store.clone()).await.unwrap();
+        // The store is busy, so that the row is not written before we look.
+        let (release, released) = std::sync::mpsc::channel::<()>();
+        let mut busy = Box::pin(store.note(Write::OperationRunning, move |_| {
+            drop(released.recv());
+            Ok(())
+        }));
+        let waits = std::future::poll_fn(|cx| Poll::Ready(busy.as_mut().poll(cx).is_pending()));
+        assert!(waits.await);
         let mut beginning = Box::pin(operations.begin("vm.create", "dev", |_| std::future::pending()));
         // Past its first look, and at its row.
         let waits = std::future::poll_fn(|cx| Poll::Ready(beginning.as_mut().poll(cx).is_pending()));
         assert!(waits.await);
+        drop(release);
+        busy.await.unwrap();
         operations.close().await;
         assert!(matches!(beginning.await, Err(Error::ShuttingDown)));
         assert_eq!(operations.running(), 0);
