@@ -665,7 +665,8 @@ mod tests {
         // The store is busy, so that the row is not written before we look.
         let (release, released) = std::sync::mpsc::channel::<()>();
         let mut busy = Box::pin(store.note(Write::OperationRunning, move |_| {
-            drop(released.recv());
+            // Until the other end is dropped, which is an error here and meant.
+            released.recv().unwrap_or_default();
             Ok(())
         }));
         let waits = std::future::poll_fn(|cx| Poll::Ready(busy.as_mut().poll(cx).is_pending()));
