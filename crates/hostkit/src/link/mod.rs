@@ -2,13 +2,16 @@
 //! has already, to see what would clash.
 //!
 //! Requests go over a socket of this module's own: they are few, and none of the host's links may be in the way because
-//! it has an attribute that a library does not know. `message` has the encodings, `socket` the conversation.
+//! it has an attribute that a library does not know. `change` has the requests that change something, `look` the lists and
+//! how they are read, `message` the encodings, `socket` the conversation.
 //!
 //! The kernel serves requests one at a time under a lock, and some (the removal of a link) take tens of milliseconds; so
 //! they are made on threads for blocking work. A request whose future is dropped is still made.
 //!
 //! All is about one network namespace: that of the thread which called [`Links::connect`].
 
+mod change;
+mod look;
 mod message;
 mod socket;
 mod watch;
@@ -17,9 +20,8 @@ use std::io;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::digest::Digest;
 use ipnet::IpNet;
-use message::{Message, Request, flags, kind};
+use message::{Request, flags, kind};
 use socket::{Refusal, Socket};
 pub use watch::Watch;
 
@@ -27,8 +29,6 @@ pub use watch::Watch;
 pub const NAME: usize = 15;
 /// Longest alias in bytes: `IFALIASZ` less the zero.
 pub const ALIAS: usize = 255;
-/// The routing table of the host's own and broadcast addresses, `RT_TABLE_LOCAL`.
-const LOCAL_TABLE: u32 = 255;
 
 /// Why links could not be dealt with.
 #[derive(Debug, thiserror::Error)]
@@ -238,7 +238,7 @@ impl Links {
 
     /// All links, in the order of their numbers.
     pub async fn list(&self) -> Result<Vec<Link>, LinkError> {
-        self.run(|socket| list(socket).map_err(|refusal| looking("links", refusal)))
+        self.run(|socket| look::list(socket).map_err(|refusal| looking("links", refusal)))
             .await
     }
 
@@ -249,9 +249,8 @@ impl Links {
         self.run(move |socket| {
             let request = Request::link(kind::GET_LINK, flags::REQUEST | flags::ACK, 0)
                 .text(message::link::NAME, &name);
-            let mut found = None;
-            match socket.ask(request, |message| found = found.take().or(parse_link(message))) {
-                Ok(()) => Ok(found),
+            match look::one(socket, request) {
+                Ok(found) => Ok(found),
                 Err(refusal) if is_no_link(&refusal) => Ok(None),
                 Err(refusal) => Err(LinkError::of("look at", name, refusal)),
             }
@@ -268,7 +267,7 @@ impl Links {
         check_alias(alias)?;
         let (name, alias) = (name.to_owned(), alias.to_owned());
         self.run(move |socket| {
-            make_bridge(socket, &name, &alias)
+            change::make_bridge(socket, &name, &alias)
                 .map_err(|refusal| LinkError::of("make the bridge", name, refusal))
         })
         .await
@@ -277,13 +276,13 @@ impl Links {
     /// Leaves a text with a link.
     pub async fn set_alias(&self, index: u32, alias: &str) -> Result<(), LinkError> {
         check_alias(alias)?;
-        let request = change(index).text(message::link::ALIAS, alias);
+        let request = change::of(index).text(message::link::ALIAS, alias);
         self.ask("name the owner of", index, request).await
     }
 
     /// Gives a link an address in a network; one that it has already is fine.
     pub async fn add_address(&self, index: u32, address: IpNet) -> Result<(), LinkError> {
-        let request = add_address(index, address);
+        let request = change::add_address(index, address);
         match self.ask("add an address to", index, request).await {
             Err(LinkError::Exists { .. }) => Ok(()),
             other => other,
@@ -303,7 +302,7 @@ impl Links {
 
     /// Sets the largest packet in bytes.
     pub async fn set_mtu(&self, index: u32, mtu: u32) -> Result<(), LinkError> {
-        let request = change(index).number(message::link::MTU, mtu);
+        let request = change::of(index).number(message::link::MTU, mtu);
         self.ask("set the MTU of", index, request).await
     }
 
@@ -312,7 +311,7 @@ impl Links {
     /// long: nothing passes in between.
     pub async fn enslave(&self, index: u32, bridge: u32, isolated: bool) -> Result<(), LinkError> {
         self.run(move |socket| {
-            enslave(socket, index, bridge, isolated)
+            change::enslave(socket, index, bridge, isolated)
                 .map_err(|refusal| LinkError::of("put into its bridge", number(index), refusal))
         })
         .await
@@ -321,7 +320,7 @@ impl Links {
     /// Whether a port of a bridge exchanges no frames with other isolated ports.
     pub async fn set_isolated(&self, index: u32, isolated: bool) -> Result<(), LinkError> {
         let action = if isolated { "isolate" } else { "connect" };
-        self.ask(action, index, isolate(index, isolated)).await
+        self.ask(action, index, change::isolate(index, isolated)).await
     }
 
     /// Whether a port of a bridge passes frames; if not, none at all, in neither direction. One without a carrier passes none
@@ -363,14 +362,14 @@ impl Links {
 
     /// All addresses of all links.
     pub async fn addresses(&self) -> Result<Vec<Address>, LinkError> {
-        self.run(|socket| addresses(socket).map_err(|refusal| looking("addresses", refusal)))
+        self.run(|socket| look::addresses(socket).map_err(|refusal| looking("addresses", refusal)))
             .await
     }
 
     /// All ways to other hosts, of all tables but the kernel's own for this host's addresses. One with several next hops
     /// is there once for each.
     pub async fn routes(&self) -> Result<Vec<Route>, LinkError> {
-        self.run(|socket| routes(socket).map_err(|refusal| looking("routes", refusal)))
+        self.run(|socket| look::routes(socket).map_err(|refusal| looking("routes", refusal)))
             .await
     }
 
@@ -380,7 +379,7 @@ impl Links {
         self.run(move |socket| {
             let mut index = None;
             let asked = socket.ask(Request::way_to(destination), |message| {
-                index = index.or(parse_way(message));
+                index = index.or(look::parse_way(message));
             });
             let index = match asked {
                 Ok(()) => index,
@@ -388,10 +387,9 @@ impl Links {
                 Err(refusal) => return Err(looking("routes", refusal)),
             };
             let Some(index) = index else { return Ok(None) };
-            let mut found = None;
             let request = Request::link(kind::GET_LINK, flags::REQUEST | flags::ACK, index);
-            match socket.ask(request, |message| found = found.take().or(parse_link(message))) {
-                Ok(()) => Ok(found),
+            match look::one(socket, request) {
+                Ok(found) => Ok(found),
                 Err(refusal) if is_no_link(&refusal) => Ok(None),
                 Err(refusal) => Err(LinkError::of("look at", number(index), refusal)),
             }
@@ -447,6 +445,12 @@ fn is_no_way(refusal: &Refusal) -> bool {
     )
 }
 
+/// The kernel is without a family of addresses, IPv6 most likely.
+fn lacks_family(refusal: &Refusal) -> bool {
+    let code = refusal.source.raw_os_error();
+    matches!(code, Some(libc::EAFNOSUPPORT | libc::EOPNOTSUPP))
+}
+
 fn check_alias(alias: &str) -> Result<(), LinkError> {
     if alias.len() > ALIAS || alias.contains('\0') {
         return Err(LinkError::Invalid {
@@ -456,357 +460,6 @@ fn check_alias(alias: &str) -> Result<(), LinkError> {
         });
     }
     Ok(())
-}
-
-/// The start of a request that changes a link.
-fn change(index: u32) -> Request {
-    Request::link(kind::NEW_LINK, flags::REQUEST | flags::ACK, index)
-}
-
-fn make_bridge(socket: &mut Socket, name: &str, alias: &str) -> Result<u32, Refusal> {
-    // Always the same, so that whoever has it in mind finds a bridge that was made anew. Without one that was set the bridge
-    // would take its smallest port's, another with each guest that comes or goes.
-    let digest = Digest::of_bytes(format!("{name} {alias}").as_bytes());
-    let mut mac = [0; 6];
-    mac.copy_from_slice(&digest.as_bytes()[..6]);
-    // Of one host (IEEE 802: locally administered), and no group's.
-    mac[0] = mac[0] & 0xfc | 0x02;
-    let create = flags::REQUEST | flags::ACK | flags::CREATE | flags::EXCLUSIVE;
-    let request = Request::link(kind::NEW_LINK, create, 0)
-        .text(message::link::NAME, name)
-        .attribute(message::link::ADDRESS, &mac)
-        .nested(message::link::INFO, |request| {
-            request
-                .text(message::link::INFO_KIND, "bridge")
-                .nested(message::link::INFO_DATA, |request| {
-                    request
-                        .number(message::link::BRIDGE_STP, 0)
-                        .number(message::link::BRIDGE_FORWARD_DELAY, 0)
-                })
-        });
-    socket.tell(request)?;
-    let finished = finish_bridge(socket, name, alias);
-    if finished.is_err() {
-        let request =
-            Request::link(kind::DELETE_LINK, flags::REQUEST | flags::ACK, 0).text(message::link::NAME, name);
-        // What counts is why it was not finished.
-        drop(socket.tell(request));
-    }
-    finished
-}
-
-fn finish_bridge(socket: &mut Socket, name: &str, alias: &str) -> Result<u32, Refusal> {
-    let request = Request::link(kind::NEW_LINK, flags::REQUEST | flags::ACK, 0)
-        .text(message::link::NAME, name)
-        .text(message::link::ALIAS, alias);
-    socket.tell(request)?;
-    let mut index = None;
-    let request =
-        Request::link(kind::GET_LINK, flags::REQUEST | flags::ACK, 0).text(message::link::NAME, name);
-    socket.ask(request, |message| {
-        index = index.or(parse_link(message).map(|link| link.index));
-    })?;
-    let index = index.ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))?;
-    no_inet6(socket, index)?;
-    Ok(index)
-}
-
-/// Keeps the kernel from giving a link an IPv6 address by itself. A kernel without IPv6 does not anyway.
-fn no_inet6(socket: &mut Socket, index: u32) -> Result<(), Refusal> {
-    let request = change(index).nested(message::link::FAMILIES, |request| {
-        request.nested(message::link::INET6, |request| {
-            request.attribute(message::link::INET6_ADDRESSES, &[message::link::INET6_NO_ADDRESS])
-        })
-    });
-    match socket.tell(request) {
-        Err(refusal)
-            if matches!(
-                refusal.source.raw_os_error(),
-                Some(libc::EAFNOSUPPORT | libc::EOPNOTSUPP)
-            ) =>
-        {
-            Ok(())
-        }
-        other => other,
-    }
-}
-
-fn enslave(socket: &mut Socket, index: u32, bridge: u32, isolated: bool) -> Result<(), Refusal> {
-    let mut found = None;
-    let request = Request::link(kind::GET_LINK, flags::REQUEST | flags::ACK, index);
-    socket.ask(request, |message| found = found.take().or(parse_link(message)))?;
-    // One that is in the bridge already is not interrupted.
-    let interrupt = found.is_some_and(|link| link.up && link.master != Some(bridge));
-    no_inet6(socket, index)?;
-    if interrupt {
-        socket.tell(Request::link_up(index, false))?;
-    }
-    socket.tell(change(index).number(message::link::MASTER, bridge))?;
-    socket.tell(isolate(index, isolated))?;
-    if interrupt {
-        socket.tell(Request::link_up(index, true))?;
-    }
-    Ok(())
-}
-
-/// Of the group addresses 01:80:C2:00:00:0X that a bridge keeps to itself (IEEE 802.1D, table 7-10), those that it treats as
-/// any other on our ports: all but that of pause frames, which the kernel insists on. Otherwise such frames are handed to
-/// the host as if they had come in at the port and not by the bridge, past every rule for bridges, and with them whatever
-/// they carry.
-const FORWARDED: u16 = 0xfffd;
-
-fn isolate(index: u32, isolated: bool) -> Request {
-    change(index).nested(message::link::INFO, |request| {
-        request.text(message::link::INFO_PORT_KIND, "bridge").nested(
-            message::link::INFO_PORT_DATA,
-            |request| {
-                request
-                    .attribute(message::link::PORT_GROUP_FORWARD_MASK, &FORWARDED.to_ne_bytes())
-                    .attribute(message::link::PORT_ISOLATED, &[u8::from(isolated)])
-            },
-        )
-    })
-}
-
-fn add_address(index: u32, address: IpNet) -> Request {
-    let create = flags::REQUEST | flags::ACK | flags::CREATE | flags::EXCLUSIVE;
-    let request = |family: libc::c_int| {
-        let family = u8::try_from(family).unwrap_or_default();
-        Request::address(kind::NEW_ADDRESS, create, family, address.prefix_len(), index)
-    };
-    match address {
-        IpNet::V4(net) => {
-            let octets = net.addr().octets();
-            request(libc::AF_INET)
-                .attribute(message::address::LOCAL, &octets)
-                .attribute(message::address::ADDRESS, &octets)
-                .attribute(message::address::BROADCAST, &net.broadcast().octets())
-        }
-        IpNet::V6(net) => {
-            let octets = net.addr().octets();
-            request(libc::AF_INET6)
-                .attribute(message::address::LOCAL, &octets)
-                .attribute(message::address::ADDRESS, &octets)
-        }
-    }
-}
-
-fn list(socket: &mut Socket) -> Result<Vec<Link>, Refusal> {
-    let request = Request::link(kind::GET_LINK, flags::REQUEST | flags::DUMP, 0);
-    let mut links = socket.list(&request, |message, links| links.extend(parse_link(message)))?;
-    links.sort_by_key(|link| link.index);
-    Ok(links)
-}
-
-fn parse_link(message: Message<'_>) -> Option<Link> {
-    use message::{link, text, u32_at, u64_at};
-    if message.kind != kind::NEW_LINK {
-        return None;
-    }
-    let up = u32_at(message.body, 8)? & libc::IFF_UP.cast_unsigned() != 0;
-    let mut parsed = Link {
-        index: u32_at(message.body, 4)?,
-        name: String::new(),
-        alias: String::new(),
-        kind: String::new(),
-        up,
-        carrier: false,
-        master: None,
-        isolated: false,
-        mtu: 0,
-        mac: None,
-        received: 0,
-        sent: 0,
-    };
-    for (kind, contents) in message::attributes_after(message::LINK_HEADER, message.body) {
-        match kind {
-            link::NAME => parsed.name = text(contents),
-            link::ALIAS => parsed.alias = text(contents),
-            link::ADDRESS => parsed.mac = contents.try_into().ok(),
-            link::MTU => parsed.mtu = u32_at(contents, 0)?,
-            link::MASTER => parsed.master = u32_at(contents, 0),
-            link::CARRIER => parsed.carrier = contents.first() == Some(&1),
-            link::STATISTICS => {
-                parsed.received = u64_at(contents, link::STATISTICS_BYTES)?;
-                parsed.sent = u64_at(contents, link::STATISTICS_BYTES + 8)?;
-            }
-            link::INFO => parse_info(contents, &mut parsed),
-            _ => {}
-        }
-    }
-    Some(parsed)
-}
-
-fn parse_info(contents: &[u8], parsed: &mut Link) {
-    use message::link;
-    let mut port = Vec::new();
-    let mut of_bridge = false;
-    for (kind, contents) in message::attributes(contents) {
-        match kind {
-            link::INFO_KIND => parsed.kind = message::text(contents),
-            link::INFO_PORT_KIND => of_bridge = message::text(contents) == "bridge",
-            link::INFO_PORT_DATA => port.extend(message::attributes(contents)),
-            _ => {}
-        }
-    }
-    parsed.isolated = of_bridge
-        && port
-            .iter()
-            .any(|(kind, contents)| *kind == link::PORT_ISOLATED && contents.first() == Some(&1));
-}
-
-/// The names of all links, by number.
-fn names(socket: &mut Socket) -> Result<std::collections::HashMap<u32, String>, Refusal> {
-    Ok(list(socket)?
-        .into_iter()
-        .map(|link| (link.index, link.name))
-        .collect())
-}
-
-fn addresses(socket: &mut Socket) -> Result<Vec<Address>, Refusal> {
-    let names = names(socket)?;
-    let request = Request::address(kind::GET_ADDRESS, flags::REQUEST | flags::DUMP, 0, 0, 0);
-    socket.list(&request, |message, found| {
-        found.extend(parse_address(message).map(|mut address| {
-            address.interface = names.get(&address.index).cloned().unwrap_or_default();
-            address
-        }));
-    })
-}
-
-fn parse_address(message: Message<'_>) -> Option<Address> {
-    if message.kind != kind::NEW_ADDRESS {
-        return None;
-    }
-    let prefix = *message.body.get(1)?;
-    let (mut local, mut other) = (None, None);
-    for (kind, contents) in message::attributes_after(message::ADDRESS_HEADER, message.body) {
-        match kind {
-            message::address::LOCAL => local = ip(contents),
-            message::address::ADDRESS => other = ip(contents),
-            _ => {}
-        }
-    }
-    // IPv6 has LOCAL only where there is a peer (if_addr.h).
-    let own = local.or(other)?;
-    Some(Address {
-        index: message::u32_at(message.body, 4)?,
-        interface: String::new(),
-        address: IpNet::new(own, prefix).ok()?,
-        peer: other.filter(|other| *other != own),
-    })
-}
-
-fn routes(socket: &mut Socket) -> Result<Vec<Route>, Refusal> {
-    let names = names(socket)?;
-    let mut found = Vec::new();
-    for family in [libc::AF_INET, libc::AF_INET6] {
-        let request = Request::routes(u8::try_from(family).unwrap_or_default());
-        let listed = socket.list(&request, |message, routes| {
-            routes.extend(parse_route(message).unwrap_or_default());
-        });
-        match listed {
-            Ok(routes) => found.extend(routes),
-            // A kernel without IPv6.
-            Err(refusal)
-                if family == libc::AF_INET6
-                    && matches!(
-                        refusal.source.raw_os_error(),
-                        Some(libc::EAFNOSUPPORT | libc::EOPNOTSUPP)
-                    ) => {}
-            Err(refusal) => return Err(refusal),
-        }
-    }
-    for route in &mut found {
-        route.interface = names.get(&route.index).cloned().unwrap_or_default();
-    }
-    Ok(found)
-}
-
-fn parse_route(message: Message<'_>) -> Option<Vec<Route>> {
-    use message::{route, u16_at, u32_at};
-    if message.kind != kind::NEW_ROUTE {
-        return None;
-    }
-    let [family, prefix, _, _, table, _, scope, kind] = *message.body.first_chunk()?;
-    if kind != route::UNICAST || u32_at(message.body, 8)? & route::CLONED != 0 {
-        return None;
-    }
-    let mut table = u32::from(table);
-    let (mut destination, mut index, mut gateway) = (None, 0, None);
-    let mut hops = Vec::new();
-    for (kind, contents) in message::attributes_after(message::ROUTE_HEADER, message.body) {
-        match kind {
-            route::DESTINATION => destination = ip(contents),
-            route::INTERFACE => index = u32_at(contents, 0)?,
-            route::GATEWAY => gateway = ip(contents),
-            route::VIA => gateway = contents.get(2..).and_then(ip),
-            route::TABLE => table = u32_at(contents, 0)?,
-            route::MULTIPATH => {
-                let mut rest = contents;
-                while let Some(length) = u16_at(rest, 0).map(usize::from) {
-                    let Some(hop) = rest.get(..length).filter(|hop| hop.len() >= route::NEXT_HOP) else {
-                        break;
-                    };
-                    let gateway = message::attributes(&hop[route::NEXT_HOP..]).find_map(
-                        |(kind, contents)| match kind {
-                            route::GATEWAY => ip(contents),
-                            route::VIA => contents.get(2..).and_then(ip),
-                            _ => None,
-                        },
-                    );
-                    hops.push((u32_at(hop, 4)?, gateway));
-                    rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-                }
-            }
-            _ => {}
-        }
-    }
-    if table == LOCAL_TABLE {
-        return None;
-    }
-    let destination = match destination {
-        Some(destination) => destination,
-        None if i32::from(family) == libc::AF_INET => IpAddr::from([0; 4]),
-        None => IpAddr::from([0_u8; 16]),
-    };
-    if hops.is_empty() {
-        hops.push((index, gateway));
-    }
-    let prefix = IpNet::new(destination, prefix).ok()?;
-    let scope = match scope {
-        libc::RT_SCOPE_LINK => Scope::Link,
-        libc::RT_SCOPE_HOST => Scope::Host,
-        _ => Scope::Universe,
-    };
-    let routes = hops.into_iter().map(|(index, gateway)| Route {
-        prefix,
-        index,
-        interface: String::new(),
-        gateway,
-        scope,
-        table,
-    });
-    Some(routes.collect())
-}
-
-/// The number of the link in the answer to a question for a way.
-fn parse_way(message: Message<'_>) -> Option<u32> {
-    if message.kind != kind::NEW_ROUTE {
-        return None;
-    }
-    let mut attributes = message::attributes_after(message::ROUTE_HEADER, message.body);
-    attributes
-        .find(|(kind, _)| *kind == message::route::INTERFACE)
-        .and_then(|(_, contents)| message::u32_at(contents, 0))
-}
-
-/// An address of four or sixteen bytes.
-fn ip(contents: &[u8]) -> Option<IpAddr> {
-    <[u8; 4]>::try_from(contents)
-        .map(IpAddr::from)
-        .or_else(|_| <[u8; 16]>::try_from(contents).map(IpAddr::from))
-        .ok()
 }
 
 #[cfg(test)]
