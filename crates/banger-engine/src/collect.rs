@@ -593,68 +593,65 @@ mod tests {
 
     #[test]
     fn what_is_left_of_a_network_is_found_by_what_it_says_of_its_owner() {
-        testkit::in_network_namespace(|| {
+        testkit::in_network_namespace_async(async || {
             let Some(_) = testkit::program("BANGER_TEST_NFT", "nft") else {
                 return;
             };
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            runtime.unwrap().block_on(async {
-                let directory = tempfile::tempdir().unwrap();
-                let host = host(directory.path()).await;
-                let hands = host.network.hands();
-                let (links, nft) = (crate::net::hands::Hands::links().unwrap(), hands.nft().unwrap());
-                let ours = hands.alias.to_string();
-                for (name, alias) in [("lab0", ours.as_str()), ("lab1", "banger other"), ("lab2", "")] {
-                    let bridge = links.make_bridge(name, alias).await.unwrap();
-                    links.set_up(bridge).await.unwrap();
-                    let tap = format!("{name}t0");
-                    hostkit::tap::make(&tap, None).unwrap();
-                    let port = links.get(&tap).await.unwrap().unwrap().index;
-                    links.set_alias(port, alias).await.unwrap();
-                    links.enslave(port, bridge, true).await.unwrap();
-                    links.set_up(port).await.unwrap();
-                    let comment = format!("table inet banger_{name} {{ comment \"{alias}\"; }}");
-                    nft.apply(&comment).await.unwrap();
-                }
-                let found = async || -> Vec<_> {
-                    let garbage = find(&host, When::Running).await.unwrap();
-                    let shown = garbage.iter().map(|g| (g.kind.as_str(), g.what.clone()));
-                    shown
-                        .filter(|(kind, _)| ["link", "table"].contains(kind))
-                        .collect()
-                };
-                // While a machine is at its end nothing of it is garbage.
-                let card = testkit::Card::open("lab0t0");
-                assert_eq!(found().await, []);
-                drop(card);
-                let expected = [
-                    ("link", "lab0t0"),
-                    ("link", "lab0"),
-                    ("table", "inet banger_lab0"),
-                ];
-                assert_eq!(
-                    found().await,
-                    expected.map(|(kind, what)| (kind, what.to_owned()))
-                );
-                // What has a row is not, nor is what that is in.
-                let row = crate::ledger::Object::Tap {
-                    name: "lab0t0".to_owned(),
-                };
-                let entered = host.ledger.enter(&Owner::Host, &row).await.unwrap();
-                entered.nothing_to_make();
-                assert_eq!(found().await, []);
-                host.ledger.discard(&Owner::Host, &row).await.unwrap();
-                for piece in find(&host, When::Running).await.unwrap() {
-                    remove(&host, &piece).await.unwrap();
-                    remove(&host, &piece).await.unwrap();
-                }
-                assert_eq!(found().await, []);
-                let left = links.list().await.unwrap();
-                let left = left.iter().map(|link| link.name.as_str());
-                let left: Vec<_> = left.filter(|name| name.starts_with("lab")).collect();
-                assert_eq!(left, ["lab1", "lab1t0", "lab2", "lab2t0"]);
-                assert_eq!(nft.tables().await.unwrap().len(), 2);
-            });
+            let directory = tempfile::tempdir().unwrap();
+            let host = host(directory.path()).await;
+            let hands = host.network.hands();
+            let (links, nft) = (crate::net::hands::Hands::links().unwrap(), hands.nft().unwrap());
+            let ours = hands.alias.to_string();
+            for (name, alias) in [("lab0", ours.as_str()), ("lab1", "banger other"), ("lab2", "")] {
+                let bridge = links.make_bridge(name, alias).await.unwrap();
+                links.set_up(bridge).await.unwrap();
+                let tap = format!("{name}t0");
+                hostkit::tap::make(&tap, None).unwrap();
+                let port = links.get(&tap).await.unwrap().unwrap().index;
+                links.set_alias(port, alias).await.unwrap();
+                links.enslave(port, bridge, true).await.unwrap();
+                links.set_up(port).await.unwrap();
+                let comment = format!("table inet banger_{name} {{ comment \"{alias}\"; }}");
+                nft.apply(&comment).await.unwrap();
+            }
+            let found = async || -> Vec<_> {
+                let garbage = find(&host, When::Running).await.unwrap();
+                let shown = garbage.iter().map(|g| (g.kind.as_str(), g.what.clone()));
+                shown
+                    .filter(|(kind, _)| ["link", "table"].contains(kind))
+                    .collect()
+            };
+            // While a machine is at its end nothing of it is garbage.
+            let card = testkit::Card::open("lab0t0");
+            assert_eq!(found().await, []);
+            drop(card);
+            let expected = [
+                ("link", "lab0t0"),
+                ("link", "lab0"),
+                ("table", "inet banger_lab0"),
+            ];
+            assert_eq!(
+                found().await,
+                expected.map(|(kind, what)| (kind, what.to_owned()))
+            );
+            // What has a row is not, nor is what that is in.
+            let row = crate::ledger::Object::Tap {
+                name: "lab0t0".to_owned(),
+            };
+            let entered = host.ledger.enter(&Owner::Host, &row).await.unwrap();
+            entered.nothing_to_make();
+            assert_eq!(found().await, []);
+            host.ledger.discard(&Owner::Host, &row).await.unwrap();
+            for piece in find(&host, When::Running).await.unwrap() {
+                remove(&host, &piece).await.unwrap();
+                remove(&host, &piece).await.unwrap();
+            }
+            assert_eq!(found().await, []);
+            let left = links.list().await.unwrap();
+            let left = left.iter().map(|link| link.name.as_str());
+            let left: Vec<_> = left.filter(|name| name.starts_with("lab")).collect();
+            assert_eq!(left, ["lab1", "lab1t0", "lab2", "lab2t0"]);
+            assert_eq!(nft.tables().await.unwrap().len(), 2);
         });
     }
 }

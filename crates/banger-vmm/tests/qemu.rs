@@ -188,7 +188,7 @@ fn with_a_way_out(name: &str, passt: Passt, test: impl AsyncFnOnce(Qemu, Bench) 
     let Some(ip) = program("BANGER_TEST_IP", "ip") else {
         return;
     };
-    testkit::in_network_namespace(|| {
+    testkit::in_network_namespace_async(async || {
         for words in [
             "link add up0 type veth peer name up1",
             "addr add 192.0.2.2/24 dev up0",
@@ -207,17 +207,14 @@ fn with_a_way_out(name: &str, passt: Passt, test: impl AsyncFnOnce(Qemu, Bench) 
                 }
             });
         }
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        runtime.unwrap().block_on(async {
-            let bench = file("BANGER_TEST_DEBIAN_KERNEL")
-                .and_then(|kernel| Bench::with_modules(name, kernel, 256, OUTBOUND, &CARD));
-            let (Some(qemu), Some(mut bench)) = (driver_with(passt).await, bench) else {
-                return;
-            };
-            let mac = [2, 0, 0, 0, 7, 9];
-            bench.spec.network = Some(Network::User { mac });
-            test(qemu, bench).await;
-        });
+        let bench = file("BANGER_TEST_DEBIAN_KERNEL")
+            .and_then(|kernel| Bench::with_modules(name, kernel, 256, OUTBOUND, &CARD));
+        let (Some(qemu), Some(mut bench)) = (driver_with(passt).await, bench) else {
+            return;
+        };
+        let mac = [2, 0, 0, 0, 7, 9];
+        bench.spec.network = Some(Network::User { mac });
+        test(qemu, bench).await;
     });
 }
 

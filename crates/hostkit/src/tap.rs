@@ -158,44 +158,39 @@ mod tests {
     use super::*;
     use crate::link::Links;
 
-    fn with_links<T>(work: impl AsyncFnOnce(Links) -> T) -> T {
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        runtime.block_on(async { work(Links::connect().unwrap()).await })
+    fn in_namespace(work: impl AsyncFnOnce(Links) + Send) {
+        testkit::in_network_namespace_async(async || work(Links::connect().unwrap()).await);
     }
 
     #[test]
     fn made_found_again_and_removed() {
-        testkit::in_network_namespace(|| {
-            with_links(async |links| {
-                usable().unwrap();
-                make("bgrt1", Some(1000)).unwrap();
-                make("bgrt1", None).unwrap();
-                let tap = links.get("bgrt1").await.unwrap().unwrap();
-                assert_eq!((tap.kind.as_str(), tap.up, tap.carrier), ("tun", false, false));
-                links.set_up(tap.index).await.unwrap();
-                // In use: neither made nor removed, and told by its carrier.
-                let held = attach("bgrt1", String::new).unwrap();
-                assert!(links.get("bgrt1").await.unwrap().unwrap().carrier);
-                assert!(matches!(make("bgrt1", None), Err(TapError::InUse { .. })));
-                assert!(matches!(remove("bgrt1"), Err(TapError::InUse { .. })));
-                drop(held);
-                assert!(links.get("bgrt1").await.unwrap().is_some());
-                remove("bgrt1").unwrap();
-                assert_eq!(links.get("bgrt1").await.unwrap(), None);
-                remove("bgrt1").unwrap();
-            });
+        in_namespace(async |links| {
+            usable().unwrap();
+            make("bgrt1", Some(1000)).unwrap();
+            make("bgrt1", None).unwrap();
+            let tap = links.get("bgrt1").await.unwrap().unwrap();
+            assert_eq!((tap.kind.as_str(), tap.up, tap.carrier), ("tun", false, false));
+            links.set_up(tap.index).await.unwrap();
+            // In use: neither made nor removed, and told by its carrier.
+            let held = attach("bgrt1", String::new).unwrap();
+            assert!(links.get("bgrt1").await.unwrap().unwrap().carrier);
+            assert!(matches!(make("bgrt1", None), Err(TapError::InUse { .. })));
+            assert!(matches!(remove("bgrt1"), Err(TapError::InUse { .. })));
+            drop(held);
+            assert!(links.get("bgrt1").await.unwrap().is_some());
+            remove("bgrt1").unwrap();
+            assert_eq!(links.get("bgrt1").await.unwrap(), None);
+            remove("bgrt1").unwrap();
         });
     }
 
     #[test]
     fn a_name_that_is_taken_or_none() {
-        testkit::in_network_namespace(|| {
-            with_links(async |links| {
-                links.make_bridge("bgr0", "test").await.unwrap();
-                assert!(matches!(make("bgr0", None), Err(TapError::Taken { .. })));
-                assert!(matches!(remove("bgr0"), Err(TapError::Taken { .. })));
-                assert!(links.get("bgr0").await.unwrap().is_some());
-            });
+        in_namespace(async |links| {
+            links.make_bridge("bgr0", "test").await.unwrap();
+            assert!(matches!(make("bgr0", None), Err(TapError::Taken { .. })));
+            assert!(matches!(remove("bgr0"), Err(TapError::Taken { .. })));
+            assert!(links.get("bgr0").await.unwrap().is_some());
         });
         for name in ["", "bgr%d", "sixteen-letters-"] {
             assert!(matches!(make(name, None), Err(TapError::Name { .. })), "{name}");

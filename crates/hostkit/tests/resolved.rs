@@ -11,7 +11,7 @@ use testkit::Resolver;
 const BRIDGE: &str = "bgr0";
 
 fn in_a_network<F: Future<Output = ()>>(test: impl FnOnce(Resolver, u32) -> F + Send) {
-    testkit::in_network_namespace(|| {
+    testkit::in_network_namespace_async(async || {
         let Some(resolver) = Resolver::start() else { return };
         for arguments in [
             "link add bgr0 type bridge",
@@ -23,11 +23,9 @@ fn in_a_network<F: Future<Output = ()>>(test: impl FnOnce(Resolver, u32) -> F + 
         }
         let index = std::fs::read_to_string("/sys/class/net/bgr0/ifindex").expect("an interface");
         let index = index.trim().parse().expect("a number");
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let whole = Duration::from_secs(60);
-        runtime
-            .expect("a runtime")
-            .block_on(async { tokio::time::timeout(whole, test(resolver, index)).await })
+        tokio::time::timeout(whole, test(resolver, index))
+            .await
             .expect("an end");
     });
 }

@@ -15,7 +15,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 pub use card::Card;
-pub use namespace::in_network_namespace;
+pub use namespace::{in_network_namespace, in_network_namespace_async};
 pub use resolver::Resolver;
 
 /// Says that the running test does nothing, and why. Returns `None` for the caller to pass on.

@@ -37,6 +37,18 @@ pub fn in_network_namespace<T: Send>(test: impl FnOnce() -> T + Send) -> Option<
     })
 }
 
+/// The same for work that needs a runtime (Tokio's, on the one thread, with timers and sockets).
+///
+/// # Panics
+///
+/// As [`in_network_namespace`].
+pub fn in_network_namespace_async<T: Send>(work: impl AsyncFnOnce() -> T + Send) -> Option<T> {
+    in_network_namespace(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.expect("failed to make a runtime").block_on(work())
+    })
+}
+
 fn enter() -> std::io::Result<()> {
     // SAFETY: changes what this thread alone sees of the network and of mounts; its directories and file descriptors stay.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET | UnshareFlags::NEWNS)? };

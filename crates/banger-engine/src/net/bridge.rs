@@ -155,22 +155,19 @@ mod tests {
 
     #[test]
     fn the_narrowest_way_out_of_the_host() {
-        testkit::in_network_namespace(|| {
-            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-            runtime.block_on(async {
-                assert_eq!(narrowest().await, None);
-                let links = hostkit::link::Links::connect().unwrap();
-                let index = links.make_bridge("out", "").await.unwrap();
-                links
-                    .add_address(index, "192.0.2.9/24".parse().unwrap())
-                    .await
-                    .unwrap();
-                links.set_up(index).await.unwrap();
-                for (mtu, told) in [(1500, None), (1420, Some(1420)), (300, None), (576, Some(576))] {
-                    links.set_mtu(index, mtu).await.unwrap();
-                    assert_eq!(narrowest().await, told);
-                }
-            });
+        testkit::in_network_namespace_async(async || {
+            assert_eq!(narrowest().await, None);
+            let links = hostkit::link::Links::connect().unwrap();
+            let index = links.make_bridge("out", "").await.unwrap();
+            links
+                .add_address(index, "192.0.2.9/24".parse().unwrap())
+                .await
+                .unwrap();
+            links.set_up(index).await.unwrap();
+            for (mtu, told) in [(1500, None), (1420, Some(1420)), (300, None), (576, Some(576))] {
+                links.set_mtu(index, mtu).await.unwrap();
+                assert_eq!(narrowest().await, told);
+            }
         });
     }
 }

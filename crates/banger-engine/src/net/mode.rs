@@ -124,75 +124,76 @@ mod tests {
 
     #[test]
     fn auto_is_a_bridge_or_the_reason_why_not() {
-        testkit::in_network_namespace(|| {
+        testkit::in_network_namespace_async(async || {
             let Some(program) = testkit::program("BANGER_TEST_NFT", "nft") else {
                 return;
             };
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            runtime.unwrap().block_on(async {
-                let directory = tempfile::tempdir().unwrap();
-                drop(crate::host::tests::host(directory.path()).await);
-                let store = banger_store::Store::open(&directory.path().join("banger.db")).unwrap();
-                let rows = Rows::new(store.clone());
-                // As on a kernel without a family.
-                let lacking = directory.path().join("nft");
-                let script = format!(
-                    "#!/bin/sh\ncase $1 in --check) echo 'Error: Could not process rule: Operation not supported' >&2; exit 1;; \
+            let directory = tempfile::tempdir().unwrap();
+            drop(crate::host::tests::host(directory.path()).await);
+            let store = banger_store::Store::open(&directory.path().join("banger.db")).unwrap();
+            let rows = Rows::new(store.clone());
+            // As on a kernel without a family.
+            let lacking = directory.path().join("nft");
+            let script = format!(
+                "#!/bin/sh\ncase $1 in --check) echo 'Error: Could not process rule: Operation not supported' >&2; exit 1;; \
                      esac\nexec {} \"$@\"\n",
-                    program.display()
-                );
-                std::fs::write(&lacking, script).unwrap();
-                std::fs::set_permissions(&lacking, std::fs::Permissions::from_mode(0o755)).unwrap();
-                // As on a host that is short of memory for now.
-                let short = directory.path().join("short");
-                std::fs::create_dir(&short).unwrap();
-                let script = "#!/bin/sh\necho 'Error: Could not process rule: Cannot allocate memory' >&2; exit 1\n";
-                std::fs::write(short.join("nft"), script).unwrap();
-                let executable = std::fs::Permissions::from_mode(0o755);
-                std::fs::set_permissions(short.join("nft"), executable).unwrap();
-                let mode = async |mode, path: &std::path::Path| {
-                    let settings = NetworkSettings {
-                        passt: crate::settings::PasstChoice::Off,
-                        mode,
-                        bridge: "bgr0".to_owned(),
-                        subnet: Subnet::DEFAULT,
-                        pool: 0,
-                    };
-                    let hands = Hands::new(&settings.bridge, "test", &[path.to_owned()]);
-                    let ledger = Ledger::new(store.clone(), hands.clone());
-                    let network = Network::open(settings, hands, ledger, rows.clone()).await;
-                    network.unwrap().mode().clone()
+                program.display()
+            );
+            std::fs::write(&lacking, script).unwrap();
+            std::fs::set_permissions(&lacking, std::fs::Permissions::from_mode(0o755)).unwrap();
+            // As on a host that is short of memory for now.
+            let short = directory.path().join("short");
+            std::fs::create_dir(&short).unwrap();
+            let script =
+                "#!/bin/sh\necho 'Error: Could not process rule: Cannot allocate memory' >&2; exit 1\n";
+            std::fs::write(short.join("nft"), script).unwrap();
+            let executable = std::fs::Permissions::from_mode(0o755);
+            std::fs::set_permissions(short.join("nft"), executable).unwrap();
+            let mode = async |mode, path: &std::path::Path| {
+                let settings = NetworkSettings {
+                    passt: crate::settings::PasstChoice::Off,
+                    mode,
+                    bridge: "bgr0".to_owned(),
+                    subnet: Subnet::DEFAULT,
+                    pool: 0,
                 };
-                let path = program.parent().unwrap();
-                assert_eq!(mode(NetworkMode::Auto, path).await, Mode::Bridge);
-                let why = |mode| match mode {
-                    Mode::User(why) => why,
-                    Mode::Bridge => panic!("a bridge"),
-                };
-                let said = why(mode(NetworkMode::Auto, directory.path()).await);
-                assert!(said.contains("kernel lacks") && said.contains("not supported"), "{said}");
-                assert_eq!(mode(NetworkMode::Bridge, directory.path()).await, Mode::Bridge);
+                let hands = Hands::new(&settings.bridge, "test", &[path.to_owned()]);
+                let ledger = Ledger::new(store.clone(), hands.clone());
+                let network = Network::open(settings, hands, ledger, rows.clone()).await;
+                network.unwrap().mode().clone()
+            };
+            let path = program.parent().unwrap();
+            assert_eq!(mode(NetworkMode::Auto, path).await, Mode::Bridge);
+            let why = |mode| match mode {
+                Mode::User(why) => why,
+                Mode::Bridge => panic!("a bridge"),
+            };
+            let said = why(mode(NetworkMode::Auto, directory.path()).await);
+            assert!(
+                said.contains("kernel lacks") && said.contains("not supported"),
+                "{said}"
+            );
+            assert_eq!(mode(NetworkMode::Bridge, directory.path()).await, Mode::Bridge);
 
-                assert_eq!(mode(NetworkMode::Auto, &short).await, Mode::Bridge);
+            assert_eq!(mode(NetworkMode::Auto, &short).await, Mode::Bridge);
 
-                let links = Links::connect().unwrap();
-                let index = links.make_bridge("bgr0", "banger other").await.unwrap();
-                let said = why(mode(NetworkMode::Auto, path).await);
-                assert!(said.contains("bgr0") && said.contains("`subnet`"), "{said}");
-                assert_eq!(mode(NetworkMode::Bridge, path).await, Mode::Bridge);
-                // Ours, from before.
-                links.set_alias(index, "banger test").await.unwrap();
-                assert_eq!(mode(NetworkMode::Auto, path).await, Mode::Bridge);
-                // Another's, and machines of ours have addresses.
-                links.set_alias(index, "banger other").await.unwrap();
-                let id = crate::vm::change::tests::row().id;
-                let leased = rows.write(crate::crash::Write::LeaseTake, move |tx| {
-                    let subnet = Subnet::DEFAULT;
-                    banger_store::leases::take(tx, &id, subnet.first(), subnet.last())
-                });
-                leased.await.unwrap();
-                assert_eq!(mode(NetworkMode::Auto, path).await, Mode::Bridge);
+            let links = Links::connect().unwrap();
+            let index = links.make_bridge("bgr0", "banger other").await.unwrap();
+            let said = why(mode(NetworkMode::Auto, path).await);
+            assert!(said.contains("bgr0") && said.contains("`subnet`"), "{said}");
+            assert_eq!(mode(NetworkMode::Bridge, path).await, Mode::Bridge);
+            // Ours, from before.
+            links.set_alias(index, "banger test").await.unwrap();
+            assert_eq!(mode(NetworkMode::Auto, path).await, Mode::Bridge);
+            // Another's, and machines of ours have addresses.
+            links.set_alias(index, "banger other").await.unwrap();
+            let id = crate::vm::change::tests::row().id;
+            let leased = rows.write(crate::crash::Write::LeaseTake, move |tx| {
+                let subnet = Subnet::DEFAULT;
+                banger_store::leases::take(tx, &id, subnet.first(), subnet.last())
             });
+            leased.await.unwrap();
+            assert_eq!(mode(NetworkMode::Auto, path).await, Mode::Bridge);
         });
     }
 }

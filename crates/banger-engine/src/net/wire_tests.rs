@@ -27,44 +27,41 @@ fn mac(number: u8) -> [u8; 6] {
 
 /// A bridge with its rules and two guests that may reach nothing: 2 and 3.
 fn with_two_guests(test: impl FnOnce([u8; 6], Card, Card) + Send) {
-    testkit::in_network_namespace(|| {
+    testkit::in_network_namespace_async(async || {
         let Ok(nft) = Nft::find(None) else {
             testkit::missing::<()>("nft is missing: apt-get install nftables");
             return;
         };
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let bridge = runtime.expect("a runtime").block_on(async {
-            let links = Links::connect().expect("netlink");
-            let index = links.make_bridge("bgr0", "test").await.expect("a bridge");
-            let net = Ipv4Net::new(HOST, 20).expect("a network");
-            links.add_address(index, net.into()).await.expect("its address");
-            links.set_up(index).await.expect("up");
-            let mut ports = Vec::new();
-            for number in [2, 3] {
-                let tap = format!("bgr0t{number}");
-                hostkit::tap::make(&tap, None).expect("a tap");
-                let port = links.get(&tap).await.expect("links").expect("the tap");
-                links.enslave(port.index, index, true).await.expect("a port");
-                links.set_up(port.index).await.expect("up");
-                ports.push(Port {
-                    tap,
-                    mac: mac(number),
-                    address: address(number),
-                    nat: false,
-                    allow: "none".parse().expect("nothing"),
-                });
-            }
-            let rules = render(&State {
-                bridge: "bgr0".to_owned(),
-                owner: "test".to_owned(),
-                subnet: Subnet::DEFAULT,
-                ports,
-                on_link: Vec::new(),
+        let links = Links::connect().expect("netlink");
+        let index = links.make_bridge("bgr0", "test").await.expect("a bridge");
+        let net = Ipv4Net::new(HOST, 20).expect("a network");
+        links.add_address(index, net.into()).await.expect("its address");
+        links.set_up(index).await.expect("up");
+        let mut ports = Vec::new();
+        for number in [2, 3] {
+            let tap = format!("bgr0t{number}");
+            hostkit::tap::make(&tap, None).expect("a tap");
+            let port = links.get(&tap).await.expect("links").expect("the tap");
+            links.enslave(port.index, index, true).await.expect("a port");
+            links.set_up(port.index).await.expect("up");
+            ports.push(Port {
+                tap,
+                mac: mac(number),
+                address: address(number),
+                nat: false,
+                allow: "none".parse().expect("nothing"),
             });
-            nft.apply(&rules).await.expect("rules");
-            links.get("bgr0").await.expect("links").expect("the bridge").mac
+        }
+        let rules = render(&State {
+            bridge: "bgr0".to_owned(),
+            owner: "test".to_owned(),
+            subnet: Subnet::DEFAULT,
+            ports,
+            on_link: Vec::new(),
         });
-        let bridge = bridge.expect("its hardware address");
+        nft.apply(&rules).await.expect("rules");
+        let bridge = links.get("bgr0").await.expect("links").expect("the bridge");
+        let bridge = bridge.mac.expect("its hardware address");
         let (two, three) = (Card::open("bgr0t2"), Card::open("bgr0t3"));
         test(bridge, two, three);
     });

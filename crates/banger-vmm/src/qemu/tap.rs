@@ -95,29 +95,26 @@ mod tests {
     fn what_was_before_does_not_count() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("metrics");
-        testkit::in_network_namespace(|| {
-            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-            runtime.block_on(async {
-                // Loopback sends what it receives.
-                let send = |bytes: usize| {
-                    let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-                    let to = socket.local_addr().unwrap();
-                    assert_eq!(socket.send_to(&vec![0; bytes], to).unwrap(), bytes);
-                };
-                send(5000);
-                let counter = TapCounter::begin("lo", &file).await.unwrap();
-                assert_eq!(counter.moved().await, Moved::default());
-                send(3000);
-                // With the headers of IPv4 and UDP.
-                let moved = Moved {
-                    in_bytes: 3028,
-                    out_bytes: 3028,
-                };
-                assert_eq!(counter.moved().await, moved);
-                assert_eq!(TapCounter::adopt("lo", &file).moved().await, moved);
-                let other = TapCounter::adopt("none", &file);
-                assert_eq!((other.before, other.moved().await), Default::default());
-            });
+        testkit::in_network_namespace_async(async || {
+            // Loopback sends what it receives.
+            let send = |bytes: usize| {
+                let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+                let to = socket.local_addr().unwrap();
+                assert_eq!(socket.send_to(&vec![0; bytes], to).unwrap(), bytes);
+            };
+            send(5000);
+            let counter = TapCounter::begin("lo", &file).await.unwrap();
+            assert_eq!(counter.moved().await, Moved::default());
+            send(3000);
+            // With the headers of IPv4 and UDP.
+            let moved = Moved {
+                in_bytes: 3028,
+                out_bytes: 3028,
+            };
+            assert_eq!(counter.moved().await, moved);
+            assert_eq!(TapCounter::adopt("lo", &file).moved().await, moved);
+            let other = TapCounter::adopt("none", &file);
+            assert_eq!((other.before, other.moved().await), Default::default());
         });
     }
 }

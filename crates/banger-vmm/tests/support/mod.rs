@@ -226,56 +226,50 @@ pub(crate) fn a_tap_carries<V: Vmm>(prepare: impl AsyncFnOnce() -> Option<(V, Be
     let Some(busybox) = testkit::program("BANGER_TEST_BUSYBOX", "busybox") else {
         return;
     };
-    testkit::in_network_namespace(|| {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
+    testkit::in_network_namespace_async(async || {
+        let Some((driver, mut bench)) = prepare().await else {
+            return;
+        };
+        let links = Links::connect().unwrap();
+        let bridge = links.make_bridge("bgr0", "").await.unwrap();
+        links
+            .add_address(bridge, "10.7.0.1/24".parse().unwrap())
+            .await
             .unwrap();
-        runtime.block_on(async {
-            let Some((driver, mut bench)) = prepare().await else {
-                return;
-            };
-            let links = Links::connect().unwrap();
-            let bridge = links.make_bridge("bgr0", "").await.unwrap();
-            links
-                .add_address(bridge, "10.7.0.1/24".parse().unwrap())
-                .await
-                .unwrap();
-            links.set_up(bridge).await.unwrap();
-            hostkit::tap::make("bgr0t1", None).unwrap();
-            let tap = links.get("bgr0t1").await.unwrap().unwrap().index;
-            links.enslave(tap, bridge, true).await.unwrap();
-            links.set_up(tap).await.unwrap();
-            bench.spec.network = Some(Network::Tap {
-                name: "bgr0t1".to_owned(),
-                mac: [2, 0, 0, 0, 7, 9],
-            });
-
-            let ledger = Ledger::default();
-            let machine = driver.launch(&bench.spec, &ledger).await.unwrap();
-            assert!(links.get("bgr0t1").await.unwrap().unwrap().carrier);
-            let console = bench.console(&machine, "ECHOED").await;
-            assert!(console.contains("MAC 02:00:00:00:07:09"), "{console}");
-            let ping = tokio::process::Command::new(busybox)
-                .args(["ping", "-c", "3", "-w", "30", "10.7.0.2"])
-                .status();
-            assert!(ping.await.unwrap().success());
-
-            let figures = machine.figures().await.network.unwrap();
-            for bytes in [figures.in_bytes, figures.out_bytes] {
-                assert!((1000..100_000).contains(&bytes), "{figures:?}");
-            }
-            let records = ledger.0.lock().unwrap().clone();
-            drop(machine);
-            let machine = driver.adopt(&bench.spec, &records).await.unwrap();
-            let adopted = machine.figures().await.network.unwrap();
-            assert!(adopted.in_bytes >= figures.in_bytes && adopted.out_bytes >= figures.out_bytes);
-            machine.kill().await.unwrap();
-            bench.ended(&machine).await;
-            let tap = links.get("bgr0t1").await.unwrap().unwrap();
-            assert!(!tap.carrier && tap.master == Some(bridge), "it stays: {tap:?}");
-            hostkit::tap::remove("bgr0t1").unwrap();
-            assert_gone(&bench.spec.token);
+        links.set_up(bridge).await.unwrap();
+        hostkit::tap::make("bgr0t1", None).unwrap();
+        let tap = links.get("bgr0t1").await.unwrap().unwrap().index;
+        links.enslave(tap, bridge, true).await.unwrap();
+        links.set_up(tap).await.unwrap();
+        bench.spec.network = Some(Network::Tap {
+            name: "bgr0t1".to_owned(),
+            mac: [2, 0, 0, 0, 7, 9],
         });
+
+        let ledger = Ledger::default();
+        let machine = driver.launch(&bench.spec, &ledger).await.unwrap();
+        assert!(links.get("bgr0t1").await.unwrap().unwrap().carrier);
+        let console = bench.console(&machine, "ECHOED").await;
+        assert!(console.contains("MAC 02:00:00:00:07:09"), "{console}");
+        let ping = tokio::process::Command::new(busybox)
+            .args(["ping", "-c", "3", "-w", "30", "10.7.0.2"])
+            .status();
+        assert!(ping.await.unwrap().success());
+
+        let figures = machine.figures().await.network.unwrap();
+        for bytes in [figures.in_bytes, figures.out_bytes] {
+            assert!((1000..100_000).contains(&bytes), "{figures:?}");
+        }
+        let records = ledger.0.lock().unwrap().clone();
+        drop(machine);
+        let machine = driver.adopt(&bench.spec, &records).await.unwrap();
+        let adopted = machine.figures().await.network.unwrap();
+        assert!(adopted.in_bytes >= figures.in_bytes && adopted.out_bytes >= figures.out_bytes);
+        machine.kill().await.unwrap();
+        bench.ended(&machine).await;
+        let tap = links.get("bgr0t1").await.unwrap().unwrap();
+        assert!(!tap.carrier && tap.master == Some(bridge), "it stays: {tap:?}");
+        hostkit::tap::remove("bgr0t1").unwrap();
+        assert_gone(&bench.spec.token);
     });
 }

@@ -3,13 +3,7 @@ use crate::tap;
 
 /// Runs a test in a network namespace of its own, connected to it.
 fn in_namespace(work: impl AsyncFnOnce(Links) + Send) {
-    testkit::in_network_namespace(|| {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap();
-        runtime.block_on(work(Links::connect().unwrap()));
-    });
+    testkit::in_network_namespace_async(async || work(Links::connect().unwrap()).await);
 }
 
 fn net(text: &str) -> IpNet {

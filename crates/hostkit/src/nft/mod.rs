@@ -240,13 +240,9 @@ mod tests {
         if testkit::program("BANGER_TEST_NFT", "nft").is_none() {
             return;
         }
-        testkit::in_network_namespace(|| {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .unwrap();
+        testkit::in_network_namespace_async(async || {
             let path = std::env::var_os("PATH");
-            runtime.block_on(work(Nft::find(path.as_deref()).unwrap()));
+            work(Nft::find(path.as_deref()).unwrap()).await;
         });
     }
 

@@ -22,11 +22,8 @@ const SOON: Duration = Duration::from_secs(5);
 
 /// Runs a test where nothing but itself is on the network.
 fn alone<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) {
-    testkit::in_network_namespace(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        runtime.expect("a runtime").block_on(async {
-            timeout(Duration::from_secs(60), test()).await.expect("an end");
-        });
+    testkit::in_network_namespace_async(async move || {
+        timeout(Duration::from_secs(60), test()).await.expect("an end");
     });
 }
 

@@ -44,7 +44,7 @@ fn settings(mode: NetworkMode, pool: u16) -> NetworkSettings {
 
 /// Runs a test in a namespace of its own, where there is `nft`.
 fn at_a_place(test: impl AsyncFnOnce(Place) + Send) {
-    testkit::in_network_namespace(|| {
+    testkit::in_network_namespace_async(async || {
         let Some(program) = testkit::program("BANGER_TEST_NFT", "nft") else {
             return;
         };
@@ -62,17 +62,14 @@ fn at_a_place(test: impl AsyncFnOnce(Place) + Send) {
         std::fs::set_permissions(bin.join("nft"), std::fs::Permissions::from_mode(0o755)).unwrap();
         let made = Command::new("mkfifo").arg(directory.path().join("pipe")).status();
         assert!(made.unwrap().success());
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        runtime.unwrap().block_on(async {
-            let place = Place {
-                directory,
-                nft: Nft::find(program.parent().map(Path::as_os_str)).unwrap(),
-                links: Links::connect().unwrap(),
-            };
-            // With the machine of `row`.
-            drop(crate::host::tests::host(place.directory.path()).await);
-            test(place).await;
-        });
+        let place = Place {
+            directory,
+            nft: Nft::find(program.parent().map(Path::as_os_str)).unwrap(),
+            links: Links::connect().unwrap(),
+        };
+        // With the machine of `row`.
+        drop(crate::host::tests::host(place.directory.path()).await);
+        test(place).await;
     });
 }
 
