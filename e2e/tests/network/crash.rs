@@ -23,7 +23,7 @@ fn dying_while_the_network_is_made_and_taken_down() {
     if !bed.has_crash_daemon() {
         return;
     }
-    let Some(_world) = World::enter(&bed) else { return };
+    let Some(_world) = World::around(&bed) else { return };
     for kind in ["bridge", "table", "tap"] {
         for step in ["entering", "entered", "made"] {
             let mut daemon = daemon(&bed);
@@ -61,7 +61,7 @@ fn dying_while_a_machine_is_connected_and_let_go() {
     if !bed.has_crash_daemon() {
         return;
     }
-    let Some(_world) = World::enter(&bed) else { return };
+    let Some(_world) = World::around(&bed) else { return };
     for point in [
         "before.lease-take",
         "after.lease-take",

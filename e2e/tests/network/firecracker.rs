@@ -11,7 +11,7 @@ fn a_firecracker_guest_on_the_bridge() {
     let Some((firecracker, _)) = bed.firecracker() else {
         return;
     };
-    let Some(_world) = World::enter(&bed) else { return };
+    let Some(_world) = World::around(&bed) else { return };
     let config = format!(
         "[vmm]\nchoice = \"firecracker\"\nfirecracker = {:?}\n[vm]\nstart_timeout = \"240s\"\nstop_timeout = \"120s\"\n\
          [network]\nmode = \"bridge\"\n",

@@ -190,8 +190,9 @@ fn finish(daemon: Daemon) {
 
 #[test]
 fn beside_ufw() {
-    let Some(bed) = Testbed::find() else { return };
-    let Some(_world) = World::enter(&bed) else { return };
+    let Some((bed, _world)) = World::enter() else {
+        return;
+    };
     let Some(tree) = Tree::open(&bed) else { return };
     let daemon = Daemon::start(&bed, Settings::prepared().config(CONFIG));
     let (one, _other) = two(&daemon);
@@ -214,8 +215,9 @@ fn beside_ufw() {
 
 #[test]
 fn beside_firewalld() {
-    let Some(bed) = Testbed::find() else { return };
-    let Some(_world) = World::enter(&bed) else { return };
+    let Some((bed, _world)) = World::enter() else {
+        return;
+    };
     let Some(mut tree) = Tree::open(&bed) else { return };
     let daemon = Daemon::start(&bed, Settings::prepared().config(CONFIG));
     let (one, _other) = two(&daemon);
@@ -240,8 +242,9 @@ fn beside_firewalld() {
 
 #[test]
 fn beside_docker() {
-    let Some(bed) = Testbed::find() else { return };
-    let Some(_world) = World::enter(&bed) else { return };
+    let Some((bed, _world)) = World::enter() else {
+        return;
+    };
     let Some(mut tree) = Tree::open(&bed) else { return };
     let containerd = [
         "containerd",

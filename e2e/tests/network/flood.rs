@@ -49,8 +49,9 @@ wait;
 
 #[test]
 fn a_guest_that_floods() {
-    let Some(bed) = Testbed::find() else { return };
-    let Some(_world) = World::enter(&bed) else { return };
+    let Some((bed, _world)) = World::enter() else {
+        return;
+    };
     let daemon = Daemon::start(&bed, Settings::prepared().config(CONFIG));
     let quiet = Guest::start(&daemon, "quiet", "busybox");
     // Perl is in every Debian.

@@ -78,8 +78,9 @@ fn no_problem(daemon: &Daemon) {
 
 #[test]
 fn a_host_without_nft() {
-    let Some(bed) = Testbed::find() else { return };
-    let Some(_world) = World::enter(&bed) else { return };
+    let Some((bed, _world)) = World::enter() else {
+        return;
+    };
     let nft = nft();
     let uninstall = || nft.iter().for_each(|program| hide(program));
     let install = || {
@@ -124,8 +125,9 @@ fn a_host_without_nft() {
 
 #[test]
 fn a_host_without_taps() {
-    let Some(bed) = Testbed::find() else { return };
-    let Some(_world) = World::enter(&bed) else { return };
+    let Some((bed, _world)) = World::enter() else {
+        return;
+    };
     let hosts = [
         ("mount -t tmpfs none /dev/net", "no TUN device", "modprobe tun"),
         (
@@ -151,8 +153,9 @@ fn a_host_without_taps() {
 
 #[test]
 fn a_daemon_without_the_capability() {
-    let Some(bed) = Testbed::find() else { return };
-    let Some(_world) = World::enter(&bed) else { return };
+    let Some((bed, _world)) = World::enter() else {
+        return;
+    };
     // For whatever this thread starts from here on (capabilities(7)).
     remove_capability_from_bounding_set(CapabilitySet::NET_ADMIN).expect("one capability less");
     let mut daemon = Daemon::start(&bed, Settings::prepared().config(auto()));
@@ -167,8 +170,9 @@ fn a_daemon_without_the_capability() {
 
 #[test]
 fn machines_that_run_on_addresses_of_before() {
-    let Some(bed) = Testbed::find() else { return };
-    let Some(_world) = World::enter(&bed) else { return };
+    let Some((bed, _world)) = World::enter() else {
+        return;
+    };
     let mut daemon = Daemon::start(&bed, Settings::prepared().config(CONFIG));
     drop(Guest::start(&daemon, "old", "busybox"));
     Guest::of(&daemon, "old").sh("echo kept > /etc/kept; sync");

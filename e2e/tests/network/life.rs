@@ -17,8 +17,9 @@ fn set(guest: &Guest<'_>, options: &[&str]) {
 
 #[test]
 fn two_guests_on_a_bridge() {
-    let Some(bed) = Testbed::find() else { return };
-    let Some(_world) = World::enter(&bed) else { return };
+    let Some((bed, _world)) = World::enter() else {
+        return;
+    };
     let mut daemon = Daemon::start(&bed, Settings::prepared().config(CONFIG));
     wait_taps(2);
     let before = objects();

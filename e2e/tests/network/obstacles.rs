@@ -34,8 +34,9 @@ fn refused(daemon: &Daemon, words: &[&str], mend: &str) {
 
 #[test]
 fn a_foreign_bridge_an_overlapping_network_and_a_lost_one() {
-    let Some(bed) = Testbed::find() else { return };
-    let Some(_world) = World::enter(&bed) else { return };
+    let Some((bed, _world)) = World::enter() else {
+        return;
+    };
     sh("ip link add bgr0 type bridge");
     let mut daemon = Daemon::start(&bed, Settings::prepared().config(CONFIG));
     refused(
@@ -70,8 +71,9 @@ fn a_foreign_bridge_an_overlapping_network_and_a_lost_one() {
 
 #[test]
 fn auto_is_a_bridge_where_the_host_lets_us() {
-    let Some(bed) = Testbed::find() else { return };
-    let Some(_world) = World::enter(&bed) else { return };
+    let Some((bed, _world)) = World::enter() else {
+        return;
+    };
     let config = CONFIG.replace("\"bridge\"", "\"auto\"");
     let daemon = Daemon::start(&bed, Settings::prepared().config(config));
     let status = daemon.banger(["net", "status", "--output", "json"]).json();
@@ -88,8 +90,9 @@ fn auto_is_a_bridge_where_the_host_lets_us() {
 
 #[test]
 fn addresses_run_out_with_a_clear_error() {
-    let Some(bed) = Testbed::find() else { return };
-    let Some(_world) = World::enter(&bed) else { return };
+    let Some((bed, _world)) = World::enter() else {
+        return;
+    };
     let config = format!("{CONFIG}subnet = \"10.77.0.0/29\"\n");
     let daemon = Daemon::start(&bed, Settings::prepared().config(config));
     for name in ["a", "b", "c", "d", "e"] {

@@ -29,7 +29,7 @@ fn enter() -> Option<(Testbed, World)> {
         e2e::testbed::require("passt is missing: make setup");
         return None;
     }
-    let world = World::enter(&bed)?;
+    let world = World::around(&bed)?;
     Some((bed, world))
 }
 

@@ -13,8 +13,9 @@ const DEADLINE: Duration = Duration::from_secs(60);
 
 #[test]
 fn what_somebody_takes_away_comes_back() {
-    let Some(bed) = Testbed::find() else { return };
-    let Some(_world) = World::enter(&bed) else { return };
+    let Some((bed, _world)) = World::enter() else {
+        return;
+    };
     let daemon = Daemon::start(&bed, Settings::prepared().config(CONFIG));
     wait_taps(2);
     let guest = Guest::start(&daemon, "dev", "busybox");
@@ -50,8 +51,9 @@ fn what_somebody_takes_away_comes_back() {
 
 #[test]
 fn what_nobody_keeps_is_garbage() {
-    let Some(bed) = Testbed::find() else { return };
-    let Some(_world) = World::enter(&bed) else { return };
+    let Some((bed, _world)) = World::enter() else {
+        return;
+    };
     let mut daemon = Daemon::start(&bed, Settings::empty().config(CONFIG));
     wait_taps(2);
     daemon.kill();
@@ -90,8 +92,9 @@ fn what_nobody_keeps_is_garbage() {
 
 #[test]
 fn a_second_daemon_leaves_the_first_ones_bridge_alone() {
-    let Some(bed) = Testbed::find() else { return };
-    let Some(_world) = World::enter(&bed) else { return };
+    let Some((bed, _world)) = World::enter() else {
+        return;
+    };
     let auto = CONFIG.replace("\"bridge\"", "\"auto\"");
     let first = Daemon::start(&bed, Settings::empty().config(auto.clone()));
     wait_taps(2);

@@ -23,8 +23,9 @@ fn up(world: &World) {
 
 #[test]
 fn a_vpn_comes_up_and_goes() {
-    let Some(bed) = Testbed::find() else { return };
-    let Some(world) = World::enter(&bed) else { return };
+    let Some((bed, world)) = World::enter() else {
+        return;
+    };
     let daemon = Daemon::start(&bed, Settings::prepared().config(CONFIG));
     let guest = Guest::start(&daemon, "a", "busybox");
     assert_eq!(answer(&guest, INTERNET), HOST);

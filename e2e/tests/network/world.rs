@@ -42,9 +42,16 @@ pub(crate) struct World {
 }
 
 impl World {
+    /// What guests are made of, and [`Self::around`] it.
+    pub(crate) fn enter() -> Option<(Testbed, Self)> {
+        let bed = Testbed::find()?;
+        let world = Self::around(&bed)?;
+        Some((bed, world))
+    }
+
     /// Makes the namespaces and puts this thread, and what it starts from here on, into that of the host. It has mounts of
     /// its own as well.
-    pub(crate) fn enter(bed: &Testbed) -> Option<Self> {
+    pub(crate) fn around(bed: &Testbed) -> Option<Self> {
         if !e2e::testbed::is_root() {
             e2e::testbed::skip("network namespaces need root");
             return None;
