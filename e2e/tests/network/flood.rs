@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use e2e::{Daemon, Guest, Settings, Testbed, wait_for};
+use e2e::{Daemon, Guest, Settings, wait_for};
 
 use crate::world::{
     CONFIG, GATEWAY, HOST, INTERNET, World, answer, eventually, host_reaches, objects, reaches, resolves, sh,

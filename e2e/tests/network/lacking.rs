@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use e2e::{Daemon, Guest, Settings, Testbed, wait_for};
+use e2e::{Daemon, Guest, Settings, wait_for};
 use rustix::thread::{CapabilitySet, remove_capability_from_bounding_set};
 
 use crate::world::{

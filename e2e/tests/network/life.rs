@@ -1,6 +1,6 @@
 //! Two guests: what they reach, what they do not, and that all of it outlives the daemon and none of it the machines.
 
-use e2e::{Daemon, Guest, Settings, Testbed};
+use e2e::{Daemon, Guest, Settings};
 
 use crate::world::{
     CONFIG, GATEWAY, HOST, INTERNET, LAN, World, answer, ask, host_reaches, objects, pings, reaches, sh,

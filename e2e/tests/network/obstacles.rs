@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use e2e::{Daemon, Guest, Settings, Testbed, wait_for};
+use e2e::{Daemon, Guest, Settings, wait_for};
 
 use crate::world::{CONFIG, World, objects, sh, wait_taps};
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use e2e::{Daemon, Guest, Settings, Testbed, truth, wait_for};
+use e2e::{Daemon, Guest, Settings, truth, wait_for};
 
 use crate::world::{
     CONFIG, GATEWAY, HOST, INTERNET, LAN, World, answer, ask, objects, reaches, sh, status, wait_taps,

@@ -1,7 +1,7 @@
 //! A VPN comes up and goes while machines run: guests go its way out, reach nothing behind it unasked, and where it takes
 //! their addresses it is said whose doing that is.
 
-use e2e::{Daemon, Guest, Settings, Testbed};
+use e2e::{Daemon, Guest, Settings};
 
 use crate::world::{
     CONFIG, GATEWAY, HOST, INTERNET, World, answer, ask, checks, eventually, objects, reaches, sh, status,
