@@ -138,9 +138,14 @@ contract! {
         "gc.run" gc_run(GcRun) -> GcReport;
         /// All images.
         "image.list" image_list(Empty) -> Vec<Image>;
-        /// One image, by name or id.
+        /// One image, by name, id, or the beginning of its digest.
         "image.show" image_show(ImageRef) -> Image;
-        /// Removes an image that no machine uses.
+        /// Images by name, label, digest.
+        "image.find" image_find(ImageFind) -> Vec<Image>;
+        /// Gives an image another name.
+        "image.tag" image_tag(ImageTag) -> Image;
+        /// Takes a name away from an image, which goes with its last one; by id or digest it goes at once. Not while a machine
+        /// uses it. The answer has the name that was taken, and the names that are left.
         "image.remove" image_remove(ImageRef) -> Image;
         /// Begins to register a root file system (ext4 image or tar, plain or compressed) as an image.
         "image.register" image_register(ImageRegister) -> Operation;

@@ -20,7 +20,7 @@ use crate::error::{Error, chain, io};
 use crate::held;
 use crate::host::Host;
 use crate::id;
-use crate::image::registry;
+use crate::image::places;
 use crate::image::work;
 use crate::ledger::{self, Owner};
 use crate::net::strays::{self, Present, Stray};
@@ -257,9 +257,9 @@ async fn list(host: &Host) -> Result<Found, Error> {
             Present::default()
         }),
         directories,
-        images: entries(&registry::images_dir(state))?,
-        kernels: entries(&registry::kernels_dir(state))?,
-        initramfs: entries(&registry::initramfs_dir(state))?,
+        images: entries(&places::images_dir(state))?,
+        kernels: entries(&places::kernels_dir(state))?,
+        initramfs: entries(&places::initramfs_dir(state))?,
     })
 }
 
@@ -511,9 +511,9 @@ async fn used_archives(host: &Host, kernels: &[String]) -> Option<HashSet<PathBu
     let state = host.settings.state_dir.clone();
     let kernels = kernels.to_vec();
     let used = tokio::task::spawn_blocking(move || {
-        let directory = registry::initramfs_dir(&state);
+        let directory = places::initramfs_dir(&state);
         let archive = |name: &String| {
-            let files = registry::kernel_files(&state, name);
+            let files = places::kernel_files(&state, name);
             crate::image::initramfs::path_of(&directory, &agent, &files).ok()
         };
         kernels.iter().map(archive).collect::<Option<HashSet<_>>>()

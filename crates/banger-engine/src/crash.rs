@@ -145,7 +145,9 @@ named! {
         Unpublish = "unpublish",
         /// An image is entered.
         ImageInsert = "image-insert",
-        /// An image is struck.
+        /// An image gets a name, which another one may lose.
+        ImageName = "image-name",
+        /// An image loses a name, with the last one its row.
         ImageRemove = "image-remove",
         /// A kernel is entered.
         KernelInsert = "kernel-insert",

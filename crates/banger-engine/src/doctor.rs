@@ -244,7 +244,7 @@ async fn images(host: &Host) -> Check {
             "banger image bootstrap debian",
         ),
         Ok(images) => {
-            let names: Vec<_> = images.into_iter().map(|image| image.row.name).collect();
+            let names: Vec<_> = images.iter().map(|image| image.row.name()).collect();
             Check::fine("images", "images", names.join(", "))
         }
         Err(e) => Check::failure("images", "images", chain(&e), "see the daemon's log"),

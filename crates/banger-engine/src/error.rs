@@ -54,6 +54,14 @@ pub enum Error {
         /// A known name like it.
         near: Option<String>,
     },
+    /// Several things are called so.
+    #[error("{reference:?} may be any of {} images", matches.len())]
+    Ambiguous {
+        /// As asked for.
+        reference: String,
+        /// Each with what sets it apart.
+        matches: Vec<String>,
+    },
     /// A name that breaks the rules.
     #[error("{name:?} cannot name {} {what}: {problem}", article(what))]
     BadName {
@@ -332,6 +340,7 @@ impl Error {
         match self {
             Self::Missing { .. } | Self::Store(StoreError::Missing { .. }) => Kind::NotFound,
             Self::BadName { .. }
+            | Self::Ambiguous { .. }
             | Self::OutOfRange { .. }
             | Self::Shrink { .. }
             | Self::Contradiction { .. }
@@ -402,6 +411,7 @@ impl Error {
                 near: None,
                 ..
             } => Some("`banger vm show VM` lists those of a machine".to_owned()),
+            Self::Ambiguous { .. } => Some("give more of the digest".to_owned()),
             Self::NotRunning { vm } => Some(format!("start it: banger vm start {vm}")),
             Self::Agent { vm, .. } => Some(format!("`banger vm health {vm}` says what is wrong")),
             Self::Refused { vm, refusal } => refusal.hint(vm),
@@ -417,7 +427,9 @@ impl Error {
                 "machine" => Some(format!(
                     "give another name, or use that one: `banger vm start {name}`; `banger vm rm {name}` frees it"
                 )),
-                "image" => Some("`--replace` makes it anew, where no machine uses it".to_owned()),
+                "image" => Some(
+                    "`--replace` gives the name to the new one; machines of the former keep what they have".to_owned(),
+                ),
                 "kernel" => Some(format!("`banger kernel rm {name}` frees the name")),
                 _ => None,
             },
@@ -471,6 +483,7 @@ impl Error {
     fn details(&self) -> Vec<String> {
         match self {
             Self::DiedStarting { console, .. } | Self::Silent { console, .. } => console.clone(),
+            Self::Ambiguous { matches, .. } => matches.clone(),
             Self::Preflight { problems, .. } if problems.len() > 1 => problems
                 .iter()
                 .map(|p| match &p.fix {

@@ -78,7 +78,8 @@ pub(crate) mod tests {
         .write(move |tx| {
             tx.execute_batch(
                 "INSERT INTO kernels VALUES ('debian', '6.1', 'elf', '', 1, 1, 1, '', '2026-01-01T00:00:00Z');
-                 INSERT INTO images VALUES ('image', 'debian', 'debian', '', 1, 1, '', '2026-01-01T00:00:00Z');",
+                 INSERT INTO images VALUES ('image', 'debian', '', 1, 1, '', '2026-01-01T00:00:00Z', NULL, NULL, NULL);
+                 INSERT INTO image_names VALUES ('debian', 'image');",
             )?;
             banger_store::vms::insert(tx, &machine)
         })

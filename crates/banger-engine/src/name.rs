@@ -23,26 +23,96 @@ pub(crate) fn machine(name: &str) -> Result<(), Error> {
     Err(bad("machine", name, problem))
 }
 
-/// An image's name is what OCI allows for a repository (distribution-spec, `<name>`), up to 128 characters.
+/// An image's name is what OCI allows for a reference (distribution-spec, `<name>` and `<reference>`), up to 255 characters:
+/// a repository, perhaps with its registry, perhaps with a tag or a digest.
 pub(crate) fn image(name: &str) -> Result<(), Error> {
     let separators = |b: u8| matches!(b, b'.' | b'_' | b'-' | b'/' | b':');
+    let (rest, digest) = match name.split_once('@') {
+        Some((rest, digest)) => (rest, Some(digest)),
+        None => (name, None),
+    };
+    let (repository, tag) = split_tag(rest);
+    let tagged = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
+    let sha256 = |digest: &str| {
+        let digits = digest.strip_prefix("sha256:").unwrap_or_default();
+        digits.len() == 64 && digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+    };
     let problem = if name.is_empty() {
         "it is empty"
-    } else if name.len() > 128 {
-        "it is longer than 128 characters"
-    } else if !name
+    } else if name.len() > 255 {
+        "it is longer than 255 characters"
+    } else if !repository
         .bytes()
         .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || separators(b))
     {
         "only a-z, 0-9 and `.`, `_`, `-`, `/`, `:` may be in it"
-    } else if name.bytes().next().is_some_and(separators) || name.bytes().last().is_some_and(separators) {
+    } else if repository.is_empty()
+        || repository.bytes().next().is_some_and(separators)
+        || repository.bytes().last().is_some_and(separators)
+    {
         "it must begin and end with a letter or digit"
-    } else if name.contains("..") || name.contains("//") {
+    } else if repository.contains("..") || repository.contains("//") {
         "it must not contain `..` or `//`"
+    } else if tag.is_some_and(|tag| {
+        !(1..=128).contains(&tag.len()) || tag.starts_with(['.', '-']) || !tag.bytes().all(tagged)
+    }) {
+        "a tag is 1 to 128 of a-z, A-Z, 0-9, `.`, `_` and `-`, and does not begin with `.` or `-`"
+    } else if digest.is_some_and(|digest| !sha256(digest)) {
+        "a digest is `sha256:` and 64 hexadecimal digits"
     } else {
         return Ok(());
     };
     Err(bad("image", name, problem))
+}
+
+/// A reference without its digest: the repository, and the tag where it has one. A colon before a slash is a registry's port.
+fn split_tag(name: &str) -> (&str, Option<&str>) {
+    match name.rsplit_once(':') {
+        Some((repository, tag)) if !tag.contains('/') => (repository, Some(tag)),
+        Some(_) | None => (name, None),
+    }
+}
+
+/// An image's name as it is kept and shown: of all that mean the same, the shortest. `docker.io/library/debian:latest` is
+/// `debian`.
+pub(crate) fn familiar(name: &str) -> String {
+    let hub = name
+        .strip_prefix("docker.io/")
+        .or_else(|| name.strip_prefix("index.docker.io/"));
+    let short = match hub {
+        Some(rest) => rest.strip_prefix("library/").unwrap_or(rest),
+        None => name,
+    };
+    // With a digest, the tag says nothing that the digest does not.
+    let short = match short.contains('@') {
+        true => short,
+        false => short.strip_suffix(":latest").unwrap_or(short),
+    };
+    short.to_owned()
+}
+
+/// Whether a name is as a pattern says: `*` is anything, also nothing, `?` any one character.
+pub(crate) fn matches(pattern: &str, name: &str) -> bool {
+    let (pattern, name): (Vec<char>, Vec<char>) = (pattern.chars().collect(), name.chars().collect());
+    // Where to go on when what follows the last `*` does not fit: one character later. Linear in each, and no recursion.
+    let (mut p, mut n, mut again) = (0, 0, None);
+    while n < name.len() {
+        match pattern.get(p) {
+            Some('*') => {
+                again = Some((p + 1, n));
+                p += 1;
+            }
+            Some(&c) if c == '?' || c == name[n] => (p, n) = (p + 1, n + 1),
+            Some(_) | None => match &mut again {
+                Some((after, from)) => {
+                    *from += 1;
+                    (p, n) = (*after, *from);
+                }
+                None => return false,
+            },
+        }
+    }
+    pattern[p..].iter().all(|c| *c == '*')
 }
 
 /// A kernel's name becomes a directory.
@@ -147,7 +217,16 @@ mod tests {
 
     #[test]
     fn image_names() {
-        for good in ["debian", "debian:12", "a/b/c", "x_y.z-1"] {
+        let digest = format!("debian@sha256:{}", "0a".repeat(32));
+        for good in [
+            "debian",
+            "debian:12",
+            "a/b/c",
+            "x_y.z-1",
+            "debian:12-Slim_1.0",
+            "localhost:5000/a/b:v1",
+            &digest,
+        ] {
             image(good).unwrap();
         }
         for bad in [
@@ -159,10 +238,59 @@ mod tests {
             "../a",
             "A",
             "a b",
-            &"a".repeat(129),
+            "a:",
+            ":a",
+            "a:.b",
+            "a:b c",
+            "a@sha256:00",
+            "a@md5:00",
+            &"a".repeat(256),
         ] {
             assert!(image(bad).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn names_that_mean_the_same_are_the_same() {
+        for (name, short) in [
+            ("debian", "debian"),
+            ("debian:latest", "debian"),
+            ("docker.io/library/debian", "debian"),
+            ("docker.io/library/debian:latest", "debian"),
+            ("index.docker.io/library/debian:12", "debian:12"),
+            ("docker.io/grafana/grafana", "grafana/grafana"),
+            ("localhost:5000/debian:latest", "localhost:5000/debian"),
+            ("ghcr.io/library/debian", "ghcr.io/library/debian"),
+        ] {
+            assert_eq!(familiar(name), short);
+            assert_eq!(familiar(short), short);
+        }
+    }
+
+    #[test]
+    fn patterns() {
+        for (pattern, name) in [
+            ("debian", "debian"),
+            ("*", "debian:12"),
+            ("deb*", "debian"),
+            ("*:12", "debian:12"),
+            ("d?bian*", "debian"),
+            ("*a*a*", "banana"),
+            ("***", ""),
+        ] {
+            assert!(matches(pattern, name), "{pattern} {name}");
+        }
+        for (pattern, name) in [
+            ("", "debian"),
+            ("debia", "debian"),
+            ("debian?", "debian"),
+            ("*:12", "debian"),
+            ("*a*a*a*a*", "banana"),
+        ] {
+            assert!(!matches(pattern, name), "{pattern} {name}");
+        }
+        // What would take a naive matcher for ever.
+        assert!(!matches(&"*a".repeat(60), &"a".repeat(59)));
     }
 
     #[test]

@@ -82,7 +82,8 @@ pub fn remove(tx: &Transaction<'_>, name: &str) -> Result<KernelRow, StoreError>
         name: name.to_owned(),
     })?;
     let mut statement = tx.prepare_cached(
-        "SELECT 'image ' || name FROM images WHERE kernel = ?1 UNION ALL \
+        "SELECT 'image ' || COALESCE((SELECT MIN(name) FROM image_names WHERE image = images.id), id) \
+           FROM images WHERE kernel = ?1 UNION ALL \
          SELECT 'machine ' || name FROM vms WHERE kernel = ?1 LIMIT 20",
     )?;
     let by: Vec<String> = statement

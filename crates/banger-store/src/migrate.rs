@@ -12,6 +12,7 @@ const STEPS: &[M<'static>] = &[
     M::up(include_str!("migrations/002_lifecycle.sql")),
     M::up(include_str!("migrations/003_publications.sql")),
     M::up(include_str!("migrations/004_network.sql")),
+    M::up(include_str!("migrations/005_images.sql")),
 ];
 
 /// Brings the schema up to date. An existing file is copied to `banger.db.schema-N` first, so that an upgrade can be
@@ -134,6 +135,12 @@ mod tests {
         );
         assert_eq!((vm.nat, vm.autostart, vm.restart.as_str()), (true, false, "no"));
         assert_eq!((vm.expires, vm.allow.as_str()), (None, ""));
+        assert_eq!((vm.image.as_str(), vm.image_name.as_str()), ("i", "debian"));
+        let images = crate::images::list(&tx).unwrap();
+        assert_eq!(images.len(), 1);
+        assert_eq!((images[0].id.as_str(), images[0].name()), ("i", "debian"));
+        assert_eq!((&images[0].digest, &images[0].config), (&None, &None));
+        assert_eq!(crate::images::used_by(&tx, "i").unwrap(), ["dev"]);
         assert_eq!(crate::leases::find(&tx, &vm.id).unwrap(), None);
         assert_eq!(crate::publications::list(&tx).unwrap().0, []);
     }

@@ -17,6 +17,8 @@ pub struct VmRow {
     pub name: String,
     /// Image's id.
     pub image: String,
+    /// By which name the image was asked for.
+    pub image_name: String,
     /// Kernel's name.
     pub kernel: String,
     /// Virtual processors.
@@ -55,7 +57,7 @@ pub struct VmRow {
 
 /// In the order of [`parse`].
 const COLUMNS: &str = "id, name, image, kernel, vcpus, memory_mib, disk, vmm, labels, ephemeral, phase, created, \
-     system_disk, generation, work_disk, nat, autostart, restart, expires, allow";
+     system_disk, generation, work_disk, nat, autostart, restart, expires, allow, image_name";
 
 fn parse(row: &Row<'_>) -> rusqlite::Result<(VmRow, String)> {
     let labels: String = row.get(8)?;
@@ -80,6 +82,7 @@ fn parse(row: &Row<'_>) -> rusqlite::Result<(VmRow, String)> {
         restart: row.get(17)?,
         expires: maybe_time(row, 18)?,
         allow: row.get(19)?,
+        image_name: row.get(20)?,
     };
     Ok((vm, labels))
 }
@@ -145,7 +148,7 @@ pub fn insert(tx: &Transaction<'_>, row: &VmRow) -> Result<(), StoreError> {
 
 /// What a machine is made of and boots with must be there: as long as it has them, they cannot be removed.
 fn needs(tx: &Transaction<'_>, row: &VmRow) -> Result<(), StoreError> {
-    if crate::images::find(tx, &row.image)?.is_none() {
+    if crate::images::get(tx, &row.image)?.is_none() {
         return Err(StoreError::Missing {
             what: "image",
             name: row.image.clone(),
@@ -161,10 +164,11 @@ fn needs(tx: &Transaction<'_>, row: &VmRow) -> Result<(), StoreError> {
 }
 
 /// Every column that may change by [`update`], with its value.
-fn settings(row: &VmRow) -> Result<[(&'static str, Value); 17], StoreError> {
+fn settings(row: &VmRow) -> Result<[(&'static str, Value); 18], StoreError> {
     Ok([
         ("name", row.name.clone().into()),
         ("image", row.image.clone().into()),
+        ("image_name", row.image_name.clone().into()),
         ("kernel", row.kernel.clone().into()),
         ("vcpus", row.vcpus.into()),
         ("memory_mib", row.memory_mib.into()),

@@ -24,13 +24,16 @@ fn kernel(name: &str) -> kernels::KernelRow {
 fn image(id: &str, name: &str) -> images::ImageRow {
     images::ImageRow {
         id: id.into(),
-        name: name.into(),
+        names: vec![name.into()],
         kernel: "k".into(),
         sha256: "00".into(),
         size: 1,
         used: 1,
         source: "test".into(),
         created: Timestamp::UNIX_EPOCH,
+        digest: None,
+        index_digest: None,
+        config: None,
     }
 }
 
@@ -39,6 +42,7 @@ fn vm(id: &str, name: &str) -> vms::VmRow {
         id: id.into(),
         name: name.into(),
         image: "i1".into(),
+        image_name: "debian".into(),
         kernel: "k".into(),
         vcpus: 2,
         memory_mib: 512,
@@ -64,7 +68,7 @@ async fn filled(path: &std::path::Path) -> Store {
     store
         .write(|tx| {
             kernels::insert(tx, &kernel("k"))?;
-            images::insert(tx, &image("i1", "debian"))?;
+            images::insert(tx, &image("i1", "debian"), &[])?;
             vms::insert(tx, &vm("v1", "dev"))
         })
         .await
@@ -104,7 +108,7 @@ async fn names_are_unique_and_the_refused_job_leaves_nothing() {
 async fn what_is_in_use_stays() {
     let dir = tempfile::tempdir().unwrap();
     let store = filled(&dir.path().join("banger.db")).await;
-    match store.write(|tx| images::remove(tx, "debian")).await {
+    match store.write(|tx| images::remove(tx, "i1")).await {
         Err(StoreError::InUse { by, .. }) => assert_eq!(by, ["dev"]),
         other => panic!("{other:?}"),
     }
@@ -374,4 +378,138 @@ async fn an_unreadable_publication_is_named_and_hides_no_other() {
         taken.to_string(),
         "port \"0.0.0.0:8082/tcp\" is in use by machine \"dev\""
     );
+}
+
+#[tokio::test]
+async fn an_image_has_any_number_of_names() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = filled(&dir.path().join("banger.db")).await;
+    let find = |reference: &'static str| store.read(move |tx| images::find(tx, reference));
+    let give = |name: &'static str, id: &'static str| store.write(move |tx| images::give_name(tx, name, id));
+    assert_eq!(give("debian:12", "i1").await.unwrap(), None);
+    assert_eq!(give("debian:12", "i1").await.unwrap(), None, "again");
+    let names = ["debian", "debian:12"];
+    for reference in ["debian", "debian:12", "i1"] {
+        assert_eq!(
+            find(reference).await.unwrap().unwrap().names,
+            names,
+            "{reference}"
+        );
+    }
+    assert_eq!(find("debian:1").await.unwrap(), None);
+    // A name goes to another image; what had it keeps its others.
+    let next = images::ImageRow {
+        names: Vec::new(),
+        digest: Some("sha256:00aa".into()),
+        index_digest: Some("sha256:00bb".into()),
+        config: Some("{}".into()),
+        sha256: "cc".into(),
+        ..image("i2", "")
+    };
+    let row = next.clone();
+    store
+        .write(move |tx| images::insert(tx, &row, &[]))
+        .await
+        .unwrap();
+    assert_eq!(find("i2").await.unwrap(), Some(next));
+    assert_eq!(give("debian", "i2").await.unwrap().unwrap().names, ["debian:12"]);
+    assert_eq!(give("debian:12", "i2").await.unwrap().unwrap().names, [""; 0]);
+    assert_eq!(find("debian").await.unwrap().unwrap().id, "i2");
+    let listed: Vec<_> = store.read(images::list).await.unwrap();
+    let listed: Vec<_> = listed.iter().map(images::ImageRow::name).collect();
+    assert_eq!(listed, ["debian", "i1"], "those without a name come last");
+    // What has a name cannot be made another time.
+    let taken = store
+        .write(|tx| images::insert(tx, &image("i3", "debian"), &[]))
+        .await;
+    assert!(
+        matches!(taken, Err(StoreError::Exists { what: "image", .. })),
+        "{taken:?}"
+    );
+    // A machine goes on with what it has, under the name that it knows.
+    match store.write(|tx| images::remove(tx, "i1")).await {
+        Err(StoreError::InUse { name, by, .. }) => {
+            assert_eq!((name.as_str(), by), ("i1", vec!["dev".to_owned()]))
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(store.read(vms::list).await.unwrap().0[0].image_name, "debian");
+    assert!(store.write(|tx| images::take_name(tx, "debian")).await.unwrap());
+    assert!(!store.write(|tx| images::take_name(tx, "debian")).await.unwrap());
+    assert_eq!(find("debian").await.unwrap(), None);
+    assert_eq!(find("i2").await.unwrap().unwrap().names, ["debian:12"]);
+    store.write(|tx| images::remove(tx, "i2")).await.unwrap();
+    assert_eq!(find("debian:12").await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn images_are_found_by_the_beginning_of_a_digest() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = filled(&dir.path().join("banger.db")).await;
+    for (id, root, digest, index) in [
+        ("i2", "aa11", Some("sha256:bb22"), None),
+        ("i3", "aa12", Some("sha256:bb23"), Some("sha256:cc33")),
+    ] {
+        let row = images::ImageRow {
+            sha256: root.into(),
+            digest: digest.map(Into::into),
+            index_digest: index.map(Into::into),
+            ..image(id, id)
+        };
+        store
+            .write(move |tx| images::insert(tx, &row, &[]))
+            .await
+            .unwrap();
+    }
+    for (prefix, expected) in [
+        ("sha256:bb", &["i2", "i3"][..]),
+        ("sha256:bb23", &["i3"]),
+        ("sha256:cc", &["i3"]),
+        ("sha256:aa11", &["i2"]),
+        ("sha256:00", &["i1"]),
+        ("sha256:dd", &[]),
+    ] {
+        let found = store.read(move |tx| images::by_digest(tx, prefix)).await.unwrap();
+        let mut found: Vec<_> = found.iter().map(|row| row.id.as_str()).collect();
+        found.sort_unstable();
+        assert_eq!(found, expected, "{prefix}");
+    }
+}
+
+#[tokio::test]
+async fn blobs_are_counted_once_and_shared_ones_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = filled(&dir.path().join("banger.db")).await;
+    let blob = |digest: &str, size| images::BlobRow {
+        digest: digest.into(),
+        size,
+    };
+    // The same layer twice, as an empty one often is.
+    let first = vec![
+        blob("sha256:m1", 1),
+        blob("sha256:base", 10),
+        blob("sha256:base", 10),
+    ];
+    let second = vec![
+        blob("sha256:m2", 1),
+        blob("sha256:base", 10),
+        blob("sha256:own", 100),
+    ];
+    for (id, blobs) in [("i2", &first), ("i3", &second)] {
+        let blobs = blobs.clone();
+        store
+            .write(move |tx| images::insert(tx, &image(id, id), &blobs))
+            .await
+            .unwrap();
+    }
+    let sizes = |id: &'static str| store.read(move |tx| images::blob_sizes(tx, id));
+    assert_eq!(sizes("i1").await.unwrap(), (0, 0));
+    assert_eq!(sizes("i2").await.unwrap(), (11, 10));
+    assert_eq!(sizes("i3").await.unwrap(), (111, 10));
+    assert_eq!(store.read(|tx| images::blobs(tx, "i2")).await.unwrap(), first);
+    let in_use = async || store.read(images::blobs_in_use).await.unwrap().len();
+    assert_eq!(in_use().await, 4);
+    store.write(|tx| images::remove(tx, "i2")).await.unwrap();
+    assert_eq!(in_use().await, 3);
+    assert_eq!(sizes("i3").await.unwrap(), (111, 0));
 }

@@ -13,7 +13,9 @@ use banger_api::types;
 use banger_api::{ErrorKind, RpcError};
 use banger_engine::doctor::{Check, Outcome};
 use banger_engine::guest::ssh::SshIdentity;
-use banger_engine::image::registry::{Image, Kernel};
+use banger_engine::image::config::ImageConfig;
+use banger_engine::image::kernels::Kernel;
+use banger_engine::image::registry::{Image, Removed};
 use banger_engine::operation::{Cancel, Operation, OperationState};
 use banger_engine::vm::state::{Failure, Phase, Running, Vm, vmm_kind};
 use banger_engine::vmms::FoundVmm;
@@ -399,10 +401,22 @@ pub(crate) fn ping(ping: banger_engine::guest::Ping) -> types::VmPing {
 // ---- images and kernels --------------------------------------------------------------------------------------------
 
 pub(crate) fn image(image: Image) -> types::Image {
-    let Image { row, used_by } = image;
+    let Image {
+        row,
+        config,
+        used_by,
+        blobs,
+        shared,
+    } = image;
     types::Image {
+        name: row.name().to_owned(),
         id: row.id,
-        name: row.name,
+        names: row.names,
+        digest: row.digest,
+        index_digest: row.index_digest,
+        config: config.map(image_config),
+        blobs,
+        shared,
         kernel: row.kernel,
         sha256: row.sha256,
         size: row.size,
@@ -410,6 +424,46 @@ pub(crate) fn image(image: Image) -> types::Image {
         source: row.source,
         used_by,
         created: row.created,
+    }
+}
+
+/// An image that has lost a name: called by that, with the names that it still has.
+pub(crate) fn removed_image(removed: Removed) -> types::Image {
+    let Removed { name, image: left } = removed;
+    types::Image { name, ..image(left) }
+}
+
+fn image_config(config: ImageConfig) -> types::ImageConfig {
+    let env = config.variables();
+    let ImageConfig {
+        env: _,
+        user,
+        workdir,
+        entrypoint,
+        cmd,
+        exposed,
+        volumes,
+        labels,
+        stop_signal,
+        architecture,
+        os,
+        variant: _,
+        created,
+    } = config;
+    types::ImageConfig {
+        env,
+        user,
+        workdir,
+        entrypoint,
+        cmd,
+        exposed,
+        volumes,
+        labels,
+        stop_signal,
+        architecture,
+        os,
+        // Whatever stands there that is no time says nothing.
+        created: created.and_then(|created| created.parse().ok()),
     }
 }
 

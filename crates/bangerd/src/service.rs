@@ -8,7 +8,9 @@ use banger_agent_api::{AgentClient, proto};
 use banger_api::contract::{Caller, Events, StreamHandler, openrpc};
 use banger_api::types::*;
 use banger_api::{RpcError, Service};
-use banger_engine::image::registry::{KernelSource as EngineKernelSource, Source};
+use banger_engine::image::kernels::KernelSource as EngineKernelSource;
+use banger_engine::image::make::Source;
+use banger_engine::image::registry::Search;
 use banger_engine::{Engine, NewVm, SetVm};
 use jiff::Timestamp;
 use tokio::sync::mpsc;
@@ -171,8 +173,25 @@ impl Service for Rpc {
         self.engine
             .remove_image(&params.image)
             .await
-            .map(convert::image)
+            .map(convert::removed_image)
             .map_err(convert::error)
+    }
+
+    async fn image_find(&self, _: Caller, params: ImageFind) -> Result<Vec<Image>, RpcError> {
+        let ImageFind { name, labels, digest } = params;
+        let search = Search {
+            pattern: name,
+            labels,
+            digest,
+        };
+        let images = self.engine.find_images(&search).await.map_err(convert::error)?;
+        Ok(images.into_iter().map(convert::image).collect())
+    }
+
+    async fn image_tag(&self, _: Caller, params: ImageTag) -> Result<Image, RpcError> {
+        let ImageTag { image, name, replace } = params;
+        let tagged = self.engine.tag_image(&image, &name, replace).await;
+        tagged.map(convert::image).map_err(convert::error)
     }
 
     async fn image_register(&self, caller: Caller, params: ImageRegister) -> Result<Operation, RpcError> {

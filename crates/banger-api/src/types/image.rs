@@ -1,5 +1,7 @@
 //! Images and kernels.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -8,22 +10,51 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ImageRef {
-    /// Name or id.
+    /// Name, id, or `sha256:` with the first six or more digits of its digest.
     pub image: String,
+}
+
+/// Parameters of `image.tag`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ImageTag {
+    /// Name, id, or `sha256:` with the first six or more digits of its digest.
+    pub image: String,
+    /// Another name for it.
+    pub name: String,
+    /// Take the name from another image that has it. That one goes with its last name, unless a machine uses it.
+    #[serde(default)]
+    pub replace: bool,
+}
+
+/// Parameters of `image.find`: an image must meet all that is given.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ImageFind {
+    /// One of its names, with `*` for anything and `?` for any one character.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Labels it has. One without a value matches any.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// The beginning of its digest: `sha256:` and six or more digits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
 }
 
 /// Parameters of `image.register`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ImageRegister {
-    /// The image's name: 1 to 128 characters of `a-z0-9`, with `.`, `_`, `-` and `/` between them, as in OCI.
+    /// The image's name: a reference as in OCI, of up to 255 characters. `debian`, `debian:latest` and
+    /// `docker.io/library/debian` are the same.
     pub name: String,
     /// Absolute path of an ext4 file system image or a tar archive (plain, gzip, xz, zstd). It is copied.
     pub path: String,
     /// Kernel, by name. Absent: the configured default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kernel: Option<String>,
-    /// Replace an image of that name that no machine uses.
+    /// Take the name from another image that has it. That one goes with its last name, unless a machine uses it.
     #[serde(default)]
     pub replace: bool,
 }
@@ -50,32 +81,91 @@ pub struct ImageBootstrap {
     /// Kernel, by name. Absent: the configured default, added first where it is missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kernel: Option<String>,
-    /// Make it anew where it exists and no machine uses it. Otherwise an existing one is a success.
+    /// Make it anew where it exists; machines go on with the former. Otherwise an existing one is a success.
     #[serde(default)]
     pub replace: bool,
 }
 
 /// An image.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Image {
     /// 10 characters.
     pub id: String,
-    /// Unique name.
+    /// Its first name, or its id where it has none.
     pub name: String,
+    /// All its names, in order. Each is this image's alone; another image may have taken them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub names: Vec<String>,
     /// Kernel's name.
     pub kernel: String,
+    /// Digest of its manifest (`sha256:…`), where it is of OCI.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
+    /// Digest of the index of platforms that led to the manifest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub index_digest: Option<String>,
+    /// What it says of the processes in it, where it is of OCI.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config: Option<ImageConfig>,
     /// SHA-256 of the root file system, hexadecimal.
     pub sha256: String,
     /// Size of the root file system in bytes.
     pub size: u64,
-    /// Bytes it takes on the host.
+    /// Bytes that the root file system takes on the host.
     pub used: u64,
-    /// Where it came from: `bootstrap:debian`, `file:NAME`.
+    /// Bytes of the layers and the like that are kept of what it came as.
+    #[serde(default)]
+    pub blobs: u64,
+    /// Of these, what other images have as well.
+    #[serde(default)]
+    pub shared: u64,
+    /// Where it came from: `bootstrap:debian`, `file:NAME`, `registry:REFERENCE`.
     pub source: String,
     /// Names of the machines that use it.
     pub used_by: Vec<String>,
     /// When it was made.
     pub created: Timestamp,
+}
+
+/// What an image says of the processes in it. What it does not say is empty or absent.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ImageConfig {
+    /// Environment.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, String>,
+    /// User, by name or number, perhaps with `:GROUP`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// Directory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workdir: Option<String>,
+    /// What is run, before the command.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub entrypoint: Vec<String>,
+    /// The command, or the entrypoint's arguments.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cmd: Vec<String>,
+    /// Ports that something in it listens at: `80/tcp`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exposed: Vec<String>,
+    /// Directories that are to be kept.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<String>,
+    /// Labels.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// The signal that ends its process.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop_signal: Option<String>,
+    /// `amd64`.
+    #[serde(default)]
+    pub architecture: String,
+    /// `linux`.
+    #[serde(default)]
+    pub os: String,
+    /// When it was built, as it says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub created: Option<Timestamp>,
 }
 
 /// Names a kernel.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{Engine, Preflight};
 use crate::error::Error;
-use crate::image::registry;
+use crate::image::{kernels, registry};
 use crate::name;
 use crate::operation::{Operation, Progress};
 use crate::vm::capability;
@@ -83,7 +83,7 @@ impl Engine {
         force: bool,
     ) -> Result<Operation, Error> {
         let image = match image {
-            Some(image) => Some(registry::find(&self.host, image).await?.id),
+            Some(image) => Some(registry::find(&self.host, image).await?),
             None => None,
         };
         let terms = Terms {
@@ -112,7 +112,7 @@ impl Engine {
             name::label(key, value.as_deref().unwrap_or_default())?;
         }
         if let Some(kernel) = &set.kernel {
-            registry::find_kernel(&self.host, kernel).await?;
+            kernels::find_kernel(&self.host, kernel).await?;
         }
         let rules = set.nat.is_some() || set.allow.is_some();
         let pin = set.vmm.flatten();

@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use super::{Engine, ports};
 use crate::crash::Write;
 use crate::error::{Error, chain};
-use crate::image::registry;
+use crate::image::{kernels, registry};
 use crate::net::allow::Allow;
 use crate::operation::{Operation, Progress};
 use crate::ports::Publication;
@@ -178,9 +178,10 @@ impl Engine {
         let disk = limits::disk("disk", new.disk.unwrap_or(defaults.disk))?;
         let work_disk = limits::work_disk(new.work_disk.unwrap_or(defaults.work_disk))?;
         change::expiry(new.expires, Timestamp::now())?;
-        let image = registry::find(&self.host, &new.image).await?;
+        let found = registry::find(&self.host, &new.image).await?;
+        let (image_name, image) = (found.name(), found.row);
         let kernel = match &new.kernel {
-            Some(kernel) => registry::find_kernel(&self.host, kernel).await?.name,
+            Some(kernel) => kernels::find_kernel(&self.host, kernel).await?.name,
             None => image.kernel.clone(),
         };
         let needed = limits::boot_memory(&self.host, &kernel);
@@ -191,6 +192,7 @@ impl Engine {
             id: id::new(),
             name: new.name.clone().unwrap_or_default(),
             image: image.id,
+            image_name,
             kernel,
             vcpus,
             memory_mib,

@@ -16,8 +16,6 @@ use crate::vm::task::Handle;
 
 /// What rows say of machines that is not in their own.
 struct Known {
-    /// Images' names by id.
-    images: BTreeMap<String, String>,
     /// Machines' addresses by id.
     addresses: BTreeMap<String, Ipv4Addr>,
 }
@@ -64,13 +62,8 @@ impl Engine {
     }
 
     async fn known(&self) -> Result<Known, Error> {
-        let read = self.host.store.read(|tx| {
-            let (images, leases) = (banger_store::images::list(tx)?, banger_store::leases::list(tx)?);
-            Ok((images, leases))
-        });
-        let (images, leases) = read.await?;
+        let leases = self.host.store.read(banger_store::leases::list).await?;
         Ok(Known {
-            images: images.into_iter().map(|row| (row.id, row.name)).collect(),
             addresses: leases
                 .into_iter()
                 .map(|lease| (lease.vm, lease.address))
@@ -80,7 +73,7 @@ impl Engine {
 }
 
 fn describe(host: &Host, handle: &Handle, known: &Known) -> Vm {
-    let Known { images, addresses } = known;
+    let Known { addresses } = known;
     let settings = &host.settings;
     // A copy: whoever changes the view would wait for what is asked below.
     let view = handle.view.borrow().clone();
@@ -91,10 +84,7 @@ fn describe(host: &Host, handle: &Handle, known: &Known) -> Vm {
         id: row.id.clone(),
         name: row.name.clone(),
         phase: view.phase.clone(),
-        image: images
-            .get(&row.image)
-            .cloned()
-            .unwrap_or_else(|| row.image.clone()),
+        image: row.image_name.clone(),
         image_id: row.image.clone(),
         kernel: row.kernel.clone(),
         vcpus: row.vcpus,

@@ -31,7 +31,10 @@ use crate::figures::stats::{self, VmStats};
 use crate::guest::ssh::{self, Keys, SshIdentity};
 use crate::guest::{self, Ping};
 use crate::host::Host;
-use crate::image::registry::{self, Image, Kernel, KernelSource, Source};
+use crate::image::kernels::{self, Kernel, KernelSource};
+use crate::image::make::{self, Source};
+use crate::image::places;
+use crate::image::registry::{self, Image, Removed, Search};
 use crate::ledger::Ledger;
 use crate::net::Network;
 use crate::net::hands::Hands;
@@ -137,7 +140,7 @@ impl Engine {
         }
         let store = Store::open(&file)?;
         let rows = Rows::new(store.clone());
-        for directory in registry::directories(&settings.state_dir) {
+        for directory in places::directories(&settings.state_dir) {
             std::fs::create_dir_all(&directory).map_err(|source| OpenError::Directory {
                 path: directory.clone(),
                 source,
@@ -244,9 +247,19 @@ impl Engine {
         registry::show(&self.host, reference).await
     }
 
-    /// Removes an image that no machine uses.
-    pub async fn remove_image(&self, reference: &str) -> Result<Image, Error> {
+    /// Takes a name away from an image, which goes with its last one unless a machine uses it.
+    pub async fn remove_image(&self, reference: &str) -> Result<Removed, Error> {
         registry::remove(&self.host, reference).await
+    }
+
+    /// Gives an image another name, which another image may lose by that where `replace` allows it.
+    pub async fn tag_image(&self, reference: &str, name: &str, replace: bool) -> Result<Image, Error> {
+        registry::tag(&self.host, reference, name, replace).await
+    }
+
+    /// Images that meet what is searched for, by name.
+    pub async fn find_images(&self, search: &Search) -> Result<Vec<Image>, Error> {
+        registry::search(&self.host, search).await
     }
 
     /// Begins to make an image from a file.
@@ -257,7 +270,7 @@ impl Engine {
         kernel: Option<String>,
         replace: bool,
     ) -> Result<Operation, Error> {
-        registry::begin(
+        make::begin(
             &self.host,
             "image.register",
             name,
@@ -277,22 +290,22 @@ impl Engine {
         replace: bool,
     ) -> Result<Operation, Error> {
         let name = name.unwrap_or_else(|| source.default_name().to_owned());
-        registry::begin(&self.host, "image.bootstrap", name, source, kernel, replace).await
+        make::begin(&self.host, "image.bootstrap", name, source, kernel, replace).await
     }
 
     /// All kernels, by name.
     pub async fn kernels(&self) -> Result<Vec<Kernel>, Error> {
-        registry::kernels(&self.host).await
+        kernels::kernels(&self.host).await
     }
 
     /// Begins to add a kernel.
     pub async fn add_kernel(&self, name: String, source: KernelSource) -> Result<Operation, Error> {
-        registry::begin_kernel(&self.host, name, source).await
+        kernels::begin_kernel(&self.host, name, source).await
     }
 
     /// Removes a kernel that nothing uses.
     pub async fn remove_kernel(&self, name: &str) -> Result<Kernel, Error> {
-        registry::remove_kernel(&self.host, name).await
+        kernels::remove_kernel(&self.host, name).await
     }
 
     // ---- machines --------------------------------------------------------------------------------------------------
@@ -445,7 +458,7 @@ impl Engine {
 /// Something that only the state file speaks for: a machine's disks, an image.
 fn first_of_what_is_kept(settings: &Settings) -> Option<PathBuf> {
     let machines = crate::vm::state::machines_dir(&settings.state_dir);
-    let images = registry::images_dir(&settings.state_dir);
+    let images = places::images_dir(&settings.state_dir);
     [machines, images]
         .into_iter()
         .filter_map(|directory| std::fs::read_dir(directory).ok())

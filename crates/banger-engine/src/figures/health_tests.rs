@@ -140,6 +140,7 @@ pub(in crate::figures) fn subject(vmm: VmmKind, nat: bool) -> Subject {
         id: "abcdefghij".to_owned(),
         name: "dev".to_owned(),
         image: String::new(),
+        image_name: String::new(),
         kernel: String::new(),
         vcpus: 1,
         memory_mib: 256,

@@ -1,224 +1,209 @@
-//! The registry of images and kernels: which there are, how they come to be, how they go.
+//! The registry of images: which there are, how they are found, what they are called, how they go.
 //!
-//! Files first, row second, when making: `images/ID/` and `kernels/NAME/` appear whole by a rename, and one without a row is
-//! what a crash left ([`collect`](crate::collect)). Row first, files second, when removing: the row's transaction is where "in
-//! use" is decided, so that nothing can begin to use what is going.
+//! An image is one root file system with a row; names are beside it, any number of them. A name is what people say and may
+//! be another image's tomorrow ([`move_name`]); an image that has lost its last name stays as long as a machine uses it.
+//!
+//! Row first, files second, when removing: the row's transaction is where "in use" is decided, so that nothing can begin to
+//! use what is going. How images come to be is [`make`](super::make).
 
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::path::Path;
 
-use banger_store::StoreError;
-use banger_store::images::ImageRow;
-use banger_store::kernels::KernelRow;
-use jiff::Timestamp;
-use tokio::sync::Mutex;
+use banger_store::images::{self, BlobRow, ImageRow};
+use banger_store::{StoreError, Transaction};
 
-use super::kernel::{self, KernelError, KernelFiles};
-use super::rootfs::{self, Rootfs, RootfsError};
-use super::work::Reporter;
-use super::{busybox, debian};
+use super::config::ImageConfig;
+use super::places::image_dir;
 use crate::crash::{self, Moment, Point, Write};
-use crate::error::{Error, chain};
-use crate::held;
+use crate::error::Error;
+use crate::held::{self, Held};
 use crate::host::Host;
-use crate::operation::{Operation, Progress};
-use crate::vm::lifecycle::taken;
-use crate::{id, name};
+use crate::name;
 
-/// The package that Debian's current kernel for virtual machines comes with.
-const DEFAULT_KERNEL_PACKAGE: &str = "linux-image-cloud-amd64";
-
-/// Kernels are made one at a time: two images that both need the default kernel share one download.
-static KERNEL_MAKING: Mutex<()> = Mutex::const_new(());
+/// How a digest begins that a reference is looked for by.
+const DIGEST: &str = "sha256:";
+/// Fewer digits than this are no way to name an image.
+const DIGEST_DIGITS: usize = 6;
 
 /// An image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Image {
     /// Its row.
     pub row: ImageRow,
+    /// What it says of its processes; none where it is not of OCI.
+    pub config: Option<ImageConfig>,
     /// Names of the machines that use it.
     pub used_by: Vec<String>,
+    /// Bytes of the blobs it refers to.
+    pub blobs: u64,
+    /// Of these, what other images refer to as well.
+    pub shared: u64,
 }
 
-/// A kernel.
+/// An image as it was asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Kernel {
-    /// Its row.
-    pub row: KernelRow,
-    /// Used when nothing else is named.
-    pub default: bool,
+pub(crate) struct Found {
+    pub(crate) row: ImageRow,
+    /// The name it was asked for by; none where that was an id or a digest.
+    pub(crate) by_name: Option<String>,
 }
 
-/// What an image is made from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Source {
-    /// An ext4 image or a tar archive of the caller's.
-    File(PathBuf),
-    /// Debian 12 from packages.
-    Debian,
-    /// A static busybox.
-    Busybox,
-}
-
-impl Source {
-    /// The image's name when none is given.
-    pub fn default_name(&self) -> &'static str {
-        match self {
-            Self::File(_) => "image",
-            Self::Debian => "debian",
-            Self::Busybox => "busybox",
-        }
-    }
-
-    /// Bytes that making it writes at once, its work's included; measured for what the releases make.
-    fn writes(&self) -> u64 {
-        match self {
-            Self::File(path) => crate::vm::lifecycle::taken(path),
-            Self::Debian => 1 << 30,
-            Self::Busybox => 32 << 20,
-        }
-    }
-
-    fn describe(&self) -> String {
-        match self {
-            Self::File(path) => {
-                format!(
-                    "file:{}",
-                    path.file_name().map(|n| n.to_string_lossy()).unwrap_or_default()
-                )
-            }
-            Self::Debian => "bootstrap:debian".to_owned(),
-            Self::Busybox => "bootstrap:busybox".to_owned(),
-        }
+impl Found {
+    /// What whoever asked calls it.
+    pub(crate) fn name(&self) -> String {
+        self.by_name.clone().unwrap_or_else(|| self.row.name().to_owned())
     }
 }
 
-/// What a kernel is made from.
+/// Which images are wanted: those that meet all of it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Search {
+    /// A name, with `*` for anything and `?` for any character.
+    pub pattern: Option<String>,
+    /// Labels; one without a value matches any.
+    pub labels: BTreeMap<String, String>,
+    /// The beginning of a digest, `sha256:…`.
+    pub digest: Option<String>,
+}
+
+/// What an image that has lost its row leaves.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum KernelSource {
-    /// A vmlinux or vmlinuz with everything built in.
-    File(PathBuf),
-    /// A Debian package's name, or a `.deb` file.
-    Debian(String),
+pub(super) struct Gone {
+    id: String,
+    blobs: Vec<BlobRow>,
 }
 
-// ---- places --------------------------------------------------------------------------------------------------------
-
-pub(crate) fn images_dir(state: &Path) -> PathBuf {
-    state.join("images")
-}
-
-pub(crate) fn kernels_dir(state: &Path) -> PathBuf {
-    state.join("kernels")
-}
-
-/// Where initramfs archives are cached.
-pub(crate) fn initramfs_dir(state: &Path) -> PathBuf {
-    state.join("initramfs")
-}
-
-/// All directories that the engine expects in the state directory.
-pub(crate) fn directories(state: &Path) -> [PathBuf; 4] {
-    [
-        images_dir(state),
-        kernels_dir(state),
-        initramfs_dir(state),
-        crate::vm::state::machines_dir(state),
-    ]
-}
-
-fn image_dir(state: &Path, id: &str) -> PathBuf {
-    images_dir(state).join(id)
-}
-
-/// An image's root file system.
-pub(crate) fn rootfs_path(state: &Path, id: &str) -> PathBuf {
-    image_dir(state, id).join("rootfs.ext4")
-}
-
-/// A kernel's files.
-pub(crate) fn kernel_files(state: &Path, name: &str) -> KernelFiles {
-    KernelFiles::new(kernels_dir(state).join(name))
+/// What was removed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Removed {
+    /// The name, or the image's where it was asked for by another way.
+    pub name: String,
+    /// The image, with the names that it still has; none: it is gone.
+    pub image: Image,
 }
 
 // ---- looking -------------------------------------------------------------------------------------------------------
 
 /// All images, by name.
 pub(crate) async fn list(host: &Host) -> Result<Vec<Image>, Error> {
-    let images = host
-        .store
-        .read(|tx| {
-            let rows = banger_store::images::list(tx)?;
-            rows.into_iter()
-                .map(|row| {
-                    Ok(Image {
-                        used_by: banger_store::images::used_by(tx, &row.id)?,
-                        row,
-                    })
-                })
-                .collect::<Result<Vec<_>, _>>()
-        })
-        .await?;
-    Ok(images)
+    let images = host.store.read(|tx| {
+        let rows = images::list(tx)?;
+        rows.into_iter().map(|row| whole(tx, row)).collect()
+    });
+    Ok(images.await?)
 }
 
-/// An image's row, by name or id.
-pub(crate) async fn find(host: &Host, reference: &str) -> Result<ImageRow, Error> {
-    let wanted = reference.to_owned();
-    if let Some(row) = host
-        .store
-        .read(move |tx| banger_store::images::find(tx, &wanted))
-        .await?
-    {
-        return Ok(row);
-    }
-    let all = host.store.read(banger_store::images::list).await?;
-    Err(missing(
-        "image",
-        reference,
-        all.iter().map(|row| row.name.as_str()),
-    ))
+/// Those that are searched for, by name.
+pub(crate) async fn search(host: &Host, search: &Search) -> Result<Vec<Image>, Error> {
+    let with_digest = match &search.digest {
+        Some(digest) => {
+            let prefix = digest_prefix(digest)?;
+            let rows = host.store.read(move |tx| images::by_digest(tx, &prefix)).await?;
+            Some(rows.into_iter().map(|row| row.id).collect::<Vec<_>>())
+        }
+        None => None,
+    };
+    let mut found = list(host).await?;
+    found.retain(|image| {
+        let named = |pattern: &String| image.row.names.iter().any(|name| name::matches(pattern, name));
+        let labels = image.config.as_ref().map(|config| &config.labels);
+        search.pattern.as_ref().is_none_or(named)
+            && with_digest.as_ref().is_none_or(|ids| ids.contains(&image.row.id))
+            && search.labels.iter().all(|(key, value)| {
+                let has = labels.and_then(|labels| labels.get(key));
+                has.is_some_and(|has| value.is_empty() || has == value)
+            })
+    });
+    Ok(found)
 }
 
-/// One image, by name or id.
-pub(crate) async fn show(host: &Host, reference: &str) -> Result<Image, Error> {
-    let row = find(host, reference).await?;
-    let id = row.id.clone();
-    let used_by = host
-        .store
-        .read(move |tx| banger_store::images::used_by(tx, &id))
-        .await?;
-    Ok(Image { row, used_by })
+fn whole(tx: &Transaction<'_>, row: ImageRow) -> Result<Image, StoreError> {
+    let (blobs, shared) = images::blob_sizes(tx, &row.id)?;
+    Ok(Image {
+        used_by: images::used_by(tx, &row.id)?,
+        config: ImageConfig::of(&row),
+        blobs,
+        shared,
+        row,
+    })
 }
 
-/// All kernels, by name.
-pub(crate) async fn kernels(host: &Host) -> Result<Vec<Kernel>, Error> {
-    let rows = host.store.read(banger_store::kernels::list).await?;
-    let default = &host.settings.default_kernel;
-    Ok(rows
-        .into_iter()
-        .map(|row| Kernel {
-            default: row.name == *default,
+/// An image, by name, id, or the beginning of a digest.
+pub(crate) async fn find(host: &Host, reference: &str) -> Result<Found, Error> {
+    let (wanted, familiar) = (reference.to_owned(), name::familiar(reference));
+    let by_name = host.store.read(move |tx| match images::find(tx, &wanted)? {
+        Some(row) => Ok(Some((row, wanted))),
+        None => Ok(images::find(tx, &familiar)?.map(|row| (row, familiar))),
+    });
+    if let Some((row, asked)) = by_name.await? {
+        return Ok(Found {
+            by_name: row.names.contains(&asked).then_some(asked),
             row,
-        })
-        .collect())
-}
-
-/// A kernel's row, by name.
-pub(crate) async fn find_kernel(host: &Host, name: &str) -> Result<KernelRow, Error> {
-    let wanted = name.to_owned();
-    if let Some(row) = host
-        .store
-        .read(move |tx| banger_store::kernels::find(tx, &wanted))
-        .await?
-    {
-        return Ok(row);
+        });
     }
-    let all = host.store.read(banger_store::kernels::list).await?;
-    Err(missing("kernel", name, all.iter().map(|row| row.name.as_str())))
+    if let Some(prefix) = as_digest(reference) {
+        let prefix = digest_prefix(prefix)?;
+        let mut rows = host.store.read(move |tx| images::by_digest(tx, &prefix)).await?;
+        if rows.len() > 1 {
+            return Err(Error::Ambiguous {
+                reference: reference.to_owned(),
+                matches: rows.iter().map(shown_with_digest).collect(),
+            });
+        }
+        if let Some(row) = rows.pop() {
+            return Ok(Found { row, by_name: None });
+        }
+    }
+    let all = host.store.read(images::list).await?;
+    let names = all.iter().flat_map(|row| &row.names).map(String::as_str);
+    Err(missing("image", reference, names))
 }
 
-fn missing<'a>(what: &'static str, reference: &str, known: impl Iterator<Item = &'a str>) -> Error {
+/// The digest in a reference: `sha256:…`, or what follows `@`.
+fn as_digest(reference: &str) -> Option<&str> {
+    match reference.split_once('@') {
+        Some((_, digest)) => digest.starts_with(DIGEST).then_some(digest),
+        None => reference.starts_with(DIGEST).then_some(reference),
+    }
+}
+
+fn digest_prefix(digest: &str) -> Result<String, Error> {
+    let digits = digest.strip_prefix(DIGEST).unwrap_or(digest);
+    let problem = if !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
+        "a digest is `sha256:` and hexadecimal digits"
+    } else if digits.len() < DIGEST_DIGITS {
+        "the beginning of a digest has at least 6 digits"
+    } else if digits.len() > 64 {
+        "a digest has 64 digits"
+    } else {
+        return Ok(format!("{DIGEST}{}", digits.to_ascii_lowercase()));
+    };
+    Err(Error::BadName {
+        what: "image",
+        name: digest.chars().take(80).collect(),
+        problem,
+    })
+}
+
+fn shown_with_digest(row: &ImageRow) -> String {
+    let digest = match &row.digest {
+        Some(digest) => digest.clone(),
+        None => format!("{DIGEST}{}", row.sha256),
+    };
+    format!("{}: {digest}", row.name())
+}
+
+/// One image, by name, id, or the beginning of a digest.
+pub(crate) async fn show(host: &Host, reference: &str) -> Result<Image, Error> {
+    let found = find(host, reference).await?;
+    Ok(host.store.read(move |tx| whole(tx, found.row)).await?)
+}
+
+pub(super) fn missing<'a>(
+    what: &'static str,
+    reference: &str,
+    known: impl Iterator<Item = &'a str>,
+) -> Error {
     Error::Missing {
         what,
         name: reference.chars().take(80).collect(),
@@ -226,47 +211,105 @@ fn missing<'a>(what: &'static str, reference: &str, known: impl Iterator<Item = 
     }
 }
 
-// ---- removing ------------------------------------------------------------------------------------------------------
+// ---- names ---------------------------------------------------------------------------------------------------------
 
-/// Removes an image that no machine uses.
-pub(crate) async fn remove(host: &Host, reference: &str) -> Result<Image, Error> {
-    let row = find(host, reference).await?;
-    let id = row.id.clone();
-    let _held = held::hold(&image_dir(&host.settings.state_dir, &id));
-    let row = host
-        .store
-        .write(Write::ImageRemove, move |tx| {
-            banger_store::images::remove(tx, &id)
-        })
-        .await?;
-    remove_tree(&image_dir(&host.settings.state_dir, &row.id)).await;
-    Ok(Image {
-        row,
-        used_by: Vec::new(),
-    })
+/// Gives an image another name. One that another image has is only taken from it where it may be.
+pub(crate) async fn tag(host: &Host, reference: &str, name: &str, replace: bool) -> Result<Image, Error> {
+    name::image(name)?;
+    let found = find(host, reference).await?;
+    name_it(host, &found.row.id, &name::familiar(name), replace).await?;
+    let id = found.row.id;
+    show(host, &id).await
 }
 
-/// Removes a kernel that nothing uses.
-pub(crate) async fn remove_kernel(host: &Host, name: &str) -> Result<Kernel, Error> {
-    let row = find_kernel(host, name).await?;
-    // Not while one of that name is being made.
-    let _making = KERNEL_MAKING.lock().await;
-    let _held = held::hold(&kernels_dir(&host.settings.state_dir).join(&row.name));
-    let row = host
+/// Gives an image that is there a name, and removes what loses its last one by that.
+pub(super) async fn name_it(host: &Host, id: &str, name: &str, replace: bool) -> Result<(), Error> {
+    let _former = hold_holder(host, name).await?;
+    let (id, name) = (id.to_owned(), name.to_owned());
+    let gone = host
         .store
-        .write(Write::KernelRemove, move |tx| {
-            banger_store::kernels::remove(tx, &row.name)
+        .write(Write::ImageName, move |tx| move_name(tx, &name, &id, replace))
+        .await?;
+    clear(host, gone).await;
+    Ok(())
+}
+
+/// Gives an image a name, which another one loses where `replace` allows it. That one goes with its last name, unless a
+/// machine uses it: its row, here; its files are the caller's to remove ([`clear`]).
+pub(super) fn move_name(
+    tx: &Transaction<'_>,
+    name: &str,
+    id: &str,
+    replace: bool,
+) -> Result<Option<Gone>, StoreError> {
+    let holder = images::find(tx, name)?.filter(|holder| holder.names.iter().any(|has| has == name));
+    if holder.is_some_and(|holder| holder.id != id) && !replace {
+        return Err(StoreError::Exists {
+            what: "image",
+            name: name.to_owned(),
+        });
+    }
+    let former = images::give_name(tx, name, id)?.filter(|former| former.names.is_empty());
+    match former {
+        Some(former) if images::used_by(tx, &former.id)?.is_empty() => strike(tx, &former.id).map(Some),
+        Some(_) | None => Ok(None),
+    }
+}
+
+/// Whoever has the name may be about to lose its row: its files are held until they are gone.
+pub(super) async fn hold_holder(host: &Host, name: &str) -> Result<Option<Held>, Error> {
+    let name = name.to_owned();
+    let holder = host.store.read(move |tx| images::find(tx, &name)).await?;
+    Ok(holder.map(|holder| held::hold(&image_dir(&host.settings.state_dir, &holder.id))))
+}
+
+// ---- removing ------------------------------------------------------------------------------------------------------
+
+/// Takes a name away from an image. The image goes with its last name, and at once where it was asked for by id or digest;
+/// not while a machine uses it.
+pub(crate) async fn remove(host: &Host, reference: &str) -> Result<Removed, Error> {
+    let found = find(host, reference).await?;
+    let (id, by_name, name) = (found.row.id.clone(), found.by_name.clone(), found.name());
+    let _held = held::hold(&image_dir(&host.settings.state_dir, &id));
+    let (image, gone) = host
+        .store
+        .write(Write::ImageRemove, move |tx| {
+            let Some(row) = images::get(tx, &id)? else {
+                let name = by_name.unwrap_or(id);
+                return Err(StoreError::Missing { what: "image", name });
+            };
+            let mut image = whole(tx, row)?;
+            let others = by_name.as_ref().filter(|_| image.row.names.len() > 1);
+            if let Some(name) = others {
+                images::take_name(tx, name)?;
+                image.row.names.retain(|has| has != name);
+                Ok((image, None))
+            } else {
+                image.row.names.clear();
+                Ok((image, Some(strike(tx, &id)?)))
+            }
         })
         .await?;
-    remove_tree(&kernels_dir(&host.settings.state_dir).join(&row.name)).await;
-    Ok(Kernel {
-        default: row.name == host.settings.default_kernel,
-        row,
-    })
+    clear(host, gone).await;
+    Ok(Removed { name, image })
+}
+
+/// Strikes the row of an image that no machine uses.
+pub(super) fn strike(tx: &Transaction<'_>, id: &str) -> Result<Gone, StoreError> {
+    let blobs = images::blobs(tx, id)?;
+    let row = images::remove(tx, id)?;
+    Ok(Gone { id: row.id, blobs })
+}
+
+/// Removes the files of an image that has lost its row.
+pub(super) async fn clear(host: &Host, gone: Option<Gone>) {
+    if let Some(gone) = gone {
+        remove_tree(&image_dir(&host.settings.state_dir, &gone.id)).await;
+    }
 }
 
 /// Without its row a directory is as good as gone; what stays is collected at the next start.
-async fn remove_tree(path: &Path) {
+pub(super) async fn remove_tree(path: &Path) {
     crash::point(Point::Moment(Moment::TreeRemoving));
     if let Err(e) = tokio::fs::remove_dir_all(path).await {
         tracing::warn!(path = %path.display(), error = %e, "left until the next start");
@@ -274,319 +317,6 @@ async fn remove_tree(path: &Path) {
     crash::point(Point::Moment(Moment::TreeRemoved));
 }
 
-// ---- making --------------------------------------------------------------------------------------------------------
-
-/// Begins to make an image. An existing one is a success for a bootstrap and an error for a file, unless it is to be
-/// replaced.
-pub(crate) async fn begin(
-    host: &Arc<Host>,
-    kind: &'static str,
-    image: String,
-    source: Source,
-    kernel: Option<String>,
-    replace: bool,
-) -> Result<Operation, Error> {
-    name::image(&image)?;
-    if let Source::File(path) = &source {
-        check_file("root file system", path)?;
-    }
-    let kernel = kernel.unwrap_or_else(|| host.settings.default_kernel.clone());
-    if kernel != host.settings.default_kernel {
-        find_kernel(host, &kernel).await?;
-    }
-    let wanted = image.clone();
-    let existing = host
-        .store
-        .read(move |tx| banger_store::images::find(tx, &wanted))
-        .await?;
-    if let Some(existing) = existing.filter(|row| row.name == image) {
-        if replace {
-            let id = existing.id.clone();
-            let by = host
-                .store
-                .read(move |tx| banger_store::images::used_by(tx, &id))
-                .await?;
-            if !by.is_empty() {
-                return Err(StoreError::InUse {
-                    what: "image",
-                    name: image,
-                    by,
-                }
-                .into());
-            }
-        } else if matches!(source, Source::File(_)) {
-            return Err(StoreError::Exists {
-                what: "image",
-                name: image,
-            }
-            .into());
-        } else {
-            let work = |progress: Progress| async move {
-                progress.notice("it exists already; --replace makes it anew");
-                Ok(())
-            };
-            return host.operations.begin(kind, &image, work).await;
-        }
-    }
-    crate::space::demand(host, source.writes())?;
-    let (making, subject) = (host.clone(), image.clone());
-    host.operations
-        .begin_alone(
-            kind,
-            &["image.register", "image.bootstrap"],
-            &subject,
-            move |progress| async move { make(&making, &image, &source, &kernel, replace, &progress).await },
-        )
-        .await
-}
-
-/// Begins to add a kernel.
-pub(crate) async fn begin_kernel(
-    host: &Arc<Host>,
-    name: String,
-    source: KernelSource,
-) -> Result<Operation, Error> {
-    name::kernel(&name)?;
-    if let KernelSource::File(path) = &source {
-        check_file("kernel", path)?;
-    }
-    let wanted = name.clone();
-    if host
-        .store
-        .read(move |tx| banger_store::kernels::find(tx, &wanted))
-        .await?
-        .is_some()
-    {
-        return Err(StoreError::Exists { what: "kernel", name }.into());
-    }
-    let (making, subject) = (host.clone(), name.clone());
-    host.operations
-        .begin_alone(
-            "kernel.add",
-            &["kernel.add"],
-            &subject,
-            move |progress| async move {
-                let lock = async { Ok(KERNEL_MAKING.lock().await) };
-                let _making = progress.or_cancelled(lock).await?;
-                make_kernel(&making, &name, &source, &progress).await
-            },
-        )
-        .await
-}
-
-/// A path that a caller named: absolute, a regular file.
-fn check_file(what: &'static str, path: &Path) -> Result<(), Error> {
-    let bad = |problem: &str| Error::BadFile {
-        what,
-        path: path.to_owned(),
-        problem: problem.to_owned(),
-    };
-    if !path.is_absolute() {
-        return Err(bad("the path is not absolute"));
-    }
-    let metadata = match std::fs::metadata(path) {
-        Ok(metadata) => metadata,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            return Err(Error::Missing {
-                what: "file",
-                name: path.display().to_string(),
-                near: None,
-            });
-        }
-        Err(e) => return Err(bad(&e.to_string())),
-    };
-    if metadata.is_dir() {
-        return Err(bad("it is a directory"));
-    }
-    if !metadata.is_file() {
-        return Err(bad("it is not a regular file"));
-    }
-    Ok(())
-}
-
-/// Builds an image, which may be cancelled at any time, and then enters it, which may not: a commit that nobody waits
-/// for would make a cancelled image appear.
-async fn make(
-    host: &Arc<Host>,
-    image: &str,
-    source: &Source,
-    kernel: &str,
-    replace: bool,
-    progress: &Progress,
-) -> Result<(), Error> {
-    ensure_kernel(host, kernel, progress).await?;
-    let state = &host.settings.state_dir;
-    let id = id::new();
-    let target = image_dir(state, &id);
-    // Published before it is entered.
-    let _held = held::hold(&target);
-    let tools = &host.settings.tool_dirs();
-    let report = reporter(progress);
-    let build = async {
-        let made = match source {
-            Source::File(path) => rootfs::from_file(&target, path, tools, &report).await,
-            Source::Debian => debian::bootstrap(&target, tools, &report).await,
-            Source::Busybox => busybox::bootstrap(&target, tools, &report).await,
-        };
-        made.map_err(|e| rootfs_error(image, source, e))
-    };
-    // Dropping the build removes its work directory.
-    let made = progress.or_cancelled(build).await?;
-    let row = image_row(&id, image, kernel, source, &made, &rootfs_path(state, &id));
-    // The one before goes after its row has.
-    let _former = find(host, image)
-        .await
-        .ok()
-        .map(|former| held::hold(&image_dir(state, &former.id)));
-    let inserted = host
-        .store
-        .write(Write::ImageInsert, move |tx| {
-            let old = banger_store::images::find(tx, &row.name)?.filter(|old| old.name == row.name);
-            if let Some(old) = old.as_ref().filter(|_| replace) {
-                banger_store::images::remove(tx, &old.id)?;
-            }
-            // Without `replace`, one that somebody else made meanwhile makes this fail.
-            banger_store::images::insert(tx, &row)?;
-            Ok(old)
-        })
-        .await;
-    match inserted {
-        Ok(old) => {
-            if let Some(old) = old {
-                remove_tree(&image_dir(state, &old.id)).await;
-            }
-            Ok(())
-        }
-        Err(e) => {
-            remove_tree(&target).await;
-            match (&e, source) {
-                (StoreError::Exists { .. }, Source::Debian | Source::Busybox) => {
-                    progress.notice("somebody else made it meanwhile");
-                    Ok(())
-                }
-                (_, Source::File(_) | Source::Debian | Source::Busybox) => Err(e.into()),
-            }
-        }
-    }
-}
-
-fn image_row(id: &str, name: &str, kernel: &str, source: &Source, made: &Rootfs, file: &Path) -> ImageRow {
-    ImageRow {
-        id: id.to_owned(),
-        name: name.to_owned(),
-        kernel: kernel.to_owned(),
-        sha256: made.sha256.to_string(),
-        size: made.size,
-        used: taken(file),
-        source: source.describe(),
-        created: Timestamp::now(),
-    }
-}
-
-/// The default kernel comes by itself; others were checked before.
-async fn ensure_kernel(host: &Arc<Host>, name: &str, progress: &Progress) -> Result<(), Error> {
-    let _making = progress
-        .or_cancelled(async { Ok(KERNEL_MAKING.lock().await) })
-        .await?;
-    match find_kernel(host, name).await {
-        Ok(_) => Ok(()),
-        Err(Error::Missing { .. }) if name == host.settings.default_kernel => {
-            let source = KernelSource::Debian(DEFAULT_KERNEL_PACKAGE.to_owned());
-            make_kernel(host, name, &source, progress).await
-        }
-        Err(e) => Err(e),
-    }
-}
-
-async fn make_kernel(
-    host: &Arc<Host>,
-    name: &str,
-    source: &KernelSource,
-    progress: &Progress,
-) -> Result<(), Error> {
-    let target = kernels_dir(&host.settings.state_dir).join(name);
-    // Published before it is entered.
-    let _held = held::hold(&target);
-    let report = reporter(progress);
-    let build = async {
-        let made = match source {
-            KernelSource::File(path) => kernel::add_from_file(&target, path, None, &report).await,
-            KernelSource::Debian(package) => {
-                kernel::add_from_deb(&target, package, &host.settings.tool_dirs(), &report).await
-            }
-        };
-        made.map_err(|e| kernel_error(name, source, e))
-    };
-    // As for images: the build may be cancelled, entering it may not.
-    let made = progress.or_cancelled(build).await?;
-    let row = KernelRow {
-        name: name.to_owned(),
-        version: made.release.unwrap_or_else(|| "unknown".to_owned()),
-        format: format!("{:?}", made.format).to_lowercase(),
-        sha256: made.sha256.to_string(),
-        size: made.size,
-        modules: u32::try_from(made.modules.len()).unwrap_or(u32::MAX),
-        pvh: made.pvh,
-        source: made.source,
-        created: Timestamp::now(),
-    };
-    let inserted = host
-        .store
-        .write(Write::KernelInsert, move |tx| {
-            banger_store::kernels::insert(tx, &row)
-        })
-        .await;
-    if inserted.is_err() {
-        remove_tree(&target).await;
-    }
-    Ok(inserted?)
-}
-
-/// A file that cannot be what it was given for is the caller's mistake; everything else is a failure to make.
-fn kernel_error(name: &str, source: &KernelSource, e: KernelError) -> Error {
-    match (&e, source) {
-        (KernelError::Image { .. } | KernelError::Modules { .. }, KernelSource::File(path)) => {
-            let problem = std::error::Error::source(&e).map_or_else(|| e.to_string(), chain);
-            Error::BadFile {
-                what: "kernel",
-                path: path.clone(),
-                problem,
-            }
-        }
-        _ => Error::Make {
-            what: "kernel",
-            name: name.to_owned(),
-            source: Box::new(e),
-        },
-    }
-}
-
-fn rootfs_error(name: &str, source: &Source, e: RootfsError) -> Error {
-    match source {
-        Source::File(path) if e.is_unusable_input() => {
-            let problem = e.problem();
-            Error::BadFile {
-                what: "root file system",
-                path: path.clone(),
-                problem,
-            }
-        }
-        Source::File(_) | Source::Debian | Source::Busybox => Error::Make {
-            what: "image",
-            name: name.to_owned(),
-            source: Box::new(e),
-        },
-    }
-}
-
-/// From the steps that the making reports to the operation's stages.
-fn reporter(progress: &Progress) -> Reporter {
-    let progress = progress.clone();
-    Reporter::new(move |step| {
-        progress.stage_now(step.stage);
-        progress.message(&step.message);
-        if let Some(done) = step.done {
-            progress.units(done, step.total);
-        }
-    })
-}
+#[cfg(test)]
+#[path = "registry_tests.rs"]
+mod tests;

@@ -372,6 +372,7 @@ pub(crate) mod tests {
             id: "abcdefghij".into(),
             name: "dev".into(),
             image: "image".into(),
+            image_name: "debian".into(),
             kernel: "debian".into(),
             vcpus: 2,
             memory_mib: 1024,

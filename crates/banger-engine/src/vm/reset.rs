@@ -16,6 +16,7 @@ use crate::crash::Write;
 use crate::error::{Error, chain};
 use crate::held;
 use crate::host::Host;
+use crate::image::registry::Found;
 use crate::limits;
 use crate::operation::Progress;
 use crate::vm::capability::system_disk;
@@ -28,7 +29,7 @@ pub(crate) async fn renew(
     host: &Arc<Host>,
     row: &VmRow,
     after: &Phase,
-    image: Option<&str>,
+    image: Option<&Found>,
     paths: &Paths,
     progress: Option<&Progress>,
 ) -> Result<VmRow, Error> {
@@ -37,8 +38,11 @@ pub(crate) async fn renew(
         action: "renew the system disk",
         source: "it was renewed as often as can be counted".into(),
     })?;
-    if let Some(image) = image.filter(|image| *image != row.image) {
-        move_to(host, &mut next, image).await?;
+    if let Some(image) = image {
+        next.image_name = image.name();
+        if image.row.id != row.image {
+            move_to(host, &mut next, &image.row.id).await?;
+        }
     }
     // Its row names the other one from the transaction on: until it is removed below, it is no garbage.
     let _held = held::hold(&system_disk::file(row, paths)?);
@@ -75,8 +79,8 @@ async fn move_to(host: &Host, row: &mut VmRow, image: &str) -> Result<(), Error>
     let (from, to) = host
         .store
         .read(move |tx| {
-            let from = banger_store::images::find(tx, &from)?;
-            let to = banger_store::images::find(tx, &to)?;
+            let from = banger_store::images::get(tx, &from)?;
+            let to = banger_store::images::get(tx, &to)?;
             Ok((from, to))
         })
         .await?;

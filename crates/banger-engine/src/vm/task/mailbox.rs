@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::error::Error;
+use crate::image::registry::Found;
 use crate::operation::Progress;
 use crate::vm::change::{Change, SetVm};
 use crate::vm::policy::{Request, State};
@@ -47,8 +48,8 @@ pub(crate) struct Terms {
     pub(crate) start_timeout: Option<Duration>,
     /// From asking the guest to stop to forcing it; zero forces at once. Absent: the configured default.
     pub(crate) stop_timeout: Option<Duration>,
-    /// The image to move to, by id. Absent: the one it has.
-    pub(crate) image: Option<String>,
+    /// The image to move to. Absent: the one it has.
+    pub(crate) image: Option<Found>,
     /// Nobody asked: the machine's own task did.
     pub(crate) automatic: bool,
 }

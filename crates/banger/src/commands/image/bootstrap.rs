@@ -28,7 +28,7 @@ pub(crate) struct Bootstrap {
     /// Kernel to boot with, by name [default: the configuration's, added where it is missing]
     #[arg(long, value_name = "KERNEL")]
     kernel: Option<String>,
-    /// Make it anew where it exists and no machine uses it
+    /// Make it anew where it exists; machines keep the former
     #[arg(long)]
     replace: bool,
     /// Do not wait: print the operation's id and return at once

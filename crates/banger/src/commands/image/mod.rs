@@ -1,10 +1,12 @@
 //! `banger image`: what machines start from.
 
 mod bootstrap;
+mod find;
 mod ls;
 mod register;
 mod rm;
 mod show;
+mod tag;
 
 use clap::Subcommand;
 
@@ -16,8 +18,10 @@ use crate::error::CliError;
 pub(crate) enum Image {
     Ls(ls::Ls),
     Show(show::Show),
+    Find(find::Find),
     Register(register::Register),
     Bootstrap(bootstrap::Bootstrap),
+    Tag(tag::Tag),
     Rm(rm::Rm),
 }
 
@@ -26,8 +30,10 @@ impl Image {
         match self {
             Self::Ls(command) => command.run(context).await,
             Self::Show(command) => command.run(context).await,
+            Self::Find(command) => command.run(context).await,
             Self::Register(command) => command.run(context).await,
             Self::Bootstrap(command) => command.run(context).await,
+            Self::Tag(command) => command.run(context).await,
             Self::Rm(command) => command.run(context).await,
         }
     }

@@ -31,7 +31,7 @@ pub(crate) struct Register {
     /// Kernel to boot with, by name [default: the configuration's]
     #[arg(long, value_name = "KERNEL")]
     kernel: Option<String>,
-    /// Replace an image of that name that no machine uses
+    /// Take the name from another image that has it; its machines keep it
     #[arg(long)]
     replace: bool,
     /// Do not wait: print the operation's id and return at once

@@ -1,4 +1,4 @@
-//! `banger image rm`: removes images that no machine uses.
+//! `banger image rm`: takes names away from images, which go with their last one.
 
 use banger_api::types::ImageRef;
 use clap::Args;
@@ -9,7 +9,8 @@ use crate::error::CliError;
 
 /// Remove images that no machine uses
 ///
-/// One that cannot be removed keeps no other from it; the exit code is the first failure's.
+/// A name is taken away; the image goes with its last one, or at once where it is given by id or digest. One that cannot
+/// be removed keeps no other from it; the exit code is the first failure's.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -17,7 +18,7 @@ Examples:
   banger image ls -q | xargs -r banger image rm
 ")]
 pub(crate) struct Rm {
-    /// Images, by name or id
+    /// Images, by name, id, or the beginning of a digest
     #[arg(value_name = "IMAGE", required = true)]
     images: Vec<String>,
 }

@@ -1,6 +1,8 @@
 //! `banger image show`: one image.
 
-use banger_api::types::{Image, ImageRef};
+use std::collections::BTreeMap;
+
+use banger_api::types::{Image, ImageConfig, ImageRef};
 use clap::Args;
 
 use crate::args::format_size;
@@ -16,7 +18,7 @@ Examples:
   banger image show debian
 ")]
 pub(crate) struct Show {
-    /// Image, by name or id
+    /// Image, by name, id, or the beginning of its digest
     #[arg(value_name = "IMAGE")]
     image: String,
     #[command(flatten)]
@@ -35,8 +37,12 @@ impl Show {
 }
 
 fn render(image: &Image) -> String {
-    table::fields([
-        ("name", image.name.clone()),
+    let list = |names: &[String], none: &str| match names {
+        [] => none.to_owned(),
+        names => names.join(", "),
+    };
+    let mut rows = vec![
+        ("name", list(&image.names, "none: another image has it")),
         ("id", image.id.clone()),
         ("kernel", image.kernel.clone()),
         (
@@ -47,16 +53,52 @@ fn render(image: &Image) -> String {
                 format_size(image.used)
             ),
         ),
+    ];
+    if image.blobs > 0 {
+        let shared = match image.shared {
+            0 => String::new(),
+            shared => format!(", {} of it shared with other images", format_size(shared)),
+        };
+        rows.push(("layers", format!("{}{shared}", format_size(image.blobs))));
+    }
+    let digests = [("digest", &image.digest), ("index", &image.index_digest)];
+    rows.extend(
+        digests
+            .into_iter()
+            .filter_map(|(name, digest)| Some((name, digest.clone()?))),
+    );
+    rows.extend([
         ("sha256", image.sha256.clone()),
         ("source", image.source.clone()),
-        (
-            "used by",
-            if image.used_by.is_empty() {
-                "no machine".to_owned()
-            } else {
-                image.used_by.join(", ")
-            },
-        ),
+        ("used by", list(&image.used_by, "no machine")),
         ("created", human::format_time(image.created)),
-    ])
+    ]);
+    rows.extend(image.config.iter().flat_map(config));
+    table::fields(rows)
+}
+
+/// What the image says of its processes, as far as it says anything.
+fn config(config: &ImageConfig) -> Vec<(&'static str, String)> {
+    let words = |words: &[String]| (!words.is_empty()).then(|| format!("{words:?}"));
+    let pairs = |pairs: &BTreeMap<String, String>| -> Vec<String> {
+        pairs
+            .iter()
+            .map(|(key, value)| format!("{key}={value}"))
+            .collect()
+    };
+    let mut rows = Vec::new();
+    let mut say = |name, value: Option<String>| rows.extend(value.map(|value| (name, value)));
+    say("entrypoint", words(&config.entrypoint));
+    say("command", words(&config.cmd));
+    say("user", config.user.clone());
+    say("workdir", config.workdir.clone());
+    let exposed = (!config.exposed.is_empty()).then(|| config.exposed.join(", "));
+    say("exposed", exposed);
+    for (name, lines) in [("env", pairs(&config.env)), ("label", pairs(&config.labels))] {
+        // Named once, the others below it.
+        for (index, line) in lines.into_iter().enumerate() {
+            say(if index == 0 { name } else { "" }, Some(line));
+        }
+    }
+    rows
 }

@@ -340,7 +340,14 @@ impl Service for Local {
             source: "test".into(),
             used_by: Vec::new(),
             created: jiff::Timestamp::now(),
+            ..Image::default()
         })
+    }
+    async fn image_find(&self, _: Caller, _: ImageFind) -> Result<Vec<Image>, RpcError> {
+        absent("image.find")
+    }
+    async fn image_tag(&self, _: Caller, _: ImageTag) -> Result<Image, RpcError> {
+        absent("image.tag")
     }
     async fn image_register(&self, _: Caller, params: ImageRegister) -> Result<Operation, RpcError> {
         self.called(format!("image.register {} {}", params.name, params.path));

@@ -1,0 +1,274 @@
+//! Images from files and packages: what is looked at before, the making as an operation, and how any image is entered.
+//!
+//! Files first, row second: `images/ID/` appears whole by a rename, and one without a row is what a crash left
+//! ([`collect`](crate::collect)). [`enter`] is the one place where an image gets its row and its name, whatever it came from.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use banger_store::StoreError;
+use banger_store::images::{BlobRow, ImageRow};
+use jiff::Timestamp;
+
+use super::kernels::{ensure_kernel, find_kernel};
+use super::places::{image_dir, rootfs_path};
+use super::registry::{clear, hold_holder, move_name, remove_tree};
+use super::rootfs::{self, Rootfs, RootfsError};
+use super::work::Reporter;
+use super::{busybox, debian};
+use crate::crash::Write;
+use crate::error::Error;
+use crate::held;
+use crate::host::Host;
+use crate::operation::{Operation, Progress};
+use crate::vm::lifecycle::taken;
+use crate::{id, name};
+
+/// What an image is made from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// An ext4 image or a tar archive of the caller's.
+    File(PathBuf),
+    /// Debian 12 from packages.
+    Debian,
+    /// A static busybox.
+    Busybox,
+}
+
+impl Source {
+    /// The image's name when none is given.
+    pub fn default_name(&self) -> &'static str {
+        match self {
+            Self::File(_) => "image",
+            Self::Debian => "debian",
+            Self::Busybox => "busybox",
+        }
+    }
+
+    /// Bytes that making it writes at once, its work's included; measured for what the releases make.
+    fn writes(&self) -> u64 {
+        match self {
+            Self::File(path) => crate::vm::lifecycle::taken(path),
+            Self::Debian => 1 << 30,
+            Self::Busybox => 32 << 20,
+        }
+    }
+
+    fn describe(&self) -> String {
+        match self {
+            Self::File(path) => {
+                format!(
+                    "file:{}",
+                    path.file_name().map(|n| n.to_string_lossy()).unwrap_or_default()
+                )
+            }
+            Self::Debian => "bootstrap:debian".to_owned(),
+            Self::Busybox => "bootstrap:busybox".to_owned(),
+        }
+    }
+}
+
+/// Begins to make an image. An existing one is a success for a bootstrap and an error for a file, unless it is to be
+/// replaced.
+pub(crate) async fn begin(
+    host: &Arc<Host>,
+    kind: &'static str,
+    image: String,
+    source: Source,
+    kernel: Option<String>,
+    replace: bool,
+) -> Result<Operation, Error> {
+    name::image(&image)?;
+    if let Source::File(path) = &source {
+        check_file("root file system", path)?;
+    }
+    let kernel = kernel.unwrap_or_else(|| host.settings.default_kernel.clone());
+    if kernel != host.settings.default_kernel {
+        find_kernel(host, &kernel).await?;
+    }
+    let image = name::familiar(&image);
+    let wanted = image.clone();
+    let existing = host
+        .store
+        .read(move |tx| banger_store::images::find(tx, &wanted))
+        .await?;
+    if !replace && existing.is_some_and(|row| row.names.contains(&image)) {
+        if matches!(source, Source::File(_)) {
+            return Err(StoreError::Exists {
+                what: "image",
+                name: image,
+            }
+            .into());
+        }
+        let work = |progress: Progress| async move {
+            progress.notice("it exists already; --replace makes it anew");
+            Ok(())
+        };
+        return host.operations.begin(kind, &image, work).await;
+    }
+    crate::space::demand(host, source.writes())?;
+    let (making, subject) = (host.clone(), image.clone());
+    host.operations
+        .begin_alone(
+            kind,
+            &["image.register", "image.bootstrap"],
+            &subject,
+            move |progress| async move { make(&making, &image, &source, &kernel, replace, &progress).await },
+        )
+        .await
+}
+
+/// A path that a caller named: absolute, a regular file.
+pub(super) fn check_file(what: &'static str, path: &Path) -> Result<(), Error> {
+    let bad = |problem: &str| Error::BadFile {
+        what,
+        path: path.to_owned(),
+        problem: problem.to_owned(),
+    };
+    if !path.is_absolute() {
+        return Err(bad("the path is not absolute"));
+    }
+    let metadata = match std::fs::metadata(path) {
+        Ok(metadata) => metadata,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            return Err(Error::Missing {
+                what: "file",
+                name: path.display().to_string(),
+                near: None,
+            });
+        }
+        Err(e) => return Err(bad(&e.to_string())),
+    };
+    if metadata.is_dir() {
+        return Err(bad("it is a directory"));
+    }
+    if !metadata.is_file() {
+        return Err(bad("it is not a regular file"));
+    }
+    Ok(())
+}
+
+/// Builds an image, which may be cancelled at any time, and then enters it, which may not: a commit that nobody waits
+/// for would make a cancelled image appear.
+async fn make(
+    host: &Arc<Host>,
+    image: &str,
+    source: &Source,
+    kernel: &str,
+    replace: bool,
+    progress: &Progress,
+) -> Result<(), Error> {
+    ensure_kernel(host, kernel, progress).await?;
+    let state = &host.settings.state_dir;
+    let id = id::new();
+    let target = image_dir(state, &id);
+    // Published before it is entered.
+    let _held = held::hold(&target);
+    let tools = &host.settings.tool_dirs();
+    let report = reporter(progress);
+    let build = async {
+        let made = match source {
+            Source::File(path) => rootfs::from_file(&target, path, tools, &report).await,
+            Source::Debian => debian::bootstrap(&target, tools, &report).await,
+            Source::Busybox => busybox::bootstrap(&target, tools, &report).await,
+        };
+        made.map_err(|e| rootfs_error(image, source, e))
+    };
+    // Dropping the build removes its work directory.
+    let made = progress.or_cancelled(build).await?;
+    let row = ImageRow {
+        source: source.describe(),
+        ..row_of(&id, kernel, &made, &rootfs_path(state, &id))
+    };
+    let entered = enter(host, row, Vec::new(), Some((image, replace))).await;
+    match (entered, source) {
+        (Err(Error::Store(StoreError::Exists { .. })), Source::Debian | Source::Busybox) => {
+            progress.notice("somebody else made it meanwhile");
+            Ok(())
+        }
+        (entered, Source::File(_) | Source::Debian | Source::Busybox) => entered,
+    }
+}
+
+/// The row of an image that was made, with no names, and of no source.
+pub(super) fn row_of(id: &str, kernel: &str, made: &Rootfs, file: &Path) -> ImageRow {
+    ImageRow {
+        id: id.to_owned(),
+        names: Vec::new(),
+        kernel: kernel.to_owned(),
+        sha256: made.sha256.to_string(),
+        size: made.size,
+        used: taken(file),
+        source: String::new(),
+        created: Timestamp::now(),
+        digest: None,
+        index_digest: None,
+        config: None,
+    }
+}
+
+/// Enters an image whose files are at their place, with its name, and whether that may be another's until now. What cannot
+/// be entered is removed. The caller holds the files, and waits for the end: a commit that nobody waits for would make a
+/// cancelled image appear.
+pub(super) async fn enter(
+    host: &Arc<Host>,
+    row: ImageRow,
+    blobs: Vec<BlobRow>,
+    name: Option<(&str, bool)>,
+) -> Result<(), Error> {
+    let target = image_dir(&host.settings.state_dir, &row.id);
+    let entered = async {
+        // The one before goes after its row has.
+        let _former = match name {
+            Some((name, _)) => hold_holder(host, name).await?,
+            None => None,
+        };
+        let name = name.map(|(name, replace)| (name.to_owned(), replace));
+        let entering = host.store.write(Write::ImageInsert, move |tx| {
+            banger_store::images::insert(tx, &row, &blobs)?;
+            match name {
+                // Without `replace`, one that somebody else made meanwhile makes this fail.
+                Some((name, replace)) => move_name(tx, &name, &row.id, replace),
+                None => Ok(None),
+            }
+        });
+        let gone = entering.await?;
+        clear(host, gone).await;
+        Ok(())
+    };
+    let entered = entered.await;
+    if entered.is_err() {
+        remove_tree(&target).await;
+    }
+    entered
+}
+
+fn rootfs_error(name: &str, source: &Source, e: RootfsError) -> Error {
+    match source {
+        Source::File(path) if e.is_unusable_input() => {
+            let problem = e.problem();
+            Error::BadFile {
+                what: "root file system",
+                path: path.clone(),
+                problem,
+            }
+        }
+        Source::File(_) | Source::Debian | Source::Busybox => Error::Make {
+            what: "image",
+            name: name.to_owned(),
+            source: Box::new(e),
+        },
+    }
+}
+
+/// From the steps that the making reports to the operation's stages.
+pub(super) fn reporter(progress: &Progress) -> Reporter {
+    let progress = progress.clone();
+    Reporter::new(move |step| {
+        progress.stage_now(step.stage);
+        progress.message(&step.message);
+        if let Some(done) = step.done {
+            progress.units(done, step.total);
+        }
+    })
+}
