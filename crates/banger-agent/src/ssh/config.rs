@@ -39,6 +39,8 @@ pub(super) fn render(directory: &Path, surroundings: &Surroundings) -> String {
     line(format_args!("PermitRootLogin prohibit-password"));
     line(format_args!("PasswordAuthentication no"));
     line(format_args!("KbdInteractiveAuthentication no"));
+    // Nobody comes here who is not to be let in, and an emulated guest may need minutes for a login.
+    line(format_args!("LoginGraceTime 0"));
     // There is no address at the other end.
     line(format_args!("UseDNS no"));
     // One connection may carry all the sessions of an editor.
@@ -119,6 +121,7 @@ mod tests {
             "AuthorizedKeysFile /run/banger-agent/ssh/3/authorized_keys .ssh/authorized_keys .ssh/authorized_keys2",
             "PasswordAuthentication no",
             "PermitRootLogin prohibit-password",
+            "LoginGraceTime 0",
             "Subsystem sftp internal-sftp",
         ] {
             assert!(

@@ -286,7 +286,8 @@ impl Network {
         }
     }
 
-    /// Takes a tap for a run: entered in the run's ledger, so that collecting the run gives it back.
+    /// Takes a tap for a run: entered in the run's ledger, so that collecting the run gives it back. Rules, and another tap in
+    /// its place, come with the next change.
     pub(crate) async fn take_tap(&self, vm: &str) -> Result<String, Error> {
         let failed = |reason: String| Error::Host {
             action: "connect the machine to the bridge",
@@ -313,7 +314,6 @@ impl Network {
                 return Err(e);
             }
         }
-        self.changed();
         Ok(tap)
     }
 }

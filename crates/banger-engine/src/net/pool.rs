@@ -23,7 +23,7 @@ pub(crate) struct Pool(Arc<Shared>);
 struct Shared {
     bridge: String,
     taps: Mutex<Taps>,
-    /// Somebody took one, gave one back or waits for one: the keeper has something to do.
+    /// Somebody gave one back or waits for one: the keeper has something to do. That one was taken is no hurry.
     used: Notify,
     /// There is a spare one.
     filled: Notify,
@@ -73,7 +73,8 @@ impl Pool {
         self.0.taps.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives a machine a spare tap, or again the one that it has.
+    /// Gives a machine a spare tap, or again the one that it has. Another is made for it when the keeper looks next: once the
+    /// machine's VMM runs, since it would only make its start wait.
     pub(crate) fn take(&self, vm: &str) -> Option<String> {
         let mut taps = self.taps();
         if let Some(tap) = taps.used.get(vm) {
@@ -84,8 +85,6 @@ impl Pool {
         }
         let tap = taps.spare.pop_first()?;
         taps.used.insert(vm.to_owned(), tap.clone());
-        drop(taps);
-        self.0.used.notify_one();
         Some(tap)
     }
 
@@ -165,7 +164,7 @@ impl Pool {
 
     // ---- the keeper's ----------------------------------------------------------------------------------------------
 
-    /// Until somebody took one, gave one back or waits for one.
+    /// Until somebody gave one back or waits for one.
     pub(super) async fn changed(&self) {
         self.0.used.notified().await;
     }

@@ -112,6 +112,9 @@ pub(crate) async fn start(
     }
 
     progress.stage(Stage::Booting).await;
+    for capability in capability::ALL {
+        capability.launched(&plan);
+    }
     let guest = AgentClient::new(&paths.vsock());
     let answered = async {
         let line = hear_hello(&hello).await;

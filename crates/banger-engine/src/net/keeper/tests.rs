@@ -128,6 +128,7 @@ impl Net {
         let vm = crate::vm::change::tests::row().id;
         self.network.lease(&vm, "dev").await.unwrap();
         let tap = self.network.take_tap(&vm).await.unwrap();
+        self.network.changed();
         self.network.applied(&vm).await.unwrap();
         let card = Card::open(&tap);
         (tap, card)

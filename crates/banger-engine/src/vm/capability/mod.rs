@@ -78,6 +78,9 @@ pub(crate) trait Capability: Send + Sync {
         false
     }
 
+    /// The VMM runs and the guest boots: begins what has time until the guest has.
+    fn launched(&self, _start: &Start<'_>) {}
+
     /// The guest has answered. What still fails here is no reason to end it, and is told by the capability itself.
     async fn started(&self, _start: &Start<'_>) {}
 

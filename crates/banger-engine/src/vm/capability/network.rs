@@ -2,8 +2,9 @@
 //! user-mode network, outbound only, which passt carries or QEMU itself. Under Firecracker there is nothing without privileges, and without them a machine
 //! without NAT gets no card at all; on the bridge it gets one whose way out is closed.
 //!
-//! On the bridge `prepare` takes a tap that is there already and asks for rules without waiting for them; until they are
-//! in force, everything from the tap is dropped. `started` waits.
+//! On the bridge `prepare` takes a tap that is there already. `launched` asks for rules without waiting for them; until they
+//! are in force, everything from the tap is dropped. `started` waits. Before the VMM runs nothing is asked for: programs and
+//! durable writes for what the guest needs at its first packet would only take their time from the launch.
 
 use std::sync::Arc;
 
@@ -125,6 +126,10 @@ impl Capability for GuestNetwork {
             }
             (_, VmmKind::Qemu | VmmKind::Firecracker) => {}
         }
+    }
+
+    fn launched(&self, start: &Start<'_>) {
+        start.host.network.changed();
     }
 
     async fn started(&self, start: &Start<'_>) {
