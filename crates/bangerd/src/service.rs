@@ -546,11 +546,16 @@ impl Service for Rpc {
             stdin,
             terminal,
         } = params;
+        // What the caller does not say, the machine's image does.
+        let image = self.engine.image_config(&vm).await.map_err(convert::error)?;
+        let image = image.unwrap_or_default();
+        let mut variables = image.variables();
+        variables.extend(env);
         let start = proto::ExecStart {
             argv: command,
-            env: env.into_iter().collect(),
-            workdir: workdir.unwrap_or_default(),
-            user: user.unwrap_or_default(),
+            env: variables.into_iter().collect(),
+            workdir: workdir.or(image.workdir).unwrap_or_default(),
+            user: user.or(image.user).unwrap_or_default(),
             stdin,
             terminal: terminal.map(|Terminal { term, rows, columns }| proto::Terminal {
                 term,

@@ -13,13 +13,13 @@ pub struct ExecOpen {
     pub vm: String,
     /// Program and arguments; not empty.
     pub command: Vec<String>,
-    /// Environment on top of the user's login defaults.
+    /// Environment on top of the user's login defaults and the image's.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
-    /// Working directory. Absent: the user's home.
+    /// Working directory. Absent: the image's, or the user's home.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workdir: Option<String>,
-    /// `name`, `uid`, `name:group` or `uid:gid`. Absent: root.
+    /// `name`, `uid`, `name:group` or `uid:gid`. Absent: the image's, or root.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
     /// Standard input will be sent; otherwise the command reads end of file.

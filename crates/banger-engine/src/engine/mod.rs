@@ -31,6 +31,7 @@ use crate::figures::stats::{self, VmStats};
 use crate::guest::ssh::{self, Keys, SshIdentity};
 use crate::guest::{self, Ping};
 use crate::host::Host;
+use crate::image::config::ImageConfig;
 use crate::image::kernels::{self, Kernel, KernelSource};
 use crate::image::make::{self, Source};
 use crate::image::places;
@@ -377,6 +378,12 @@ impl Engine {
     /// The client of a running machine's agent.
     pub fn guest(&self, reference: &str) -> Result<AgentClient, Error> {
         guest::client(&self.machines.find(reference)?)
+    }
+
+    /// What the image of a machine says of processes in it: the default of what runs there.
+    pub async fn image_config(&self, reference: &str) -> Result<Option<ImageConfig>, Error> {
+        let image = self.machines.find(reference)?.view.borrow().row.image.clone();
+        ImageConfig::of_image(&self.host, image).await
     }
 
     /// What a client of ssh needs: its key, and the host keys of all machines that have one. The machine named gets one.

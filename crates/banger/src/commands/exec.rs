@@ -46,10 +46,10 @@ pub(crate) struct ExecOptions {
     /// Set a variable of the command's environment; KEY alone takes this shell's value
     #[arg(short, long, value_name = "KEY[=VALUE]")]
     env: Vec<EnvVar>,
-    /// Working directory [default: the user's home]
+    /// Working directory [default: the image's, or the user's home]
     #[arg(short, long, value_name = "DIR")]
     workdir: Option<String>,
-    /// User (and group) by name or number [default: root]
+    /// User (and group) by name or number [default: the image's, or root]
     #[arg(short, long, value_name = "USER[:GROUP]")]
     user: Option<String>,
 }

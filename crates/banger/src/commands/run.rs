@@ -1,6 +1,8 @@
 //! `banger run`: create, start and run in one step.
 
-use banger_api::types::{VmCreate, VmRef};
+mod program;
+
+use banger_api::types::{ImageRef, VmCreate, VmRef};
 use clap::Args;
 
 use crate::commands::exec::ExecOptions;
@@ -13,10 +15,14 @@ use crate::operation::{End, Follow, detached};
 use crate::session;
 use crate::stdio::{self, say};
 
+use program::Asked;
+
 /// Create and start a machine, and run a command in it
 ///
 /// Without a command the machine is left running and its name is printed; with -i or -t and no command, a shell opens.
 /// With a command, standard output carries only the command's, and its exit code is this command's (see `banger exec`).
+/// Where the image has a program of its own (ENTRYPOINT, CMD), that is the command, or what the command's words go to;
+/// the image's user, directory and environment are the default for every command in its machines.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -42,8 +48,11 @@ pub(crate) struct Run {
     options: ExecOptions,
     #[command(flatten)]
     machine: MachineArgs,
+    /// Program to run in place of the image's ENTRYPOINT and CMD; "" for none
+    #[arg(long, value_name = "PROGRAM")]
+    entrypoint: Option<String>,
     /// Do not wait: print the operation's id and return at once
-    #[arg(short, long, conflicts_with_all = ["interactive", "tty", "command"])]
+    #[arg(short, long, conflicts_with_all = ["interactive", "tty", "command", "entrypoint"])]
     detach: bool,
     /// Print no progress
     #[arg(short, long)]
@@ -53,29 +62,12 @@ pub(crate) struct Run {
     pub(crate) command: Vec<String>,
 }
 
-/// The best shell an image has, as a login shell.
-const SHELL: &str = "if [ -x /bin/bash ]; then exec /bin/bash -l; else exec /bin/sh -l; fi";
-
 impl Run {
-    pub(crate) async fn run(mut self, context: &Context) -> Result<u8, CliError> {
+    pub(crate) async fn run(self, context: &Context) -> Result<u8, CliError> {
         let streams = self.options.streams();
         streams.check()?;
-        if self.command.is_empty() && (streams.stdin || streams.terminal) {
-            if !streams.stdin {
-                return Err(CliError::usage(
-                    "a shell at a terminal needs one on standard input, which is none here",
-                )
-                .hint("name a command to run, or leave out -t"));
-            }
-            self.command = ["/bin/sh", "-c", SHELL].map(str::to_owned).to_vec();
-        }
-        let with_command = !self.command.is_empty();
-        if let Some(option) = self.options.first_given().filter(|_| !with_command) {
-            return Err(
-                CliError::usage(format!("{option} is for a command, and none is given"))
-                    .hint("name one after the image, or open a shell with -it"),
-            );
-        }
+        // Of a command's errors, those that are Banger's have a code of their own.
+        let with_command = !self.command.is_empty() || streams.stdin || streams.terminal;
         let result = self.attempt(context).await;
         if with_command {
             result.map_err(CliError::of_exec)
@@ -91,16 +83,44 @@ impl Run {
             rm,
             options,
             machine,
+            entrypoint,
             detach,
             quiet,
             command,
         } = self;
+        let client = context.client().await?;
+        let config = client.image_show(ImageRef { image: image.clone() }).await?.config;
+        let streams = options.streams();
+        let asked = Asked {
+            entrypoint: entrypoint.as_deref(),
+            command: &command,
+            interactive: streams.stdin || streams.terminal,
+        };
+        let program = program::program(asked, config.as_ref());
+        if command.is_empty() && streams.terminal && !streams.stdin && !program.is_empty() {
+            return Err(CliError::usage(
+                "a shell at a terminal needs one on standard input, which is none here",
+            )
+            .hint("name a command to run, or leave out -t"));
+        }
+        if let Some(option) = options.first_given().filter(|_| program.is_empty()) {
+            return Err(
+                CliError::usage(format!("{option} is for a command, and none is given"))
+                    .hint("name one after the image, or open a shell with -it"),
+            );
+        }
+        if detach && !program.is_empty() {
+            say!(
+                "note: the image's program is not run in a machine that nobody waits for; begin it with: banger exec {} -- {}",
+                name.as_deref().unwrap_or("NAME"),
+                program.join(" ")
+            );
+        }
         let params = VmCreate {
             start: true,
             ephemeral: rm,
             ..machine.create(name, image)?
         };
-        let client = context.client().await?;
         let mut interrupts = Interrupts::listen()?;
         let follow = Follow::cancelling(quiet, detach);
         let created = match follow
@@ -112,7 +132,7 @@ impl Run {
             End::Detached(operation) => return detached(&operation),
         };
         let name = created.subject;
-        if command.is_empty() {
+        if program.is_empty() {
             stdio::print(&format!("{name}\n"))?;
             if !quiet && crate::terminal::stderr_is_terminal() {
                 say!("{name} is running; get in with: banger exec -it {name} -- bash");
@@ -124,8 +144,7 @@ impl Run {
             true => Some(client.vm_show(VmRef { vm: name.clone() }).await?.id),
             false => None,
         };
-        let streams = options.streams();
-        let result = session::run(&client, &mut interrupts, streams, options.open(name, command)).await;
+        let result = session::run(&client, &mut interrupts, streams, options.open(name, program)).await;
         if let Some(id) = id
             && let Err(error) = rm::force(&client, &mut interrupts, id).await
         {
