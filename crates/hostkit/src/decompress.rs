@@ -133,7 +133,9 @@ pub fn reader<'a>(
     input: impl BufRead + Send + 'a,
 ) -> Result<Box<dyn Read + Send + 'a>, Error> {
     match format {
-        Format::Gzip => Ok(Box::new(flate2::bufread::MultiGzDecoder::new(input))),
+        Format::Gzip => Ok(Box::new(GzipMembers {
+            state: GzipState::Between(input),
+        })),
         Format::Xz => Ok(Box::new(lzma_rust2::XzReader::new_mem_limit(
             input,
             true,
@@ -190,15 +192,56 @@ fn lz4_legacy(data: &[u8], limit: u64) -> Result<Vec<u8>, Error> {
     }
 }
 
-/// Reads zstd frames one after another; the decoder itself stops after the first.
+/// Reads zstd frames one after another; the decoder itself stops after the first. Frames to be skipped, in which some
+/// writers of layers put an index, are (RFC 8878, section 3.1.2).
 struct ZstdFrames<R: Read> {
     state: ZstdState<R>,
 }
 
 enum ZstdState<R: Read> {
     Between(R),
-    Inside(Box<StreamingDecoder<R, ruzstd::decoding::FrameDecoder>>),
+    Inside(Box<StreamingDecoder<Begun<R>, ruzstd::decoding::FrameDecoder>>),
     Done,
+}
+
+/// A frame of which the magic number has been read.
+struct Begun<R> {
+    magic: io::Cursor<[u8; 4]>,
+    rest: R,
+}
+
+impl<R: Read> Read for Begun<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        match self.magic.read(buf)? {
+            0 => self.rest.read(buf),
+            read => Ok(read),
+        }
+    }
+}
+
+impl<R: BufRead> ZstdFrames<R> {
+    /// Begins the next frame that holds something; `None` at the end.
+    fn begin(mut input: R) -> io::Result<Option<Begun<R>>> {
+        loop {
+            if input.fill_buf()?.is_empty() {
+                return Ok(None);
+            }
+            let mut magic = [0; 4];
+            input.read_exact(&mut magic)?;
+            if u32::from_le_bytes(magic) & 0xffff_fff0 != 0x184d_2a50 {
+                return Ok(Some(Begun {
+                    magic: io::Cursor::new(magic),
+                    rest: input,
+                }));
+            }
+            let mut len = [0; 4];
+            input.read_exact(&mut len)?;
+            let len = u64::from(u32::from_le_bytes(len));
+            if io::copy(&mut input.by_ref().take(len), &mut io::sink())? < len {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+    }
 }
 
 impl<R: BufRead> Read for ZstdFrames<R> {
@@ -208,11 +251,11 @@ impl<R: BufRead> Read for ZstdFrames<R> {
         }
         loop {
             match std::mem::replace(&mut self.state, ZstdState::Done) {
-                ZstdState::Between(mut input) => {
-                    if input.fill_buf()?.is_empty() {
+                ZstdState::Between(input) => {
+                    let Some(frame) = Self::begin(input)? else {
                         return Ok(0);
-                    }
-                    let decoder = StreamingDecoder::new(input).map_err(io::Error::other)?;
+                    };
+                    let decoder = StreamingDecoder::new(frame).map_err(io::Error::other)?;
                     self.state = ZstdState::Inside(Box::new(decoder));
                 }
                 ZstdState::Inside(mut decoder) => {
@@ -221,9 +264,65 @@ impl<R: BufRead> Read for ZstdFrames<R> {
                         self.state = ZstdState::Inside(decoder);
                         return Ok(read);
                     }
-                    self.state = ZstdState::Between(decoder.into_inner());
+                    self.state = ZstdState::Between(decoder.into_inner().rest);
                 }
                 ZstdState::Done => return Ok(0),
+            }
+        }
+    }
+}
+
+/// Reads gzip members one after another, and the zeros that some writers fill the last record of a tape with, which
+/// gzip(1) ignores as well.
+struct GzipMembers<R> {
+    state: GzipState<R>,
+}
+
+enum GzipState<R> {
+    Between(R),
+    Inside(flate2::bufread::GzDecoder<R>),
+    Padding(R),
+    Done,
+}
+
+impl<R: BufRead> Read for GzipMembers<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        if buf.is_empty() {
+            return Ok(0);
+        }
+        loop {
+            match std::mem::replace(&mut self.state, GzipState::Done) {
+                GzipState::Between(mut input) => {
+                    self.state = match input.fill_buf()? {
+                        [] => return Ok(0),
+                        [0, ..] => GzipState::Padding(input),
+                        _ => GzipState::Inside(flate2::bufread::GzDecoder::new(input)),
+                    };
+                }
+                GzipState::Inside(mut decoder) => {
+                    let read = decoder.read(buf)?;
+                    if read > 0 {
+                        self.state = GzipState::Inside(decoder);
+                        return Ok(read);
+                    }
+                    self.state = GzipState::Between(decoder.into_inner());
+                }
+                GzipState::Padding(mut input) => {
+                    let padding = input.fill_buf()?;
+                    let len = padding.len();
+                    if len == 0 {
+                        return Ok(0);
+                    }
+                    if padding.iter().any(|byte| *byte != 0) {
+                        return Err(io::Error::new(
+                            io::ErrorKind::InvalidData,
+                            "something follows the padding after the end",
+                        ));
+                    }
+                    input.consume(len);
+                    self.state = GzipState::Padding(input);
+                }
+                GzipState::Done => return Ok(0),
             }
         }
     }
@@ -310,12 +409,29 @@ mod tests {
             .read_to_string(&mut text)
             .unwrap();
         assert_eq!(text, "hellohello");
+        let padded = [GZIP, &[0; 1000]].concat();
+        let mut text = String::new();
+        reader(Format::Gzip, padded.as_slice())
+            .unwrap()
+            .read_to_string(&mut text)
+            .unwrap();
+        assert_eq!(text, "hello");
+        for after in [b"\0x".as_slice(), b"x"] {
+            let damaged = [GZIP, after].concat();
+            assert!(
+                reader(Format::Gzip, damaged.as_slice())
+                    .unwrap()
+                    .read_to_string(&mut text)
+                    .is_err()
+            );
+        }
 
         let frame = ruzstd::encoding::compress_to_vec(
             b"hello".as_slice(),
             ruzstd::encoding::CompressionLevel::Fastest,
         );
-        let twice = [frame.as_slice(), &frame].concat();
+        let skipped = b"\x5e\x2a\x4d\x18\x05\0\0\0index";
+        let twice = [frame.as_slice(), skipped, &frame, skipped].concat();
         let mut text = String::new();
         reader(Format::Zstd, twice.as_slice())
             .unwrap()
@@ -325,6 +441,12 @@ mod tests {
         assert_eq!(
             to_vec(Format::Zstd, &[frame.as_slice(), &[5, 0, 0, 0]].concat(), 5).unwrap(),
             b"hello"
+        );
+        assert!(
+            reader(Format::Zstd, &twice[..twice.len() - 1])
+                .unwrap()
+                .read_to_string(&mut text)
+                .is_err()
         );
         assert!(
             reader(Format::Zstd, &frame[..frame.len() - 2])

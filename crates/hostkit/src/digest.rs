@@ -82,6 +82,29 @@ impl fmt::Debug for Digest {
     }
 }
 
+/// A digest in the making, of bytes that come in pieces.
+#[derive(Clone, Default)]
+pub struct Hasher(Sha256);
+
+impl Hasher {
+    /// Adds bytes at the end.
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    /// The digest of all that was added.
+    #[must_use]
+    pub fn finish(self) -> Digest {
+        Digest(self.0.finalize().into())
+    }
+}
+
+impl fmt::Debug for Hasher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Hasher")
+    }
+}
+
 /// The text is not 64 lowercase hexadecimal digits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("not a sha256 digest of 64 lowercase hexadecimal digits")]
@@ -119,6 +142,10 @@ mod tests {
         let digest = Digest::of_bytes(b"abc");
         assert_eq!(digest.to_string(), text);
         assert_eq!(Digest::of_reader(b"abc".as_slice()).unwrap(), digest);
+        let mut hasher = Hasher::default();
+        hasher.update(b"a");
+        hasher.update(b"bc");
+        assert_eq!(hasher.finish(), digest);
         assert_eq!(text.parse(), Ok(digest));
         for wrong in ["", "ba", &text[1..], &text.to_uppercase(), &format!("{text}00")] {
             assert_eq!(wrong.parse::<Digest>(), Err(ParseError));

@@ -1,28 +1,30 @@
-//! Root file systems: from an ext4 file, or from an archive, to the `rootfs.ext4` of an image.
+//! Root file systems: from an ext4 file, an archive, or the layers of an OCI image, to the `rootfs.ext4` of an image.
 //!
 //! The result is a directory with that one file, whole or not at all. It is read-only from then on and shared by every
 //! machine of the image, each of which has a disk of its own for what it changes; so it has no journal and little free
 //! space. What is found out about it on the way is returned as [`Rootfs`] for the caller to keep. The bootstraps,
 //! [`super::debian`] and [`super::busybox`], make an archive and then go the way of [`from_tar`].
 
-use std::ffi::OsStr;
+mod error;
+mod layers;
+mod tree;
+
 use std::fs::{self, File};
 use std::io::{self, BufReader, Read};
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use hostkit::decompress;
 use hostkit::digest::Digest;
-use hostkit::exec::ExecError;
-use hostkit::ext4::populate::{self, Options};
-use hostkit::ext4::{self, E2fsTools, superblock};
+use hostkit::ext4::populate::Options;
+use hostkit::ext4::{E2fsTools, superblock};
 use hostkit::rootfs_tar::{self, Limits, Tree};
 
-use super::busybox::BusyboxError;
-use super::debian::DebianError;
+pub use error::{LayerError, RootfsError};
+pub use layers::{LayerFile, from_layers};
+use tree::Bench;
+
 use super::os_release::OsRelease;
 use super::work::{self, Cancel, Reporter, WorkDir};
-use crate::error::chain;
 
 /// The name of the file in an image's directory.
 pub const FILE: &str = "rootfs.ext4";
@@ -30,151 +32,6 @@ pub const FILE: &str = "rootfs.ext4";
 /// Progress is reported after so many bytes.
 const REPORT_EVERY: u64 = 32 << 20;
 const OS_RELEASE_LIMIT: usize = 64 << 10;
-
-/// Why there is no root file system.
-#[derive(Debug, thiserror::Error)]
-pub enum RootfsError {
-    /// The source cannot be opened or read.
-    #[error("failed to read {}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// The cause.
-        #[source]
-        source: io::Error,
-    },
-    /// The source is no sound ext4 file system.
-    #[error("{} is neither a tar archive (plain, gzip, xz, zstd) nor a usable ext4 file system", path.display())]
-    Ext4 {
-        /// The file.
-        path: PathBuf,
-        /// The cause.
-        #[source]
-        source: superblock::Error,
-    },
-    /// The source is compressed in a way that is not read.
-    #[error("failed to decompress {}", path.display())]
-    Compression {
-        /// The file.
-        path: PathBuf,
-        /// The cause.
-        #[source]
-        source: decompress::Error,
-    },
-    /// The archive is damaged, hostile or too large.
-    #[error("failed to unpack {}", path.display())]
-    Archive {
-        /// The file.
-        path: PathBuf,
-        /// The cause.
-        #[source]
-        source: Box<rootfs_tar::Error>,
-    },
-    /// There is nothing in the archive that could be run.
-    #[error("{} holds no root file system (it has no directory bin, sbin, usr or etc)", path.display())]
-    NoRoot {
-        /// The file.
-        path: PathBuf,
-    },
-    /// e2fsprogs is not installed.
-    #[error("e2fsprogs is needed to make file systems (package e2fsprogs)")]
-    NoTools(#[source] Box<ExecError>),
-    /// The file system could not be made or looked into.
-    #[error("failed to make the root file system")]
-    Make(#[source] ext4::Error),
-    /// Debian could not be installed.
-    #[error(transparent)]
-    Debian(Box<DebianError>),
-    /// There is no busybox to make an image of.
-    #[error(transparent)]
-    Busybox(Box<BusyboxError>),
-    /// The target exists.
-    #[error("image {} exists already", path.display())]
-    Exists {
-        /// The target directory.
-        path: PathBuf,
-    },
-    /// The result cannot be stored.
-    #[error("failed to store image {}", path.display())]
-    Store {
-        /// The target directory.
-        path: PathBuf,
-        /// The cause.
-        #[source]
-        source: io::Error,
-    },
-}
-
-impl RootfsError {
-    /// Whether the source is not what it should be, so that only another source can help.
-    #[must_use]
-    pub fn is_unusable_input(&self) -> bool {
-        match self {
-            Self::Ext4 { .. } | Self::Compression { .. } | Self::Archive { .. } | Self::NoRoot { .. } => {
-                // Half of unpacking is writing.
-                !matches!(self, Self::Archive { source, .. } if matches!(**source, rootfs_tar::Error::Write { .. }))
-            }
-            Self::Make(error) => matches!(error, ext4::Error::Name { .. }),
-            Self::Read { .. }
-            | Self::NoTools(_)
-            | Self::Debian(_)
-            | Self::Busybox(_)
-            | Self::Exists { .. }
-            | Self::Store { .. } => false,
-        }
-    }
-}
-
-impl RootfsError {
-    /// What is wrong with an unusable input, for who has named the file already.
-    pub(crate) fn problem(&self) -> String {
-        match self {
-            Self::Ext4 { source, .. } => match source {
-                superblock::Error::NotExt4 { .. } => {
-                    "it is neither a tar archive (plain, gzip, xz, zstd) nor an ext4 file system".to_owned()
-                }
-                superblock::Error::NotAFile { .. } => "it is neither a file nor a block device".to_owned(),
-                superblock::Error::Damaged { what, .. } => format!("its superblock is damaged: {what}"),
-                superblock::Error::Truncated { len, size, .. } => {
-                    format!("it is cut short: {len} bytes of a file system of {size}")
-                }
-                superblock::Error::Unclean { .. } => {
-                    "it was not unmounted cleanly or has errors (run `e2fsck -f` on it)".to_owned()
-                }
-                superblock::Error::Unsupported { bits, .. } => {
-                    format!(
-                        "it uses ext4 features that are not supported (incompatible feature bits {bits:#x})"
-                    )
-                }
-                superblock::Error::Read { source, .. } => format!("it cannot be read: {source}"),
-            },
-            Self::Compression { source, .. } => format!("it cannot be decompressed: {}", chain(source)),
-            Self::Archive { source, .. } => format!("it cannot be unpacked: {}", chain(source.as_ref())),
-            Self::NoRoot { .. } => {
-                "it holds no root file system (it has no directory bin, sbin, usr or etc)".to_owned()
-            }
-            Self::Read { source, .. } => format!("it cannot be read: {source}"),
-            Self::NoTools(_)
-            | Self::Make(_)
-            | Self::Debian(_)
-            | Self::Busybox(_)
-            | Self::Exists { .. }
-            | Self::Store { .. } => chain(self),
-        }
-    }
-}
-
-impl From<DebianError> for RootfsError {
-    fn from(error: DebianError) -> Self {
-        Self::Debian(Box::new(error))
-    }
-}
-
-impl From<BusyboxError> for RootfsError {
-    fn from(error: BusyboxError) -> Self {
-        Self::Busybox(Box::new(error))
-    }
-}
 
 /// What is known about a root file system that was made.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -290,48 +147,14 @@ pub(super) async fn from_tar_in(
     tool_dirs: &[PathBuf],
     progress: &Reporter,
 ) -> Result<Rootfs, RootfsError> {
-    let tools = find_tools(tool_dirs)?;
-    let new = new_file(&work, target)?;
-    let store_error = |source| RootfsError::Store {
-        path: target.to_owned(),
-        source,
-    };
-    let (staging, scratch) = (work.path().join("tree"), work.path().join("scratch"));
-    fs::create_dir(&staging)
-        .and_then(|()| fs::create_dir(&scratch))
-        .map_err(store_error)?;
-
-    let (path, dir, report, held) = (
-        archive.to_owned(),
-        staging.clone(),
-        progress.clone(),
-        work.clone(),
-    );
-    let (tree, os) = work::blocking(move |cancel| {
-        // So that the directory outlives this thread when nobody waits for it any more.
-        let _held = held;
-        unpack(&path, &dir, &limits, cancel, &report)
-    })
-    .await?;
-
-    progress.step("make", "making the file system");
-    populate::populate(&tools, &new, &staging, &tree, &scratch, options)
+    let bench = Bench::new(work, target, tool_dirs)?;
+    let (path, report) = (archive.to_owned(), progress.clone());
+    let unpacked = bench
+        .unpack(move |dir, cancel| unpack(&path, dir, &limits, cancel, &report))
+        .await?;
+    bench
+        .make(target, unpacked, options, stem(archive), progress)
         .await
-        .map_err(RootfsError::Make)?;
-    let init = tree.lookup("/sbin/init").is_some();
-    let found = Found {
-        os,
-        init,
-        fallback_name: stem(archive),
-    };
-    let held = work.clone();
-    work::blocking(move |_| {
-        let _held = held;
-        // No longer needed, and the digest that follows takes a while; what is left goes with the work directory.
-        fs::remove_dir_all(&staging).ok();
-    })
-    .await;
-    publish(work, target, found, progress).await
 }
 
 /// What was found out before the end.
@@ -393,23 +216,14 @@ fn unpack(
     limits: &Limits,
     cancel: &Cancel,
     progress: &Reporter,
-) -> Result<(Tree, OsRelease), RootfsError> {
+) -> Result<Tree, RootfsError> {
     let read_error = |source| RootfsError::Read {
         path: archive.to_owned(),
         source,
     };
-    let file = File::open(archive).map_err(read_error)?;
-    if !file.metadata().map_err(read_error)?.is_file() {
-        return Err(read_error(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "not a regular file",
-        )));
-    }
-    let mut head = Vec::new();
-    (&file).take(8).read_to_end(&mut head).map_err(read_error)?;
-    io::Seek::rewind(&mut &file).map_err(read_error)?;
-    let input = BufReader::with_capacity(1 << 18, file);
-    let reader: Box<dyn Read + Send> = match decompress::detect(&head) {
+    let (file, format) = tree::open(archive).map_err(read_error)?;
+    let input = BufReader::with_capacity(tree::READ, file);
+    let reader: Box<dyn Read + Send> = match format {
         Some(format) => decompress::reader(format, input).map_err(|source| RootfsError::Compression {
             path: archive.to_owned(),
             source,
@@ -418,7 +232,7 @@ fn unpack(
     };
     progress.step("unpack", format!("unpacking {}", archive.display()));
     let mut paced = Paced::default();
-    let mut tree = rootfs_tar::unpack(reader, dir, limits, |done| {
+    let tree = rootfs_tar::unpack(reader, dir, limits, |done| {
         if paced.is_due(done) {
             progress.bytes("unpack", "unpacking", done, None);
         }
@@ -428,44 +242,16 @@ fn unpack(
         path: archive.to_owned(),
         source: Box::new(source),
     })?;
-    if !["/bin", "/sbin", "/usr", "/etc"]
+    if ["/bin", "/sbin", "/usr", "/etc"]
         .into_iter()
         .any(|path| tree.lookup(path).is_some())
     {
-        return Err(RootfsError::NoRoot {
+        Ok(tree)
+    } else {
+        Err(RootfsError::NoRoot {
             path: archive.to_owned(),
-        });
+        })
     }
-    // What every machine mounts on; archives of containers often lack them.
-    for (name, mode) in [
-        ("dev", 0o755),
-        ("proc", 0o555),
-        ("run", 0o755),
-        ("sys", 0o555),
-        ("tmp", 0o1777),
-    ] {
-        tree.add_directory(dir, name, mode)
-            .map_err(|source| RootfsError::Store {
-                path: dir.to_owned(),
-                source,
-            })?;
-    }
-    let os = tree
-        .lookup("/etc/os-release")
-        .or_else(|| tree.lookup("/usr/lib/os-release"));
-    let os = match os {
-        // The path is the one it leads to, without symbolic links in it.
-        Some((path, node)) if matches!(node.kind, rootfs_tar::Kind::File { .. }) => {
-            let mut text = Vec::new();
-            let path = dir.join(OsStr::from_bytes(&path));
-            File::open(&path)
-                .and_then(|file| file.take(OS_RELEASE_LIMIT as u64).read_to_end(&mut text))
-                .map_err(|source| RootfsError::Read { path, source })?;
-            OsRelease::parse(&String::from_utf8_lossy(&text))
-        }
-        Some(_) | None => OsRelease::default(),
-    };
-    Ok((tree, os))
 }
 
 async fn publish(

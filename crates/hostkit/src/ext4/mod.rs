@@ -1,10 +1,11 @@
 //! ext4 file systems in image files, made and looked at without mounting anything and without privileges.
 //!
 //! [`make_empty`] makes a machine's own disk, [`populate`] turns an unpacked tree into a root file system, both with
-//! e2fsprogs; [`mend`] repairs what was left in disorder; [`superblock`] reads in Rust what has to be known about a file before it is given to a machine. The
+//! e2fsprogs; [`inodes`] writes the owners and modes of the latter; [`mend`] repairs what was left in disorder; [`superblock`] reads in Rust what has to be known about a file before it is given to a machine. The
 //! features of what is made here are written out, since those that e2fsprogs picks by itself vary with its version and
 //! its configuration, and the kernel that has to mount the result is not the host's.
 
+mod inodes;
 pub mod mend;
 pub mod populate;
 pub mod superblock;
@@ -73,6 +74,23 @@ pub enum Error {
         name: String,
         /// Why not.
         reason: &'static str,
+    },
+    /// A file system that was just made is not as it was to be made.
+    #[error("failed to set owners and modes in {}: {what}", path.display())]
+    Inodes {
+        /// The file.
+        path: PathBuf,
+        /// What was found.
+        what: String,
+    },
+    /// A file system that was just made could not be read or written.
+    #[error("failed to set owners and modes in {}", path.display())]
+    Patch {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: io::Error,
     },
     /// `debugfs`, which does not fail by its exit code, complained.
     #[error("failed to set owners and attributes in {}: {message}", path.display())]
@@ -237,6 +255,30 @@ fn absolute(path: &Path) -> Result<PathBuf, Error> {
 fn is_banner(line: &str) -> bool {
     line.strip_prefix("debugfs ")
         .is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
+}
+
+/// CRC-32C (RFC 3720, appendix B.4) of more bytes, not inverted at the end: ext4's checksums.
+fn crc32c(crc: u32, bytes: &[u8]) -> u32 {
+    const TABLE: [u32; 256] = {
+        let mut table = [0; 256];
+        let mut at = 0;
+        while at < 256 {
+            // At most 255.
+            let mut value = at as u32;
+            let mut bit = 0;
+            while bit < 8 {
+                value = (value >> 1) ^ (0x82f6_3b78 * (value & 1));
+                bit += 1;
+            }
+            table[at] = value;
+            at += 1;
+        }
+        table
+    };
+    bytes.iter().fold(crc, |crc, byte| {
+        let [low, ..] = crc.to_le_bytes();
+        crc >> 8 ^ TABLE[usize::from(low ^ byte)]
+    })
 }
 
 /// Flushes a finished image to disk.

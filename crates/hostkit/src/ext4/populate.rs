@@ -1,17 +1,19 @@
 //! From an unpacked tree to a file system with the owners, modes, attributes and devices it should have.
 //!
 //! Only root may give files away or make device nodes, yet a user should get the same image as root. So the tree on the
-//! host has the contents alone, everything owned by whoever unpacked it; `mke2fs -d` copies that, and then `debugfs`
-//! writes into the image what the tree on the host could not hold: for every inode its owner, group and mode, for some
-//! their attributes, and the device nodes. (The alternatives: fakeroot is one more program to install and slows every
-//! call; user namespaces need ranges of ids set up by an administrator; `mke2fs -d` reads a tar file by itself from
-//! version 1.47.1 on only.) It costs about a second for ten thousand files.
+//! host has the contents alone, everything owned by whoever unpacked it and pipes in the place of devices; `mke2fs -d`
+//! copies that, holes included, and then what the tree on the host could not hold is written into the image: for every
+//! inode its owner, group, mode and device ([`super::inodes`]), for some their extended attributes, by `debugfs`. (The
+//! alternatives: fakeroot is one more program to install and slows every call; user namespaces need ranges of ids set up
+//! by an administrator; `mke2fs -d` reads a tar file by itself from version 1.47.1 on only.)
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::Arc;
 
+use super::inodes::{self, Attributed};
 use super::{
     E2fsTools, Error, FEATURES, FRESH, MKE2FS_TIMEOUT, Unfinished, absolute, check_label, is_banner,
 };
@@ -38,14 +40,11 @@ pub async fn populate(
     tools: &E2fsTools,
     image: &Path,
     staging: &Path,
-    tree: &Tree,
+    tree: &Arc<Tree>,
     scratch: &Path,
     options: &Options<'_>,
 ) -> Result<(), Error> {
     check_label(options.label)?;
-    let script = scratch.join("debugfs-script");
-    write_script(tree, scratch, &script)?;
-
     let layout = Layout::of(tree, options.slack);
     let unfinished = Unfinished::create(image, layout.size)?;
     let inodes = layout.inodes.to_string();
@@ -70,6 +69,23 @@ pub async fn populate(
         .await
         .map_err(command_error)?;
 
+    let (path, nodes) = (image.to_owned(), Arc::clone(tree));
+    let attributed = match tokio::task::spawn_blocking(move || inodes::patch(&path, &nodes)).await {
+        Ok(result) => result?,
+        // Blocking tasks are not aborted anywhere, so this is its own panic, passed on.
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    };
+    if !attributed.is_empty() {
+        let script = scratch.join("debugfs-script");
+        write_script(tree, &attributed, scratch, &script)?;
+        set_attributes(tools, image, &script).await?;
+    }
+    unfinished.keep();
+    Ok(())
+}
+
+/// Runs a script of `debugfs` on an image.
+async fn set_attributes(tools: &E2fsTools, image: &Path, script: &Path) -> Result<(), Error> {
     // It echoes every command, which nobody wants to hold; what matters is on standard error.
     let null = File::options()
         .write(true)
@@ -83,7 +99,7 @@ pub async fn populate(
         .debugfs
         .command()
         .args(["-w", "-f"])
-        .arg(absolute(&script)?)
+        .arg(absolute(script)?)
         .arg(absolute(image)?)
         .output_file(null)
         .timeout(MKE2FS_TIMEOUT)
@@ -93,15 +109,17 @@ pub async fn populate(
         })
         .run()
         .await
-        .map_err(command_error)?;
-    if let Some(message) = complaint {
-        return Err(Error::Attributes {
+        .map_err(|source| Error::Command {
+            path: image.to_owned(),
+            source: Box::new(source),
+        })?;
+    match complaint {
+        None => Ok(()),
+        Some(message) => Err(Error::Attributes {
             path: image.to_owned(),
             message,
-        });
+        }),
     }
-    unfinished.keep();
-    Ok(())
 }
 
 /// How large the file system has to be.
@@ -127,7 +145,16 @@ impl Layout {
             match &node.kind {
                 Kind::Link { .. } => continue,
                 // A long run of blocks needs another index block about every 128 MiB.
-                Kind::File { size } => blocks += size.div_ceil(BLOCK) + (size >> 27) + attributes,
+                Kind::File { size, data } => {
+                    let data = data.div_ceil(BLOCK);
+                    // So does every run between holes, in a block that has room for 340.
+                    let runs = if data < size.div_ceil(BLOCK) {
+                        data / 256 + 1
+                    } else {
+                        0
+                    };
+                    blocks += data + (size >> 27) + runs + attributes;
+                }
                 Kind::Directory => blocks += 2 + attributes,
                 // Up to 59 bytes are in the inode itself.
                 Kind::Symlink { target } => blocks += u64::from(target.len() > 59) + attributes,
@@ -157,64 +184,29 @@ impl Layout {
     }
 }
 
-fn write_script(tree: &Tree, scratch: &Path, script: &Path) -> Result<(), Error> {
-    let create_error = |source| Error::Create {
-        path: script.to_owned(),
+/// Writes the requests that set the extended attributes of these inodes, each value in a file of its own.
+fn write_script(tree: &Tree, attributed: &[Attributed], scratch: &Path, script: &Path) -> Result<(), Error> {
+    let create_error = |path: &Path, source| Error::Create {
+        path: path.to_owned(),
         source,
     };
-    let mut out = BufWriter::new(File::create(script).map_err(create_error)?);
+    let file = File::create(script).map_err(|source| create_error(script, source))?;
+    let mut out = BufWriter::new(file);
     let mut values = 0_u32;
-    for (path, node) in tree.iter() {
-        let (kind_bits, device) = match &node.kind {
-            // The inode has another name, under which it is seen to.
-            Kind::Link { .. } => continue,
-            Kind::File { .. } => (0o100_000, None),
-            Kind::Directory => (0o040_000, None),
-            Kind::Symlink { .. } => (0o120_000, None),
-            Kind::Fifo => (0o010_000, None),
-            Kind::CharDevice { major, minor } => (0o020_000, Some(('c', major, minor))),
-            Kind::BlockDevice { major, minor } => (0o060_000, Some(('b', major, minor))),
-        };
-        let full = [b"/", path].concat();
-        let name = quote(&full)?;
-        let mut line = |parts: &[&[u8]]| {
-            parts
-                .iter()
-                .try_for_each(|part| out.write_all(part))
-                .and_then(|()| out.write_all(b"\n"))
-                .map_err(create_error)
-        };
-        if let Some((letter, major, minor)) = device {
-            // `mknod` takes no path, so go there first.
-            let at = full.iter().rposition(|byte| *byte == b'/').unwrap_or_default();
-            let (directory, last) = (full.get(..at.max(1)), full.get(at + 1..));
-            line(&[b"cd ", &quote(directory.unwrap_or_default())?])?;
-            let numbers = format!(" {letter} {major} {minor}");
-            line(&[b"mknod ", &quote(last.unwrap_or_default())?, numbers.as_bytes()])?;
-        }
-        let fields = [
-            format!(" uid {}", node.uid),
-            format!(" gid {}", node.gid),
-            format!(" mode 0{:o}", kind_bits | node.mode),
-            // Copied from the tree on the host, but for devices, and the top, which was there before the copying.
-            format!(" mtime @{}", node.mtime),
-        ];
-        let count = if device.is_some() || path.is_empty() { 4 } else { 3 };
-        for field in fields.iter().take(count) {
-            line(&[b"sif ", &name, field.as_bytes()])?;
-        }
-        for (attribute, value) in &node.xattrs {
+    for (ino, path) in attributed {
+        for (attribute, value) in tree.get(path).into_iter().flat_map(|node| &node.xattrs) {
             let file = scratch.join(format!("xattr-{values}"));
             values += 1;
-            std::fs::write(&file, value).map_err(|source| Error::Create {
-                path: file.clone(),
-                source,
-            })?;
+            std::fs::write(&file, value).map_err(|source| create_error(&file, source))?;
             let file = quote(file.as_os_str().as_bytes())?;
-            line(&[b"ea_set -f ", &file, b" ", &name, b" ", &quote(attribute)?])?;
+            let inode = format!(" <{ino}> ");
+            let name = quote(attribute)?;
+            let line = [b"ea_set -f ", file.as_slice(), inode.as_bytes(), &name, b"\n"].concat();
+            out.write_all(&line)
+                .map_err(|source| create_error(script, source))?;
         }
     }
-    out.flush().map_err(create_error)
+    out.flush().map_err(|source| create_error(script, source))
 }
 
 /// Quotes a word of a `debugfs` request as `ss` parses it, the library behind `debugfs`: in double quotes, with those
@@ -313,7 +305,7 @@ mod tests {
         let (staging, scratch) = (dir.path().join("tree"), dir.path().join("scratch"));
         std::fs::create_dir(&staging).unwrap();
         std::fs::create_dir(&scratch).unwrap();
-        let tree = unpack(archive.as_slice(), &staging, &Limits::default(), |_| Ok(())).unwrap();
+        let tree = Arc::new(unpack(archive.as_slice(), &staging, &Limits::default(), |_| Ok(())).unwrap());
         let image = dir.path().join("image");
         let options = Options {
             label: "test",
@@ -402,7 +394,7 @@ mod tests {
                 .unwrap();
         }
         let archive = archive.into_inner().unwrap();
-        let tree = unpack(archive.as_slice(), &staging, &Limits::default(), |_| Ok(())).unwrap();
+        let tree = Arc::new(unpack(archive.as_slice(), &staging, &Limits::default(), |_| Ok(())).unwrap());
         let image = dir.path().join("image");
         let options = Options { label: "", slack: 0 };
         populate(&tools, &image, &staging, &tree, &scratch, &options)

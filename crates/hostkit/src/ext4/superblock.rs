@@ -249,15 +249,7 @@ impl Raw<'_> {
 
 /// CRC-32C (RFC 3720, appendix B.4) as ext4 uses it: started with all ones and not inverted at the end.
 fn crc32c(bytes: &[u8]) -> u32 {
-    bytes.iter().fold(u32::MAX, |crc, byte| {
-        (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
-            if crc & 1 == 1 {
-                crc >> 1 ^ 0x82f6_3b78
-            } else {
-                crc >> 1
-            }
-        })
-    })
+    super::crc32c(u32::MAX, bytes)
 }
 
 #[cfg(test)]

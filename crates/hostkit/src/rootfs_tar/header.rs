@@ -1,7 +1,9 @@
 //! The parts of an entry's headers: names, checksum, and the extended headers of GNU and pax that may come before it.
 
-use super::tree::join;
+use super::sparse::PaxSparse;
 use super::{DEPTH_LIMIT, PATH_LIMIT, RECORD, XATTR_LIMIT};
+
+const TOO_LONG: &str = "its name is too long";
 
 /// What the extended headers before an entry say of it.
 #[derive(Debug, Default)]
@@ -13,8 +15,17 @@ pub(super) struct Extended {
     pub(super) gid: Option<u64>,
     pub(super) mtime: Option<u64>,
     pub(super) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
-    pub(super) sparse: bool,
+    pub(super) sparse: Option<PaxSparse>,
     pub(super) seen: bool,
+}
+
+/// [`clean`] for the entries of layers, whose names some tools begin with a slash: all runtimes take them from the top.
+pub(super) fn clean_in_layer(name: &[u8]) -> Result<Vec<u8>, &'static str> {
+    let slashes = name.iter().take_while(|byte| **byte == b'/').count();
+    match name.get(slashes..) {
+        Some(b"") if slashes > 0 => Ok(Vec::new()),
+        rest => clean(rest.unwrap_or_default()),
+    }
 }
 
 /// Takes a name apart and puts it together again as `a/b/c`, or says what is wrong with it.
@@ -25,24 +36,36 @@ pub(super) fn clean(name: &[u8]) -> Result<Vec<u8>, &'static str> {
     if name.is_empty() || name.contains(&0) {
         return Err("it has no proper name");
     }
-    let mut path = Vec::new();
+    let mut path = Vec::with_capacity(name.len().min(PATH_LIMIT));
     let mut depth = 0;
     for part in name.split(|byte| *byte == b'/') {
         match part {
             b"" | b"." => {}
             b".." => return Err("its name leads upwards"),
-            _ if part.len() > 255 => return Err("its name is too long"),
+            _ if part.len() > 255 => return Err(TOO_LONG),
             _ => {
-                path = join(&path, part);
+                if !path.is_empty() {
+                    path.push(b'/');
+                }
+                path.extend_from_slice(part);
                 depth += 1;
             }
         }
-        // Checked on the way, for joining again and again takes time.
         if depth > DEPTH_LIMIT || path.len() > PATH_LIMIT {
-            return Err("its name is too long");
+            return Err(TOO_LONG);
         }
     }
     Ok(path)
+}
+
+/// Insists that a path that symbolic links led to is no longer than one that an archive may spell out.
+pub(super) fn check_length(path: &[u8]) -> Result<(), &'static str> {
+    let depth = path.iter().filter(|byte| **byte == b'/').count() + 1;
+    if depth > DEPTH_LIMIT || path.len() > PATH_LIMIT {
+        Err(TOO_LONG)
+    } else {
+        Ok(())
+    }
 }
 
 /// Pax records are `LENGTH KEY=VALUE\n`, where the length counts all of that.
@@ -85,26 +108,31 @@ pub(super) fn parse_pax(mut records: &[u8], extended: &mut Extended) -> Result<(
                     .and_then(|text| text.parse::<i64>().ok());
                 extended.mtime = Some(u64::try_from(seconds.ok_or("bad time")?).unwrap_or(0));
             }
-            _ if key.starts_with(b"GNU.sparse.") => extended.sparse = true,
             _ => {
-                if let Some(name) = key.strip_prefix(b"SCHILY.xattr.".as_slice())
+                if let Some(key) = key.strip_prefix(b"GNU.sparse.".as_slice()) {
+                    extended.sparse.get_or_insert_default().record(key, value)?;
+                } else if let Some(name) = key.strip_prefix(b"SCHILY.xattr.".as_slice())
                     && is_kept(name)
                 {
+                    extended.xattrs.retain(|(before, _)| before != name);
                     extended.xattrs.push((name.to_vec(), value.to_vec()));
+                    // On the way, so that there are never many to look through.
+                    if xattrs_size(&extended.xattrs) > XATTR_LIMIT {
+                        return Err("too large extended attributes");
+                    }
                 }
             }
         }
     }
-    let attributes: usize = extended
-        .xattrs
+    Ok(())
+}
+
+/// What attributes take on the disk: their headers, names and values.
+fn xattrs_size(xattrs: &[(Vec<u8>, Vec<u8>)]) -> usize {
+    xattrs
         .iter()
         .map(|(name, value)| name.len() + value.len() + 20)
-        .sum();
-    if attributes > XATTR_LIMIT {
-        Err("too large extended attributes")
-    } else {
-        Ok(())
-    }
+        .sum()
 }
 
 /// Attributes that belong to a file wherever it is: users' and capabilities. Others belong to the host that made the

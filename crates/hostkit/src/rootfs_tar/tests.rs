@@ -1,6 +1,14 @@
 //! Archives that are made to do harm, and ones that are made to be hard to read.
 
-use std::os::unix::fs::MetadataExt;
+mod fuzz;
+mod layers;
+mod oracle;
+mod sparse;
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
 use proptest::prelude::*;
 
@@ -134,15 +142,11 @@ fn hostile_entries_are_refused_by_name() {
             r#"duplicate archive entry "a""#,
         ),
         (
-            vec![raw(b"a", b'S', b"", b"")],
-            r#"unsupported archive entry "a" of type 'S'"#,
-        ),
-        (
             vec![raw(b"a", b'M', b"", b"")],
             r#"unsupported archive entry "a" of type 'M'"#,
         ),
         (
-            vec![pax(&[("GNU.sparse.major", b"1")]), file("a", b"1")],
+            vec![pax(&[("GNU.sparse.major", b"2")]), file("a", b"1")],
             r#"unsupported archive entry "a" of type 'S'"#,
         ),
         (
@@ -190,6 +194,7 @@ fn bombs_are_refused_before_they_go_off() {
     let limits = Limits {
         entries: 10,
         bytes: 1000,
+        ..Limits::default()
     };
     let many: Vec<_> = (0..11).map(|n| file(&n.to_string(), b"")).collect();
     let (_dir, result) = try_unpack(&archive(&many), &limits);
@@ -271,7 +276,7 @@ fn what_only_root_may_have_is_remembered() {
             target: b"/nowhere".to_vec()
         }
     );
-    assert_eq!(node(&long).kind, Kind::File { size: 0 });
+    assert_eq!(node(&long).kind, Kind::File { size: 0, data: 0 });
     assert_eq!(node("old").kind, Kind::Directory);
     assert_eq!(tree.bytes(), 3);
 
@@ -280,7 +285,12 @@ fn what_only_root_may_have_is_remembered() {
     let metadata = fs::metadata(disk.join("big")).unwrap();
     assert_eq!((metadata.nlink(), metadata.mtime()), (3, 1_500_000_000));
     assert_eq!(fs::metadata(&disk).unwrap().mtime(), 3);
-    assert!(!disk.join("dev/null").exists());
+    assert!(
+        fs::symlink_metadata(disk.join("dev/null"))
+            .unwrap()
+            .file_type()
+            .is_fifo()
+    );
 }
 
 #[test]
@@ -369,12 +379,11 @@ proptest! {
             let at = at.index(bytes.len());
             bytes[at] = value;
         }
-        let (dir, result) = try_unpack(&bytes, &Limits { entries: 50, bytes: 10_000 });
+        let (dir, result) = try_unpack(&bytes, &Limits { entries: 50, bytes: 10_000, ..Limits::default() });
         if let Ok(tree) = result {
-            for (path, node) in tree.iter() {
+            for (path, _) in tree.iter() {
                 let on_disk = dir.path().join("tree").join(OsStr::from_bytes(path)).symlink_metadata();
-                let only_remembered = matches!(node.kind, Kind::CharDevice { .. } | Kind::BlockDevice { .. });
-                prop_assert_eq!(on_disk.is_err(), only_remembered);
+                prop_assert!(on_disk.is_ok());
             }
         }
     }

@@ -14,6 +14,8 @@ pub enum Kind {
     File {
         /// In bytes.
         size: u64,
+        /// What it takes on a disk, in bytes: of a sparse file, less than the size.
+        data: u64,
     },
     /// A directory.
     Directory,
@@ -27,14 +29,14 @@ pub enum Kind {
         /// The path of the first name.
         to: Vec<u8>,
     },
-    /// A character device; only here, not on the disk.
+    /// A character device; on the disk there is a named pipe in its place.
     CharDevice {
         /// Major number.
         major: u32,
         /// Minor number.
         minor: u32,
     },
-    /// A block device; only here, not on the disk.
+    /// A block device; on the disk there is a named pipe in its place.
     BlockDevice {
         /// Major number.
         major: u32,
@@ -71,16 +73,15 @@ pub struct Tree {
 }
 
 impl Tree {
-    pub(super) fn new() -> Self {
-        Self {
-            nodes: BTreeMap::from([(Vec::new(), Node::implied())]),
-            bytes: 0,
-        }
-    }
-
     /// Every path, parents before children.
     pub fn iter(&self) -> impl Iterator<Item = (&[u8], &Node)> {
         self.nodes.iter().map(|(path, node)| (path.as_slice(), node))
+    }
+
+    /// What is at a path, where none of the directories on the way is a symbolic link.
+    #[must_use]
+    pub fn get(&self, path: &[u8]) -> Option<&Node> {
+        self.nodes.get(path)
     }
 
     /// The bytes of all files.
@@ -164,6 +165,16 @@ impl Node {
             xattrs: Vec::new(),
         }
     }
+
+    /// Another name of this inode, whose own name is `owner`.
+    pub(super) fn link_to(&self, owner: &[u8]) -> Self {
+        Self {
+            kind: Kind::Link { to: owner.to_vec() },
+            // They are kept once.
+            xattrs: Vec::new(),
+            ..*self
+        }
+    }
 }
 
 pub(super) fn join(path: &[u8], part: &[u8]) -> Vec<u8> {
@@ -174,14 +185,17 @@ pub(super) fn join(path: &[u8], part: &[u8]) -> Vec<u8> {
     }
 }
 
-pub(super) fn set_mtime(path: &Path, seconds: u64) -> io::Result<()> {
+pub(super) fn times(seconds: u64) -> Timestamps {
     let time = Timespec {
         tv_sec: i64::try_from(seconds).unwrap_or(i64::MAX),
         tv_nsec: 0,
     };
-    let times = Timestamps {
+    Timestamps {
         last_access: time,
         last_modification: time,
-    };
-    rustix::fs::utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW).map_err(io::Error::from)
+    }
+}
+
+pub(super) fn set_mtime(path: &Path, seconds: u64) -> io::Result<()> {
+    rustix::fs::utimensat(CWD, path, &times(seconds), AtFlags::SYMLINK_NOFOLLOW).map_err(io::Error::from)
 }

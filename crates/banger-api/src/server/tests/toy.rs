@@ -57,6 +57,8 @@ impl Service for Toy {
         daemon_shutdown(Empty) -> Empty;
         doctor_run(Empty) -> DoctorReport;
         image_show(ImageRef) -> Image;
+        image_find(ImageFind) -> Vec<Image>;
+        image_tag(ImageTag) -> Image;
         image_remove(ImageRef) -> Image;
         image_register(ImageRegister) -> Operation;
         image_bootstrap(ImageBootstrap) -> Operation;
