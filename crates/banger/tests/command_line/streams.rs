@@ -172,6 +172,33 @@ fn run_creates_runs_and_removes() {
 }
 
 #[test]
+fn an_image_may_have_a_program_of_its_own() {
+    let daemon = Daemon::start();
+    let run = |more: &[&str]| daemon.run(&[&["run", "-q", "--rm"], more].concat());
+    assert_eq!(run(&["greeter"]), ended(0, "hello world\n", ""));
+    assert_eq!(run(&["greeter", "you"]), ended(0, "hello you\n", ""));
+    assert_eq!(
+        run(&["--entrypoint", "printf", "greeter", "%s-", "a", "b"]),
+        ended(0, "a-b-", "")
+    );
+    assert_eq!(
+        run(&["--entrypoint", "", "greeter", "printf", "x"]),
+        ended(0, "x", "")
+    );
+    let bare = daemon.run(&["run", "-q", "--name", "bare", "--entrypoint", "", "greeter"]);
+    assert_eq!(bare, ended(0, "bare\n", ""));
+    let detached = daemon.run(&["run", "--name", "web", "-d", "greeter"]);
+    assert_eq!(detached.code, Some(0));
+    assert!(
+        detached
+            .stderr
+            .contains("begin it with: banger exec web -- echo hello world\n"),
+        "{}",
+        detached.stderr
+    );
+}
+
+#[test]
 fn what_only_a_command_can_have_needs_one() {
     let daemon = Daemon::start();
     for option in [&["-e", "A=1"][..], &["-w", "/tmp"], &["-u", "nobody"]] {

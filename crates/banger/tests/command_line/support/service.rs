@@ -130,6 +130,28 @@ impl Local {
     }
 }
 
+/// The image `greeter` has a program of its own, as those of OCI do.
+fn image(name: String) -> Image {
+    let config = ImageConfig {
+        entrypoint: ["echo", "hello"].map(str::to_owned).to_vec(),
+        cmd: vec!["world".to_owned()],
+        ..ImageConfig::default()
+    };
+    Image {
+        id: "a1b2c3d4e5".into(),
+        config: (name == "greeter").then_some(config),
+        name,
+        kernel: "debian".into(),
+        sha256: String::new(),
+        size: 1 << 20,
+        used: 1 << 20,
+        source: "test".into(),
+        used_by: Vec::new(),
+        created: jiff::Timestamp::now(),
+        ..Image::default()
+    }
+}
+
 /// What can be removed: all but what is not there and what is in use.
 fn removable(what: &str, name: &str) -> Result<(), RpcError> {
     match name {
@@ -325,23 +347,15 @@ impl Service for Local {
     async fn image_list(&self, _: Caller, _: Empty) -> Result<Vec<Image>, RpcError> {
         Ok(Vec::new())
     }
-    async fn image_show(&self, _: Caller, _: ImageRef) -> Result<Image, RpcError> {
-        absent("image.show")
+    async fn image_show(&self, _: Caller, params: ImageRef) -> Result<Image, RpcError> {
+        if params.image == "nosuch" {
+            return Err(RpcError::new(ErrorKind::NotFound, "no image \"nosuch\""));
+        }
+        Ok(image(params.image))
     }
     async fn image_remove(&self, _: Caller, params: ImageRef) -> Result<Image, RpcError> {
         removable("image", &params.image)?;
-        Ok(Image {
-            id: "a1b2c3d4e5".into(),
-            name: params.image,
-            kernel: "debian".into(),
-            sha256: String::new(),
-            size: 1 << 20,
-            used: 1 << 20,
-            source: "test".into(),
-            used_by: Vec::new(),
-            created: jiff::Timestamp::now(),
-            ..Image::default()
-        })
+        Ok(image(params.image))
     }
     async fn image_find(&self, _: Caller, _: ImageFind) -> Result<Vec<Image>, RpcError> {
         absent("image.find")
@@ -381,7 +395,7 @@ impl Service for Local {
             "vm.create {name} ephemeral={} start={}",
             params.ephemeral, params.start
         ));
-        if params.image != "busybox" {
+        if !["busybox", "greeter"].contains(&params.image.as_str()) {
             return Err(RpcError::new(
                 ErrorKind::NotFound,
                 format!("no image is named {}", params.image),
