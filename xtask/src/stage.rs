@@ -24,6 +24,9 @@ pub(crate) fn stage() -> Result {
         ),
     ];
     for (from, to) in files {
+        if !target.join(from).exists() {
+            return Err(format!("{} is not there yet: run `make setup` first", target.join(from).display()).into());
+        }
         put(&target.join(from), &layout::stage().join(to), 0o755)?;
     }
     // Every key with its default: what a configuration is copied from.
