@@ -8,6 +8,7 @@ use banger_agent_api::{AgentClient, proto};
 use banger_api::contract::{Caller, Events, StreamHandler, openrpc};
 use banger_api::types::*;
 use banger_api::{RpcError, Service};
+use banger_engine::image::import::Import;
 use banger_engine::image::kernels::KernelSource as EngineKernelSource;
 use banger_engine::image::make::Source;
 use banger_engine::image::registry::Search;
@@ -219,6 +220,48 @@ impl Service for Rpc {
         };
         let begun = self.engine.bootstrap_image(source, name, kernel, replace).await;
         begun.map(convert::operation).map_err(convert::error)
+    }
+
+    async fn image_pull(&self, _: Caller, params: ImagePull) -> Result<Operation, RpcError> {
+        let ImagePull {
+            reference,
+            name,
+            kernel,
+        } = params;
+        let begun = self.engine.pull_image(&reference, name, kernel).await;
+        begun.map(convert::operation).map_err(convert::error)
+    }
+
+    async fn image_import(&self, caller: Caller, params: ImageImport) -> Result<Operation, RpcError> {
+        let ImageImport {
+            path,
+            name,
+            select,
+            kernel,
+            replace,
+        } = params;
+        let import = Import {
+            path: validate::host_path(caller, self.facts.owner, "path", path)?,
+            name,
+            select,
+            kernel,
+            replace,
+        };
+        let begun = self.engine.import_image(import).await;
+        begun.map(convert::operation).map_err(convert::error)
+    }
+
+    async fn image_verify(&self, _: Caller, params: ImageVerify) -> Result<Operation, RpcError> {
+        let begun = self.engine.verify_images(&params.images).await;
+        begun.map(convert::operation).map_err(convert::error)
+    }
+
+    async fn image_prune(&self, _: Caller, params: GcRun) -> Result<GcReport, RpcError> {
+        let pruned = self.engine.prune_images(params.dry_run).await;
+        let garbage = pruned.map_err(convert::error)?;
+        Ok(GcReport {
+            garbage: garbage.into_iter().map(convert::garbage).collect(),
+        })
     }
 
     async fn kernel_list(&self, _: Caller, Empty {}: Empty) -> Result<Vec<Kernel>, RpcError> {
