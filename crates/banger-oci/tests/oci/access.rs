@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use banger_oci::{Blobs, ConnectError, Error, Reference, Registries, Registry};
+use banger_oci::{Blobs, ConnectError, Error, Proxies, Reference, Registries, Registry};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use tokio::io::AsyncWriteExt as _;
 
 use crate::raw::{Image, Request, Server, reply, serve};
 use crate::support::{Access, RealRegistry, Tools, chain, noise, plain, pull_into, quick, tls};
@@ -386,5 +387,96 @@ async fn certificates() {
         format!(
             "registry localhost:{port} answered with status 400 (Client sent an HTTP request to an HTTPS server.)"
         )
+    );
+}
+
+/// A proxy that takes the registry to be wherever `to` is.
+async fn proxy(to: std::net::SocketAddr) -> Server {
+    Server::start(move |request, stream| {
+        Box::pin(async move {
+            if request.header("proxy-authorization").is_none() {
+                return reply(stream, "407 Proxy Authentication Required", "", b"").await;
+            }
+            let mut server = tokio::net::TcpStream::connect(to).await?;
+            if request.path.starts_with("http://") {
+                let path = request.path.strip_prefix("http://registry.test").unwrap();
+                let head = format!("GET {path} HTTP/1.1\r\nHost: registry.test\r\nConnection: close\r\n\r\n");
+                server.write_all(head.as_bytes()).await?;
+            } else {
+                stream
+                    .write_all(b"HTTP/1.1 200 Connection established\r\n\r\n")
+                    .await?;
+            }
+            tokio::io::copy_bidirectional(stream, &mut server)
+                .await
+                .map(|_| ())
+        })
+    })
+    .await
+}
+
+#[tokio::test]
+async fn proxies() {
+    let Some(tools) = Tools::find() else { return };
+    let place = Place::new();
+    let layout = place.dir.path().join("layout");
+    tools.layout(&layout, "1", &[noise(1000)]);
+    let open = RealRegistry::start(&tools, place.dir.path(), Access::Open);
+    open.push(&tools, &layout, "1", "x:1");
+    let with = |server: &Server, login: &str| Proxies {
+        http: Some(format!("http://{login}{}", server.address)),
+        https: Some(format!("http://{login}{}", server.address)),
+        no_proxy: "elsewhere.test".to_owned(),
+    };
+    // In plain http the proxy reads along.
+    let server = proxy(open.address).await;
+    let mut registries = plain(&["registry.test"]);
+    registries.proxies = with(&server, "anna:geheim@");
+    let name: Reference = "registry.test/x:1".parse().unwrap();
+    let image = pull_into(&registries, &name, &place.blobs).await.unwrap();
+    let first = &server.requests()[0];
+    assert_eq!(first.path, "http://registry.test/v2/x/manifests/1");
+    let expected = format!("Basic {}", STANDARD.encode("anna:geheim"));
+    assert_eq!(first.header("proxy-authorization"), Some(expected));
+
+    // With TLS it only carries, to a host of that name.
+    let other = tempfile::tempdir().unwrap();
+    let secret = RealRegistry::start(&tools, other.path(), Access::Tls);
+    secret.push(&tools, &layout, "1", "x:1");
+    let server = proxy(secret.address).await;
+    let trusting = Registry {
+        ca: Some(tls().join("ca.pem")),
+        ..Registry::default()
+    };
+    registries.each = ["registry.test", "impostor.test", "elsewhere.test"]
+        .map(|host| (host.to_owned(), trusting.clone()))
+        .into();
+    registries.proxies = with(&server, "anna:geheim@");
+    let blobs = Blobs::open(place.dir.path().join("others")).unwrap();
+    assert_eq!(pull_into(&registries, &name, &blobs).await.unwrap(), image);
+    assert!(
+        server
+            .requests()
+            .iter()
+            .all(|request| request.path == "registry.test:443")
+    );
+    for (host, reason) in [
+        ("impostor.test", "certificate not valid for name"),
+        // It is not the proxy's to know, so it is nobody's.
+        ("elsewhere.test", "unknown host elsewhere.test"),
+    ] {
+        let name = format!("{host}/x:1").parse().unwrap();
+        let error = pull_into(&registries, &name, &blobs).await.unwrap_err();
+        assert!(chain(&error).contains(reason), "{}", chain(&error));
+    }
+    registries.proxies = with(&server, "");
+    let other = Blobs::open(place.dir.path().join("third")).unwrap();
+    let error = pull_into(&registries, &name, &other).await.unwrap_err();
+    assert!(
+        chain(&error).ends_with(
+            "proxy 127.0.0.1 does not connect to registry.test: HTTP/1.1 407 Proxy Authentication Required"
+        ),
+        "{}",
+        chain(&error)
     );
 }

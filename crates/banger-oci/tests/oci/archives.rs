@@ -301,6 +301,9 @@ fn what_is_wrong_with_an_archive_is_said() {
     assert!(fails("empty", &scene.path("good")).contains("neither index.json"));
 }
 
+/// Something more in an archive.
+type Extra<'a> = dyn Fn(&mut tar::Builder<fs::File>) + 'a;
+
 #[test]
 fn hostile_docker_archives() {
     let dir = tempfile::tempdir().unwrap();
@@ -312,7 +315,7 @@ fn hostile_docker_archives() {
     let config = serde_json::json!({
         "os": "linux", "architecture": "amd64", "rootfs": {"type": "layers", "diff_ids": [diff_id]},
     });
-    let archive = |layers: &[&str], extra: &dyn Fn(&mut tar::Builder<fs::File>)| {
+    let archive = |layers: &[&str], extra: &Extra<'_>| {
         let path = dir.path().join("archive.tar");
         let mut tar = tar::Builder::new(fs::File::create(&path).unwrap());
         let mut add = |name: &str, bytes: &[u8]| {
@@ -348,7 +351,7 @@ fn hostile_docker_archives() {
     let up_link = link("b/layer.tar", "../../a/layer.tar");
     let loop_link = link("b/layer.tar", "layer.tar");
     let nothing = |_: &mut tar::Builder<fs::File>| {};
-    let cases: [(&str, &dyn Fn(&mut tar::Builder<fs::File>)); 7] = [
+    let cases: [(&str, &Extra<'_>); 7] = [
         (secret.to_str().unwrap(), &nothing),
         (&outside, &nothing),
         ("b/layer.tar", &secret_link),
@@ -410,9 +413,12 @@ fn images_can_be_composed_and_writing_can_be_stopped() {
     let seen = digest_of(&tools, &format!("oci-archive:{}", path.display()));
     assert_eq!(seen, format!("sha256:{}", image.manifest));
 
-    let stop = |event: Event<'_>| match event {
-        Event::Bytes { .. } => ControlFlow::Break(()),
-        _ => ControlFlow::Continue(()),
+    let stop = |event: Event<'_>| {
+        if matches!(event, Event::Bytes { .. }) {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
     };
     let error = write_archive(&mut Vec::new(), &export, &blobs, &stop).unwrap_err();
     assert!(matches!(error, Error::Cancelled), "{error:?}");

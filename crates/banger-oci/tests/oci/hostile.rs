@@ -477,9 +477,11 @@ async fn whoever_is_told_can_stop_it() {
     let dir = tempfile::tempdir().unwrap();
     let blobs = Blobs::open(dir.path()).unwrap();
     let name = format!("{}/x:1", server.address).parse().unwrap();
-    let progress = |event: Event<'_>| match event {
-        Event::Bytes { done: 1.., .. } => std::ops::ControlFlow::Break(()),
-        _ => std::ops::ControlFlow::Continue(()),
+    let progress = |event: Event<'_>| {
+        if matches!(event, Event::Bytes { done: 1.., .. }) {
+            return std::ops::ControlFlow::Break(());
+        }
+        std::ops::ControlFlow::Continue(())
     };
     let registries = plain(&[&server.address.to_string()]);
     let error = pull(&registries, &name, &Platform::linux("amd64"), &blobs, &progress)
