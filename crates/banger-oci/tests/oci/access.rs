@@ -399,8 +399,7 @@ async fn proxy(to: std::net::SocketAddr) -> Server {
             }
             let mut server = tokio::net::TcpStream::connect(to).await?;
             if request.path.starts_with("http://") {
-                let path = request.path.strip_prefix("http://registry.test").unwrap();
-                let head = format!("GET {path} HTTP/1.1\r\nHost: registry.test\r\nConnection: close\r\n\r\n");
+                let head = request.forwarded("http://registry.test");
                 server.write_all(head.as_bytes()).await?;
             } else {
                 stream

@@ -10,7 +10,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
 use crate::raw::{Image, Request, Server, reply, serve, sha256};
-use crate::support::{files, noise, plain, pull_into};
+use crate::support::{files, idle, noise, plain, pull_into};
 
 /// Pulls `x:1` from a server. The error, and what is left.
 async fn refused(server: &Server, change: impl Fn(&mut Registries)) -> (Error, Vec<String>) {
@@ -20,6 +20,7 @@ async fn refused(server: &Server, change: impl Fn(&mut Registries)) -> (Error, V
     change(&mut registries);
     let name = format!("{}/x:1", server.address).parse().unwrap();
     let error = pull_into(&registries, &name, &blobs).await.unwrap_err();
+    idle(&blobs).await;
     (error, files(&blobs))
 }
 

@@ -2,14 +2,13 @@
 
 use std::fs;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use banger_oci::{BlobError, Blobs, Compression, ConnectError, Error, Event, Platform, Registry, load, pull};
 use hostkit::digest::Digest;
 use tokio::sync::watch;
 
 use crate::raw::Between;
-use crate::support::{Access, LONG, RealRegistry, Scene, chain, files, plain, pull_into, quiet};
+use crate::support::{Access, LONG, RealRegistry, Scene, chain, files, idle, plain, pull_into, quiet};
 
 const MIB: u64 = 1 << 20;
 
@@ -233,15 +232,6 @@ async fn reaches(told: &mut watch::Receiver<u64>, bytes: u64) {
         .await
         .unwrap()
         .unwrap();
-}
-
-/// Until nobody downloads: the writer's thread ends by itself.
-async fn idle(blobs: &Blobs) {
-    let end = Instant::now() + LONG;
-    while blobs.list().unwrap().entries.iter().any(|entry| entry.in_use) {
-        assert!(Instant::now() < end, "somebody goes on downloading");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

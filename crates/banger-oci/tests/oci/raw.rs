@@ -26,6 +26,12 @@ impl Request {
             .map(|(_, value)| value.trim().to_owned())
     }
 
+    /// The head as a proxy passes it on, for one request on its connection.
+    pub(crate) fn forwarded(&self, origin: &str) -> String {
+        let head = self.head.replacen(origin, "", 1);
+        head.replacen("\r\n", "\r\nConnection: close\r\n", 1)
+    }
+
     pub(crate) fn is_post(&self) -> bool {
         self.head.starts_with("POST ")
     }

@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use banger_oci::{Blobs, Error, Event, Platform, Pulled, Reference, Registries, Registry, Timing, pull};
 use hostkit::digest::Digest;
@@ -372,4 +372,13 @@ pub(crate) fn files(blobs: &Blobs) -> Vec<String> {
     }
     all.sort();
     all
+}
+
+/// Until nobody downloads: the writer's thread ends by itself.
+pub(crate) async fn idle(blobs: &Blobs) {
+    let end = Instant::now() + LONG;
+    while blobs.list().unwrap().entries.iter().any(|entry| entry.in_use) {
+        assert!(Instant::now() < end, "somebody goes on downloading");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }
