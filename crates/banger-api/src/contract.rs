@@ -151,6 +151,14 @@ contract! {
         "image.register" image_register(ImageRegister) -> Operation;
         /// Begins to make a bootstrap image from packages.
         "image.bootstrap" image_bootstrap(ImageBootstrap) -> Operation;
+        /// Begins to get an image from a registry. One that is there and current is a success at once.
+        "image.pull" image_pull(ImagePull) -> Operation;
+        /// Begins to take an image out of an OCI layout or a docker archive.
+        "image.import" image_import(ImageImport) -> Operation;
+        /// Begins to read images again and compare them with their digests. Fails with what is damaged.
+        "image.verify" image_verify(ImageVerify) -> Operation;
+        /// Removes images that have neither a name nor a machine, and blobs that no image refers to, or says which they are.
+        "image.prune" image_prune(GcRun) -> GcReport;
         /// All kernels.
         "kernel.list" kernel_list(Empty) -> Vec<Kernel>;
         /// Begins to add a kernel from a file or a Debian package.

@@ -2,12 +2,16 @@
 //!
 //! `cargo run -p banger-engine --example image -- kernel DIR PACKAGE` and so on; see `main`.
 
+use std::fs::File;
+use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use banger_engine::image::kernel::{self, KernelFiles};
 use banger_engine::image::work::{Progress, Reporter};
 use banger_engine::image::{busybox, debian, initramfs, rootfs};
+use hostkit::decompress;
+use hostkit::digest::Digest;
 use hostkit::rootfs_tar::Limits;
 
 #[tokio::main(flavor = "current_thread")]
@@ -87,6 +91,17 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
                 rootfs::from_tar(Path::new(dir), Path::new(archive), limits, &dirs, &progress).await?
             );
         }
+        // Of the files of an OCI image's layers, the lowest first.
+        ["layers", dir, files @ ..] => {
+            let layers = files.iter().map(|path| layer(Path::new(path)));
+            let layers: Vec<_> = layers.collect::<Result<_, _>>()?;
+            eprintln!("{:8.3} digests known", started.elapsed().as_secs_f64());
+            let limits = Limits::default();
+            println!(
+                "{:#?}",
+                rootfs::from_layers(Path::new(dir), &layers, limits, &dirs, &progress).await?
+            );
+        }
         ["ext4", dir, file] => {
             println!(
                 "{:#?}",
@@ -97,4 +112,20 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     eprintln!("{:8.3} done", started.elapsed().as_secs_f64());
     Ok(())
+}
+
+/// A layer whose digest is what it should be.
+fn layer(path: &Path) -> Result<rootfs::LayerFile, Box<dyn std::error::Error>> {
+    let mut head = Vec::new();
+    File::open(path)?.take(8).read_to_end(&mut head)?;
+    let file = BufReader::new(File::open(path)?);
+    let reader: Box<dyn Read + Send> = match decompress::detect(&head) {
+        Some(format) => decompress::reader(format, file)?,
+        None => Box::new(file),
+    };
+    Ok(rootfs::LayerFile {
+        path: path.to_owned(),
+        packed: std::fs::metadata(path)?.len(),
+        diff_id: Digest::of_reader(reader)?,
+    })
 }

@@ -9,9 +9,13 @@
 //! The same for what loses its row before it is removed (a former system disk, an image that was replaced): its owner holds
 //! it until it is gone. Removing is idempotent.
 
-use std::collections::{HashMap, HashSet};
+mod blobs;
+
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
+use banger_oci::Listing;
+use hostkit::digest::Digest;
 use hostkit::process::{CommandLine, ProcessId};
 use jiff::Timestamp;
 
@@ -20,8 +24,8 @@ use crate::error::{Error, chain, io};
 use crate::held;
 use crate::host::Host;
 use crate::id;
-use crate::image::places;
 use crate::image::work;
+use crate::image::{places, registry};
 use crate::ledger::{self, Owner};
 use crate::net::strays::{self, Present, Stray};
 use crate::operation;
@@ -73,8 +77,10 @@ pub enum GarbageKind {
     Table,
     /// Rows of the ledger, with the objects that they speak of.
     Ledger,
-    /// An image's directory.
+    /// An image's directory, or an image without a name.
     Image,
+    /// What an image came as.
+    Blob,
     /// A kernel's directory.
     Kernel,
     /// An initramfs.
@@ -95,6 +101,7 @@ impl GarbageKind {
             Self::Table => "table",
             Self::Ledger => "ledger",
             Self::Image => "image",
+            Self::Blob => "blob",
             Self::Kernel => "kernel",
             Self::Initramfs => "initramfs",
             Self::Operation => "operation",
@@ -112,6 +119,9 @@ enum Thing {
     MachineDirectory(PathBuf),
     Disk(PathBuf),
     Tree(PathBuf),
+    /// An image that has no name and no machine.
+    Nameless(String),
+    Blob(Digest),
     Operations(Timestamp),
 }
 
@@ -127,6 +137,7 @@ struct Found {
     images: Vec<(PathBuf, String)>,
     kernels: Vec<(PathBuf, String)>,
     initramfs: Vec<(PathBuf, String)>,
+    blobs: Listing,
 }
 
 /// Who needs what.
@@ -137,6 +148,8 @@ struct Known {
     nameless: bool,
     images: HashSet<String>,
     kernels: Vec<String>,
+    /// Digests of blobs.
+    blobs: BTreeSet<String>,
     /// Owners that the ledger still has: a machine that was being removed has none any more.
     owners: Vec<Owner>,
     /// Machines with a run in the ledger.
@@ -153,10 +166,13 @@ pub(crate) async fn find(host: &Host, when: When) -> Result<Vec<Garbage>, Error>
     orphans(host, &found, &known, when, &mut garbage)?;
     links_and_tables(host, std::mem::take(&mut found.network), &mut garbage).await?;
     disks(host, &known, when, &mut garbage);
-    images(host, &found, &known, when, &mut garbage).await;
+    directories(host, &found, &known, when, &mut garbage).await;
+    blobs::find(host, &found.blobs, &known.blobs, when, &mut garbage);
     operations(host, &mut garbage).await?;
     Ok(garbage)
 }
+
+pub(crate) use blobs::images;
 
 /// Removes a piece of garbage; one that is gone already is fine.
 pub(crate) async fn remove(host: &Host, garbage: &Garbage) -> Result<(), Error> {
@@ -179,6 +195,8 @@ pub(crate) async fn remove(host: &Host, garbage: &Garbage) -> Result<(), Error> 
                 Ok(()) | Err(_) => Ok(()),
             }
         }
+        Thing::Nameless(id) => registry::remove_nameless(host, id).await,
+        Thing::Blob(digest) => blobs::remove(host, digest).await,
         Thing::Operations(before) => {
             let before = *before;
             host.store
@@ -260,6 +278,7 @@ async fn list(host: &Host) -> Result<Found, Error> {
         images: entries(&places::images_dir(state))?,
         kernels: entries(&places::kernels_dir(state))?,
         initramfs: entries(&places::initramfs_dir(state))?,
+        blobs: blobs::list(host).await?,
     })
 }
 
@@ -267,12 +286,13 @@ async fn who_needs(host: &Host) -> Result<Known, Error> {
     // Before the rows: what is entered and then no longer held is found there. And after them: what lost its row a moment
     // ago is held until it is gone.
     let mut held = held::all();
-    let (rows, unreadable, images, kernels) = host
+    let (rows, unreadable, images, kernels, blobs) = host
         .store
         .read(|tx| {
             let (rows, unreadable) = banger_store::vms::list(tx)?;
             let (images, kernels) = (banger_store::images::list(tx)?, banger_store::kernels::list(tx)?);
-            Ok((rows, unreadable, images, kernels))
+            let blobs = banger_store::images::blobs_in_use(tx)?;
+            Ok((rows, unreadable, images, kernels, blobs))
         })
         .await?;
     held.extend(held::all());
@@ -285,6 +305,7 @@ async fn who_needs(host: &Host) -> Result<Known, Error> {
         nameless,
         images: images.into_iter().map(|row| row.id).collect(),
         kernels: kernels.into_iter().map(|row| row.name).collect(),
+        blobs,
         runs: owners
             .iter()
             .filter_map(|owner| match owner {
@@ -456,7 +477,7 @@ fn disks(host: &Host, known: &Known, when: When, garbage: &mut Vec<Garbage>) {
 }
 
 /// Images and kernels without a row, unfinished work, and archives that no kernel is started with.
-async fn images(host: &Host, found: &Found, known: &Known, when: When, garbage: &mut Vec<Garbage>) {
+async fn directories(host: &Host, found: &Found, known: &Known, when: When, garbage: &mut Vec<Garbage>) {
     let mut push = |kind, path: &Path, why: &str| {
         // What was held until a moment ago may be gone by now.
         if !known.held.contains(path) && path.exists() {

@@ -181,6 +181,12 @@ named! {
         TreeRemoving = "tree-removing",
         /// It is gone.
         TreeRemoved = "tree-removed",
+        /// All blobs of an image are there, the image is not.
+        BlobsThere = "blobs-there",
+        /// Blobs that no image refers to any more are about to be removed.
+        BlobsRemoving = "blobs-removing",
+        /// They are gone.
+        BlobsRemoved = "blobs-removed",
         /// A machine's system disk is there.
         DiskMade = "disk-made",
         /// A disk's file has grown; whoever runs on it does not know.

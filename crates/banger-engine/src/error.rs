@@ -4,6 +4,8 @@
 //! code), the message with its causes, a hint, and the lines under the message. What is peculiar to a subsystem stays in
 //! that subsystem's own error and is the source here.
 
+mod oci;
+
 use std::path::PathBuf;
 
 use banger_store::StoreError;
@@ -27,6 +29,7 @@ pub enum Kind {
     OutOfResources,
     StartFailed,
     GuestUnavailable,
+    PermissionDenied,
     TimedOut,
     Cancelled,
     Internal,
@@ -216,6 +219,22 @@ pub enum Error {
         /// Why.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// An image could not be had from a registry or an archive.
+    #[error("image {name:?} could not be had")]
+    Oci {
+        /// Its name, or the archive's.
+        name: String,
+        /// Why.
+        source: Box<banger_oci::Error>,
+    },
+    /// Files of images are not what they were.
+    #[error("{} of {of} files of images are damaged", damaged.len())]
+    Damaged {
+        /// How many were read.
+        of: usize,
+        /// Which, whose, and what is wrong.
+        damaged: Vec<String>,
+    },
     /// Less room than is kept free.
     #[error(
         "not enough space: {} free on the file system of the state directory, {} would be written, {} are kept free",
@@ -352,6 +371,7 @@ impl Error {
             }
             Self::NoRoom { .. } | Self::Store(StoreError::Exhausted { .. }) => Kind::OutOfResources,
             Self::Port { kind, .. } => *kind,
+            Self::Oci { source, .. } => oci::kind(source),
             Self::Launch { .. } | Self::DiedStarting { .. } => Kind::StartFailed,
             Self::Silent { .. } => Kind::TimedOut,
             Self::Agent { .. } => Kind::GuestUnavailable,
@@ -361,6 +381,7 @@ impl Error {
             Self::Cancelled | Self::ShuttingDown => Kind::Cancelled,
             Self::Kill { .. }
             | Self::Make { .. }
+            | Self::Damaged { .. }
             | Self::Io { .. }
             | Self::Host { .. }
             | Self::Interrupted { .. }
@@ -411,6 +432,12 @@ impl Error {
                 near: None,
                 ..
             } => Some("`banger vm show VM` lists those of a machine".to_owned()),
+            Self::Oci { source, .. } => oci::hint(source),
+            Self::Damaged { .. } => Some(
+                "make them anew: `banger image rm` and `pull` or `import`, `register --replace`, `bootstrap --replace`; a \
+                 machine goes over to another image with `banger vm reset --image`"
+                    .to_owned(),
+            ),
             Self::Ambiguous { .. } => Some("give more of the digest".to_owned()),
             Self::NotRunning { vm } => Some(format!("start it: banger vm start {vm}")),
             Self::Agent { vm, .. } => Some(format!("`banger vm health {vm}` says what is wrong")),
@@ -484,6 +511,7 @@ impl Error {
         match self {
             Self::DiedStarting { console, .. } | Self::Silent { console, .. } => console.clone(),
             Self::Ambiguous { matches, .. } => matches.clone(),
+            Self::Damaged { damaged, .. } => damaged.clone(),
             Self::Preflight { problems, .. } if problems.len() > 1 => problems
                 .iter()
                 .map(|p| match &p.fix {
@@ -508,6 +536,7 @@ impl Error {
             | Self::Asset { .. }
             | Self::NoVmm { .. }
             | Self::Make { .. }
+            | Self::Oci { .. }
             | Self::NoRoom { .. }
             | Self::Unavailable { .. }
             | Self::Port { .. }

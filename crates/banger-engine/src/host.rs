@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::assets::Assets;
 use crate::guest::ssh::Keys;
+use crate::image::blobs::BlobStore;
 use crate::ledger::Ledger;
 use crate::net::Network;
 use crate::operation::Operations;
@@ -23,6 +24,7 @@ pub(crate) struct Host {
     pub(crate) network: Arc<Network>,
     pub(crate) ports: Ports,
     pub(crate) keys: Keys,
+    pub(crate) blobs: BlobStore,
 }
 
 #[cfg(test)]
@@ -70,6 +72,7 @@ pub(crate) mod tests {
                 pool: 0,
             },
             default_kernel: "debian".to_owned(),
+            registries: banger_oci::Registries::default(),
         };
         let store = banger_store::Store::open(&directory.join("banger.db")).unwrap();
         let machine = row();
@@ -93,6 +96,7 @@ pub(crate) mod tests {
             network: network.await.unwrap(),
             ledger,
             keys: Keys::open(&settings),
+            blobs: BlobStore::open(directory).unwrap(),
             ports: Ports::default(),
             vmms: Vmms::new(&settings),
             operations: Operations::open(rows.clone()).await.unwrap(),

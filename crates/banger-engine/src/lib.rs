@@ -41,6 +41,7 @@ mod space;
 pub mod vm;
 pub mod vmms;
 
+pub use banger_oci::{Proxies, Registries, Registry, SettingError};
 pub use banger_vmm::{Carrier, UserNetwork};
 pub use collect::{Garbage, GarbageKind};
 pub use engine::{

@@ -1,5 +1,7 @@
 //! Names that people choose, and the nearest known one when they mistype.
 
+use banger_oci::Reference;
+
 use crate::error::Error;
 
 /// A machine's name is a DNS label (RFC 1123), because it becomes the guest's host name.
@@ -23,72 +25,18 @@ pub(crate) fn machine(name: &str) -> Result<(), Error> {
     Err(bad("machine", name, problem))
 }
 
-/// An image's name is what OCI allows for a reference (distribution-spec, `<name>` and `<reference>`), up to 255 characters:
-/// a repository, perhaps with its registry, perhaps with a tag or a digest.
+/// An image's name is a reference as in OCI: a repository, perhaps with its registry, perhaps with a tag or a digest.
 pub(crate) fn image(name: &str) -> Result<(), Error> {
-    let separators = |b: u8| matches!(b, b'.' | b'_' | b'-' | b'/' | b':');
-    let (rest, digest) = match name.split_once('@') {
-        Some((rest, digest)) => (rest, Some(digest)),
-        None => (name, None),
-    };
-    let (repository, tag) = split_tag(rest);
-    let tagged = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
-    let sha256 = |digest: &str| {
-        let digits = digest.strip_prefix("sha256:").unwrap_or_default();
-        digits.len() == 64 && digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
-    };
-    let problem = if name.is_empty() {
-        "it is empty"
-    } else if name.len() > 255 {
-        "it is longer than 255 characters"
-    } else if !repository
-        .bytes()
-        .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || separators(b))
-    {
-        "only a-z, 0-9 and `.`, `_`, `-`, `/`, `:` may be in it"
-    } else if repository.is_empty()
-        || repository.bytes().next().is_some_and(separators)
-        || repository.bytes().last().is_some_and(separators)
-    {
-        "it must begin and end with a letter or digit"
-    } else if repository.contains("..") || repository.contains("//") {
-        "it must not contain `..` or `//`"
-    } else if tag.is_some_and(|tag| {
-        !(1..=128).contains(&tag.len()) || tag.starts_with(['.', '-']) || !tag.bytes().all(tagged)
-    }) {
-        "a tag is 1 to 128 of a-z, A-Z, 0-9, `.`, `_` and `-`, and does not begin with `.` or `-`"
-    } else if digest.is_some_and(|digest| !sha256(digest)) {
-        "a digest is `sha256:` and 64 hexadecimal digits"
-    } else {
-        return Ok(());
-    };
-    Err(bad("image", name, problem))
-}
-
-/// A reference without its digest: the repository, and the tag where it has one. A colon before a slash is a registry's port.
-fn split_tag(name: &str) -> (&str, Option<&str>) {
-    match name.rsplit_once(':') {
-        Some((repository, tag)) if !tag.contains('/') => (repository, Some(tag)),
-        Some(_) | None => (name, None),
+    match Reference::parse(name) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(bad("image", name, error.reason)),
     }
 }
 
 /// An image's name as it is kept and shown: of all that mean the same, the shortest. `docker.io/library/debian:latest` is
-/// `debian`.
+/// `debian`. What is no reference is as it is.
 pub(crate) fn familiar(name: &str) -> String {
-    let hub = name
-        .strip_prefix("docker.io/")
-        .or_else(|| name.strip_prefix("index.docker.io/"));
-    let short = match hub {
-        Some(rest) => rest.strip_prefix("library/").unwrap_or(rest),
-        None => name,
-    };
-    // With a digest, the tag says nothing that the digest does not.
-    let short = match short.contains('@') {
-        true => short,
-        false => short.strip_suffix(":latest").unwrap_or(short),
-    };
-    short.to_owned()
+    Reference::parse(name).map_or_else(|_| name.to_owned(), |reference| reference.familiar())
 }
 
 /// Whether a name is as a pattern says: `*` is anything, also nothing, `?` any one character.

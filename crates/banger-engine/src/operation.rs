@@ -545,6 +545,11 @@ impl Progress {
         });
     }
 
+    /// What it works on, where that is only known on the way; the store learns of it with the next change that is kept.
+    pub fn subject(&self, name: &str) {
+        self.entry.change(|op| name.clone_into(&mut op.subject));
+    }
+
     /// What the stage is at, for people.
     pub fn message(&self, message: &str) {
         // Comes from tools and packages: one line, printable, bounded.

@@ -31,6 +31,8 @@ pub struct Settings {
     pub vm: VmDefaults,
     /// Name of the kernel that is used when nothing else is named.
     pub default_kernel: String,
+    /// Where images are pulled from, and how.
+    pub registries: banger_oci::Registries,
 }
 
 impl Settings {

@@ -46,10 +46,11 @@ pub struct ImageConfig {
 }
 
 impl ImageConfig {
-    /// The environment, taken apart. What has no `=` is left out; of several with one name the last one counts, as the
-    /// caller will see to by setting them in order.
+    /// The environment, taken apart. What no process can have is left out, so that an image cannot keep commands from its
+    /// machines by it; of several with one name the last one counts, as the caller will see to by setting them in order.
     pub fn variables(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.env.iter().filter_map(|entry| entry.split_once('='))
+        let pairs = self.env.iter().filter_map(|entry| entry.split_once('='));
+        pairs.filter(|(name, value)| !name.is_empty() && !name.contains('\0') && !value.contains('\0'))
     }
 
     /// What it is made for.
@@ -231,6 +232,18 @@ struct RootFs {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_environment_is_what_a_process_can_have() {
+        let config = ImageConfig {
+            env: ["A=1", "B=x=y", "A=2", "=no", "C", "D=\0", "E="]
+                .map(str::to_owned)
+                .to_vec(),
+            ..ImageConfig::default()
+        };
+        let pairs: Vec<_> = config.variables().collect();
+        assert_eq!(pairs, [("A", "1"), ("B", "x=y"), ("A", "2"), ("E", "")]);
+    }
 
     #[test]
     fn what_go_writes_is_read() {

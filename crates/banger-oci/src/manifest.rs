@@ -1,5 +1,7 @@
 //! Manifests and indexes: what an image consists of, and which image of several it is.
 
+use std::collections::BTreeMap;
+
 use hostkit::digest::Digest;
 use serde::{Deserialize, Serialize};
 
@@ -276,7 +278,7 @@ struct WireEntry {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     platform: Option<Platform>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    annotations: Option<std::collections::BTreeMap<String, String>>,
+    annotations: Option<BTreeMap<String, String>>,
 }
 
 /// A manifest for an image that had none (Docker's archives, images made here). The same parts give the same bytes.
@@ -298,10 +300,15 @@ pub(crate) fn write_manifest(config: &Descriptor, layers: &[Descriptor]) -> Vec<
     serde_json::to_vec(&out).unwrap_or_default()
 }
 
+/// A manifest in an `index.json` that we write.
+pub(crate) struct Named {
+    pub(crate) descriptor: Descriptor,
+    pub(crate) platform: Platform,
+    pub(crate) annotations: Vec<(&'static str, String)>,
+}
+
 /// The `index.json` of an OCI layout: manifests with their names.
-pub(crate) fn write_index(
-    entries: &[(Descriptor, Option<Platform>, Vec<(&'static str, String)>)],
-) -> Vec<u8> {
+pub(crate) fn write_index(entries: &[Named]) -> Vec<u8> {
     #[derive(Serialize)]
     #[serde(rename_all = "camelCase")]
     struct Out {
@@ -309,18 +316,17 @@ pub(crate) fn write_index(
         media_type: &'static str,
         manifests: Vec<WireEntry>,
     }
-    let manifests = entries
-        .iter()
-        .map(|(descriptor, platform, annotations)| WireEntry {
-            descriptor: descriptor.into(),
-            platform: platform.clone(),
-            annotations: (!annotations.is_empty()).then(|| {
-                let owned = annotations
-                    .iter()
-                    .map(|(name, value)| ((*name).to_owned(), value.clone()));
-                owned.collect()
-            }),
-        });
+    let manifests = entries.iter().map(|entry| {
+        let owned = entry.annotations.iter();
+        let annotations = owned
+            .map(|(name, value)| ((*name).to_owned(), value.clone()))
+            .collect();
+        WireEntry {
+            descriptor: (&entry.descriptor).into(),
+            platform: Some(entry.platform.clone()),
+            annotations: Some(annotations).filter(|annotations: &BTreeMap<_, _>| !annotations.is_empty()),
+        }
+    });
     let out = Out {
         schema_version: 2,
         media_type: media::OCI_INDEX,

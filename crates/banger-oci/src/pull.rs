@@ -438,7 +438,11 @@ fn blob_error(error: BlobError, from: &str) -> Error {
             actual,
             more: true,
         },
-        other => Error::Blob(other),
+        error @ (BlobError::Io { .. }
+        | BlobError::Full { .. }
+        | BlobError::Missing { .. }
+        | BlobError::Lost { .. }
+        | BlobError::Stopped { .. }) => Error::Blob(error),
     }
 }
 

@@ -316,11 +316,7 @@ mod tests {
             ("localhost:5000/x", "localhost:5000/x:latest", "localhost:5000/x"),
             ("[::1]:5000/x:y", "[::1]:5000/x:y", "[::1]:5000/x:y"),
             ("GHCR.io/o/n:T", "GHCR.io/o/n:T", "GHCR.io/o/n:T"),
-            (
-                "a__b-c--d.e/f",
-                "docker.io/a__b-c--d.e/f:latest",
-                "docker.io/a__b-c--d.e/f",
-            ),
+            ("f/a__b-c--d.e", "docker.io/f/a__b-c--d.e:latest", "f/a__b-c--d.e"),
             ("docker.io/x.y/z", "docker.io/x.y/z:latest", "docker.io/x.y/z"),
             (
                 "docker.io/localhost/z:1",
@@ -365,7 +361,7 @@ mod tests {
             ("x:0/y", "port"),
             ("x:99999/y", "port"),
             ("x:+1/y", "port"),
-            ("[::1/y", "repositories have"),
+            ("[::1/y", "no ]"),
             ("[::g]:1/y", "IPv6"),
             ("a@md5:00", "other than sha256"),
             ("a@sha256:00", "64 lowercase"),

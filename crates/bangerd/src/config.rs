@@ -5,10 +5,13 @@
 
 pub(crate) mod units;
 
+use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 
+use banger_engine::{Proxies, Registries};
 use serde::Deserialize;
 use units::{AbsolutePath, BridgeName, MaybeSize, Network4, PasstPlace, PoolSize, Seconds, Size};
 
@@ -25,6 +28,8 @@ pub(crate) struct Config {
     pub(crate) network: Network,
     pub(crate) kernel: Kernel,
     pub(crate) agent: Agent,
+    pub(crate) images: Images,
+    pub(crate) registries: BTreeMap<String, Registry>,
 }
 
 /// `[daemon]`.
@@ -186,6 +191,54 @@ pub(crate) struct Agent {
     pub(crate) path: Option<AbsolutePath>,
 }
 
+/// `[images]`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub(crate) struct Images {
+    pub(crate) docker_config: Option<AbsolutePath>,
+}
+
+/// `[registries."HOST[:PORT]"]`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub(crate) struct Registry {
+    pub(crate) mirrors: Vec<String>,
+    pub(crate) plain_http: bool,
+    pub(crate) ca: Option<AbsolutePath>,
+}
+
+impl Config {
+    /// Where images are pulled from: what is set here, with what the environment says.
+    pub(crate) fn registries(
+        &self,
+        docker_config: Option<PathBuf>,
+        helper_path: Option<OsString>,
+        proxies: Proxies,
+    ) -> Registries {
+        let each = self.registries.iter().map(|(name, registry)| {
+            let Registry {
+                mirrors,
+                plain_http,
+                ca,
+            } = registry.clone();
+            let registry = banger_engine::Registry {
+                mirrors,
+                plain_http,
+                ca: ca.map(|ca| ca.0),
+            };
+            (name.clone(), registry)
+        });
+        let set = self.images.docker_config.as_ref().map(|path| path.0.clone());
+        Registries {
+            each: each.collect(),
+            docker_config: set.or(docker_config),
+            helper_path,
+            proxies,
+            ..Registries::default()
+        }
+    }
+}
+
 /// Why there is no configuration.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ConfigError {
@@ -195,6 +248,12 @@ pub(crate) enum ConfigError {
     /// It is no configuration file.
     #[error("read the configuration {}: it is larger than 1 MiB", path.display())]
     TooLarge { path: PathBuf },
+    /// What is set for a registry cannot be.
+    #[error("understand the configuration: {}", path.display())]
+    Registry {
+        path: PathBuf,
+        source: banger_engine::SettingError,
+    },
     /// A line is wrong.
     #[error("understand the configuration: {}", place(path, *line, text, problem))]
     Invalid {
@@ -253,6 +312,12 @@ impl Loaded {
         let config = toml::Deserializer::parse(text)
             .and_then(|toml| serde_ignored::deserialize(toml, |key| unknown_keys.push(key.to_string())))
             .map_err(|error| invalid(path, text, &error))?;
+        let config: Config = config;
+        let registries = config.registries(None, None, Proxies::default());
+        registries.check().map_err(|source| ConfigError::Registry {
+            path: path.to_owned(),
+            source,
+        })?;
         Ok(Self {
             config,
             file: Some(path.to_owned()),
@@ -314,6 +379,8 @@ mod tests {
             network: _,
             kernel: _,
             agent,
+            images,
+            registries,
         } = loaded.config;
         let Daemon {
             state_dir,
@@ -330,6 +397,20 @@ mod tests {
             vhost_device_vsock,
         } = vmm;
         let Agent { path } = agent;
+        let Images { docker_config } = images;
+        let mut registries = registries.into_values();
+        let (
+            Some(Registry {
+                mirrors,
+                plain_http,
+                ca,
+            }),
+            Some(local),
+        ) = (registries.next(), registries.next())
+        else {
+            panic!("two registries are examples");
+        };
+        assert!(!mirrors.is_empty() && !plain_http && local.plain_http);
         for (key, value) in [
             ("state_dir", state_dir),
             ("runtime_dir", runtime_dir),
@@ -337,6 +418,8 @@ mod tests {
             ("qemu", qemu),
             ("vhost_device_vsock", vhost_device_vsock),
             ("agent.path", path),
+            ("docker_config", docker_config),
+            ("ca", ca.or(local.ca)),
         ] {
             assert!(value.is_some(), "{key} is not in the default file");
         }
@@ -386,6 +469,11 @@ mod tests {
             "[network]\nsubnet = \"fd00::/64\"",
             "[network]\npool = 65",
             "[network]\npasst = \"yes\"",
+            "[images]\ndocker_config = \"config.json\"",
+            "[registries]\nplain_http = true",
+            "[registries.\"localhost:5000\"]\nplain_http = \"yes\"",
+            "[registries.\"localhost:5000/x\"]\nplain_http = true",
+            "[registries.\"docker.io\"]\nmirrors = [\"ftp://mirror\"]",
             "[daemon]\nlog_level = \"loud\"",
             "[daemon]\nlog_level = \"info\"\nlog_level = \"info\"",
             "[daemon\n",

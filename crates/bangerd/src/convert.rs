@@ -38,6 +38,7 @@ fn error_kind(kind: Kind) -> ErrorKind {
         Kind::OutOfResources => ErrorKind::OutOfResources,
         Kind::StartFailed => ErrorKind::StartFailed,
         Kind::GuestUnavailable => ErrorKind::GuestUnavailable,
+        Kind::PermissionDenied => ErrorKind::PermissionDenied,
         Kind::TimedOut => ErrorKind::TimedOut,
         Kind::Cancelled => ErrorKind::Cancelled,
         Kind::Internal => ErrorKind::Internal,
@@ -434,7 +435,11 @@ pub(crate) fn removed_image(removed: Removed) -> types::Image {
 }
 
 fn image_config(config: ImageConfig) -> types::ImageConfig {
-    let env = config.variables();
+    // Of several with one name the last one counts, as it does for a process.
+    let env = config
+        .variables()
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .collect();
     let ImageConfig {
         env: _,
         user,

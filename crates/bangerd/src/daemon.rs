@@ -198,6 +198,11 @@ impl Daemon {
                 stop_timeout: config.vm.stop_timeout.0,
             },
             default_kernel: config.kernel.default.clone(),
+            registries: config.registries(
+                self.environment.docker_config(),
+                self.environment.path.clone(),
+                self.environment.proxies.clone(),
+            ),
         }
     }
 

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use banger_api::places::RUNTIME_WITHOUT_SESSION;
 use banger_api::server::MAX_SOCKET_PATH;
+use banger_engine::Proxies;
 use rustix::fs::Access;
 
 use crate::config::Config;
@@ -23,6 +24,10 @@ pub(crate) struct Environment {
     pub(crate) xdg_runtime_dir: Option<PathBuf>,
     pub(crate) xdg_config_home: Option<PathBuf>,
     pub(crate) path: Option<OsString>,
+    /// Where Docker's configuration is, where something says so.
+    pub(crate) docker_config: Option<PathBuf>,
+    /// Between this host and registries.
+    pub(crate) proxies: Proxies,
     /// The daemon's own executable.
     pub(crate) executable: Option<PathBuf>,
 }
@@ -168,6 +173,16 @@ impl Environment {
         });
         let system = ["/usr/local/libexec/banger", "/usr/libexec/banger"].map(PathBuf::from);
         beside.into_iter().flatten().chain(system).collect()
+    }
+
+    /// Docker's configuration, which has credentials of registries. It need not be there.
+    pub(crate) fn docker_config(&self) -> Option<PathBuf> {
+        let directory = match (&self.docker_config, &self.home) {
+            (Some(directory), _) => directory.clone(),
+            (None, Some(home)) => home.join(".docker"),
+            (None, None) => return None,
+        };
+        Some(directory.join("config.json"))
     }
 
     /// Directories of `PATH`. Relative ones are left out: they would depend on where the daemon was started.

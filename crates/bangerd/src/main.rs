@@ -26,6 +26,7 @@ mod validate;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use banger_engine::Proxies;
 use clap::Parser;
 
 use crate::args::{Args, Command, Run};
@@ -59,7 +60,7 @@ impl MainError {
     /// What to try.
     fn hint(&self) -> Option<&'static str> {
         match self {
-            Self::Config(ConfigError::Invalid { .. }) => {
+            Self::Config(ConfigError::Invalid { .. } | ConfigError::Registry { .. }) => {
                 Some("the file config.default.toml documents every key with its default")
             }
             Self::Config(ConfigError::Read { .. } | ConfigError::TooLarge { .. }) => {
@@ -132,6 +133,11 @@ fn environment() -> Environment {
             .filter(|value| !value.is_empty())
             .map(PathBuf::from)
     };
+    // Either way of writing it is in use; curl prefers the first.
+    let text = |names: [&str; 2]| {
+        let mut set = names.into_iter().filter_map(|name| std::env::var(name).ok());
+        set.find(|value| !value.is_empty())
+    };
     let uid = rustix::process::geteuid().as_raw();
     Environment {
         uid,
@@ -140,6 +146,12 @@ fn environment() -> Environment {
         xdg_runtime_dir: banger_api::places::session_directory(path("XDG_RUNTIME_DIR"), uid),
         xdg_config_home: path("XDG_CONFIG_HOME"),
         path: std::env::var_os("PATH"),
+        docker_config: path("DOCKER_CONFIG"),
+        proxies: Proxies {
+            http: text(["http_proxy", "HTTP_PROXY"]),
+            https: text(["https_proxy", "HTTPS_PROXY"]),
+            no_proxy: text(["no_proxy", "NO_PROXY"]).unwrap_or_default(),
+        },
         executable: std::env::current_exe().ok(),
     }
 }

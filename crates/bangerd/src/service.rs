@@ -1,5 +1,6 @@
 //! The contract's methods. Each validates, converts and delegates to the engine; nothing else happens here.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,6 +9,7 @@ use banger_agent_api::{AgentClient, proto};
 use banger_api::contract::{Caller, Events, StreamHandler, openrpc};
 use banger_api::types::*;
 use banger_api::{RpcError, Service};
+use banger_engine::image::import::Import;
 use banger_engine::image::kernels::KernelSource as EngineKernelSource;
 use banger_engine::image::make::Source;
 use banger_engine::image::registry::Search;
@@ -219,6 +221,48 @@ impl Service for Rpc {
         };
         let begun = self.engine.bootstrap_image(source, name, kernel, replace).await;
         begun.map(convert::operation).map_err(convert::error)
+    }
+
+    async fn image_pull(&self, _: Caller, params: ImagePull) -> Result<Operation, RpcError> {
+        let ImagePull {
+            reference,
+            name,
+            kernel,
+        } = params;
+        let begun = self.engine.pull_image(&reference, name, kernel).await;
+        begun.map(convert::operation).map_err(convert::error)
+    }
+
+    async fn image_import(&self, caller: Caller, params: ImageImport) -> Result<Operation, RpcError> {
+        let ImageImport {
+            path,
+            name,
+            select,
+            kernel,
+            replace,
+        } = params;
+        let import = Import {
+            path: validate::host_path(caller, self.facts.owner, "path", path)?,
+            name,
+            select,
+            kernel,
+            replace,
+        };
+        let begun = self.engine.import_image(import).await;
+        begun.map(convert::operation).map_err(convert::error)
+    }
+
+    async fn image_verify(&self, _: Caller, params: ImageVerify) -> Result<Operation, RpcError> {
+        let begun = self.engine.verify_images(&params.images).await;
+        begun.map(convert::operation).map_err(convert::error)
+    }
+
+    async fn image_prune(&self, _: Caller, params: GcRun) -> Result<GcReport, RpcError> {
+        let pruned = self.engine.prune_images(params.dry_run).await;
+        let garbage = pruned.map_err(convert::error)?;
+        Ok(GcReport {
+            garbage: garbage.into_iter().map(convert::garbage).collect(),
+        })
     }
 
     async fn kernel_list(&self, _: Caller, Empty {}: Empty) -> Result<Vec<Kernel>, RpcError> {
@@ -549,11 +593,12 @@ impl Service for Rpc {
         // What the caller does not say, the machine's image does.
         let image = self.engine.image_config(&vm).await.map_err(convert::error)?;
         let image = image.unwrap_or_default();
-        let mut variables = image.variables();
+        let owned = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
+        let mut variables: BTreeMap<_, _> = image.variables().map(owned).collect();
         variables.extend(env);
         let start = proto::ExecStart {
             argv: command,
-            env: variables.into_iter().collect(),
+            env: variables,
             workdir: workdir.or(image.workdir).unwrap_or_default(),
             user: user.or(image.user).unwrap_or_default(),
             stdin,

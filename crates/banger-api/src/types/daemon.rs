@@ -106,7 +106,7 @@ pub struct DoctorReport {
     pub checks: Vec<Check>,
 }
 
-/// Parameters of `gc.run`.
+/// Parameters of `gc.run` and `image.prune`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct GcRun {
@@ -118,7 +118,7 @@ pub struct GcRun {
 /// Something that nothing needs any more.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Garbage {
-    /// `directory`, `process`, `device`, `loop`, `ledger`, `image`, `kernel`, `initramfs`, `operation`.
+    /// `directory`, `process`, `device`, `loop`, `ledger`, `image`, `blob`, `kernel`, `initramfs`, `operation`.
     pub kind: String,
     /// A path, a process id, a device's name.
     pub what: String,
@@ -134,7 +134,7 @@ pub struct Garbage {
     pub problem: Option<String>,
 }
 
-/// Result of `gc.run`.
+/// Result of `gc.run` and `image.prune`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct GcReport {
     /// All that was found.

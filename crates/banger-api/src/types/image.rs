@@ -59,6 +59,49 @@ pub struct ImageRegister {
     pub replace: bool,
 }
 
+/// Parameters of `image.pull`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ImagePull {
+    /// `[REGISTRY/]REPOSITORY[:TAG][@DIGEST]`, as docker reads it.
+    pub reference: String,
+    /// The image's name, which another image loses if it has it. Absent: the reference's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Kernel, by name. Absent: the configured default, added first where it is missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<String>,
+}
+
+/// Parameters of `image.import`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ImageImport {
+    /// Absolute path of an OCI layout (a directory, or a tar archive of one) or of a docker archive, plain or compressed.
+    pub path: String,
+    /// The image's name. Absent: the one it has there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Which image, where there are several: a name, a tag, or a digest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub select: Option<String>,
+    /// Kernel, by name. Absent: the configured default, added first where it is missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<String>,
+    /// Take the name from another image that has it. That one goes with its last name, unless a machine uses it.
+    #[serde(default)]
+    pub replace: bool,
+}
+
+/// Parameters of `image.verify`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ImageVerify {
+    /// Images, by name, id, or the beginning of a digest. None: all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub images: Vec<String>,
+}
+
 /// What `image.bootstrap` can make.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]

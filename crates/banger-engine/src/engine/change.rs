@@ -83,7 +83,7 @@ impl Engine {
         force: bool,
     ) -> Result<Operation, Error> {
         let image = match image {
-            Some(image) => Some(registry::find(&self.host, image).await?),
+            Some(image) => Some(Box::new(registry::find(&self.host, image).await?)),
             None => None,
         };
         let terms = Terms {

@@ -31,11 +31,15 @@ use crate::figures::stats::{self, VmStats};
 use crate::guest::ssh::{self, Keys, SshIdentity};
 use crate::guest::{self, Ping};
 use crate::host::Host;
-use crate::image::config::ImageConfig;
+use crate::image::blobs::BlobStore;
+use crate::image::config::{self, ImageConfig};
+use crate::image::import::{self, Import};
 use crate::image::kernels::{self, Kernel, KernelSource};
 use crate::image::make::{self, Source};
 use crate::image::places;
+use crate::image::pull;
 use crate::image::registry::{self, Image, Removed, Search};
+use crate::image::verify;
 use crate::ledger::Ledger;
 use crate::net::Network;
 use crate::net::hands::Hands;
@@ -87,6 +91,9 @@ pub enum OpenError {
     /// What was found at the start could not be dealt with.
     #[error("failed to take up what was there")]
     Reconcile(#[source] Error),
+    /// The directory of what images came as cannot be used.
+    #[error("failed to open the directory of blobs")]
+    Blobs(#[source] banger_oci::BlobError),
     /// A directory could not be made.
     #[error("failed to make the directory {}", path.display())]
     Directory {
@@ -147,6 +154,7 @@ impl Engine {
                 source,
             })?;
         }
+        let blobs = BlobStore::open(&settings.state_dir).map_err(OpenError::Blobs)?;
         let operations = Operations::open(rows.clone())
             .await
             .map_err(OpenError::Reconcile)?;
@@ -162,6 +170,7 @@ impl Engine {
             ledger,
             vmms: Vmms::new(&settings),
             keys: Keys::open(&settings),
+            blobs,
             ports: Ports::default(),
             operations,
             store: rows,
@@ -294,6 +303,35 @@ impl Engine {
         make::begin(&self.host, "image.bootstrap", name, source, kernel, replace).await
     }
 
+    /// Begins to get an image from a registry. Absent: the reference's name, the default kernel.
+    pub async fn pull_image(
+        &self,
+        reference: &str,
+        name: Option<String>,
+        kernel: Option<String>,
+    ) -> Result<Operation, Error> {
+        pull::begin(&self.host, reference, name, kernel).await
+    }
+
+    /// Begins to take an image out of an OCI layout or a docker archive.
+    pub async fn import_image(&self, import: Import) -> Result<Operation, Error> {
+        import::begin(&self.host, import).await
+    }
+
+    /// Begins to read images again, those named or all, and to compare them with their digests.
+    pub async fn verify_images(&self, references: &[String]) -> Result<Operation, Error> {
+        verify::begin(&self.host, references).await
+    }
+
+    /// Images without name and machine, and blobs that no image needs; unless only asked, they are removed, each with its
+    /// outcome.
+    pub async fn prune_images(
+        &self,
+        dry_run: bool,
+    ) -> Result<Vec<(Garbage, Option<Result<(), Error>>)>, Error> {
+        self.collected(collect::images(&self.host).await?, dry_run).await
+    }
+
     /// All kernels, by name.
     pub async fn kernels(&self) -> Result<Vec<Kernel>, Error> {
         kernels::kernels(&self.host).await
@@ -383,7 +421,7 @@ impl Engine {
     /// What the image of a machine says of processes in it: the default of what runs there.
     pub async fn image_config(&self, reference: &str) -> Result<Option<ImageConfig>, Error> {
         let image = self.machines.find(reference)?.view.borrow().row.image.clone();
-        ImageConfig::of_image(&self.host, image).await
+        config::of_image(&self.host, image).await
     }
 
     /// What a client of ssh needs: its key, and the host keys of all machines that have one. The machine named gets one.
@@ -428,8 +466,17 @@ impl Engine {
 
     /// What nothing needs any more; unless only asked, it is removed, each piece with its outcome.
     pub async fn gc(&self, dry_run: bool) -> Result<Vec<(Garbage, Option<Result<(), Error>>)>, Error> {
+        let found = collect::find(&self.host, collect::When::Running).await?;
+        self.collected(found, dry_run).await
+    }
+
+    async fn collected(
+        &self,
+        found: Vec<Garbage>,
+        dry_run: bool,
+    ) -> Result<Vec<(Garbage, Option<Result<(), Error>>)>, Error> {
         let mut all = Vec::new();
-        for piece in collect::find(&self.host, collect::When::Running).await? {
+        for piece in found {
             let outcome = match dry_run {
                 true => None,
                 false => Some(collect::remove(&self.host, &piece).await),

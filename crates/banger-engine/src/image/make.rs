@@ -24,6 +24,9 @@ use crate::operation::{Operation, Progress};
 use crate::vm::lifecycle::taken;
 use crate::{id, name};
 
+/// Operations that make an image: one at a time of a name.
+pub(super) const MAKERS: &[&str] = &["image.register", "image.bootstrap", "image.pull", "image.import"];
+
 /// What an image is made from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
@@ -109,12 +112,9 @@ pub(crate) async fn begin(
     crate::space::demand(host, source.writes())?;
     let (making, subject) = (host.clone(), image.clone());
     host.operations
-        .begin_alone(
-            kind,
-            &["image.register", "image.bootstrap"],
-            &subject,
-            move |progress| async move { make(&making, &image, &source, &kernel, replace, &progress).await },
-        )
+        .begin_alone(kind, MAKERS, &subject, move |progress| async move {
+            make(&making, &image, &source, &kernel, replace, &progress).await
+        })
         .await
 }
 

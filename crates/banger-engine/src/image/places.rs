@@ -12,6 +12,11 @@ pub(crate) fn kernels_dir(state: &Path) -> PathBuf {
     state.join("kernels")
 }
 
+/// What images came as.
+pub(super) fn blobs_dir(state: &Path) -> PathBuf {
+    state.join("blobs")
+}
+
 /// Where initramfs archives are cached.
 pub(crate) fn initramfs_dir(state: &Path) -> PathBuf {
     state.join("initramfs")

@@ -12,10 +12,11 @@ use std::path::Path;
 use banger_store::images::{self, BlobRow, ImageRow};
 use banger_store::{StoreError, Transaction};
 
-use super::config::ImageConfig;
+use super::blobs;
+use super::config::{self, ImageConfig};
 use super::places::image_dir;
 use crate::crash::{self, Moment, Point, Write};
-use crate::error::Error;
+use crate::error::{Error, chain};
 use crate::held::{self, Held};
 use crate::host::Host;
 use crate::name;
@@ -121,7 +122,7 @@ fn whole(tx: &Transaction<'_>, row: ImageRow) -> Result<Image, StoreError> {
     let (blobs, shared) = images::blob_sizes(tx, &row.id)?;
     Ok(Image {
         used_by: images::used_by(tx, &row.id)?,
-        config: ImageConfig::of(&row),
+        config: config::of(&row),
         blobs,
         shared,
         row,
@@ -222,6 +223,21 @@ pub(crate) async fn tag(host: &Host, reference: &str, name: &str, replace: bool)
     show(host, &id).await
 }
 
+/// Refuses a name that another image has, unless it may be taken from it.
+pub(super) async fn refuse_taken(host: &Host, name: &str, replace: bool) -> Result<(), Error> {
+    let wanted = name.to_owned();
+    let holder = host.store.read(move |tx| images::find(tx, &wanted)).await?;
+    let taken = holder.is_some_and(|holder| holder.names.iter().any(|has| has == name));
+    if taken && !replace {
+        return Err(StoreError::Exists {
+            what: "image",
+            name: name.to_owned(),
+        }
+        .into());
+    }
+    Ok(())
+}
+
 /// Gives an image that is there a name, and removes what loses its last one by that.
 pub(super) async fn name_it(host: &Host, id: &str, name: &str, replace: bool) -> Result<(), Error> {
     let _former = hold_holder(host, name).await?;
@@ -242,6 +258,12 @@ pub(super) fn move_name(
     id: &str,
     replace: bool,
 ) -> Result<Option<Gone>, StoreError> {
+    if images::get(tx, id)?.is_none() {
+        return Err(StoreError::Missing {
+            what: "image",
+            name: id.to_owned(),
+        });
+    }
     let holder = images::find(tx, name)?.filter(|holder| holder.names.iter().any(|has| has == name));
     if holder.is_some_and(|holder| holder.id != id) && !replace {
         return Err(StoreError::Exists {
@@ -301,10 +323,32 @@ pub(super) fn strike(tx: &Transaction<'_>, id: &str) -> Result<Gone, StoreError>
     Ok(Gone { id: row.id, blobs })
 }
 
+/// Removes an image that has no name, unless a machine uses it or it has got one meanwhile.
+pub(crate) async fn remove_nameless(host: &Host, id: &str) -> Result<(), Error> {
+    let _held = held::hold(&image_dir(&host.settings.state_dir, id));
+    let id = id.to_owned();
+    let gone = host
+        .store
+        .write(Write::ImageRemove, move |tx| match images::get(tx, &id)? {
+            Some(row) if row.names.is_empty() && images::used_by(tx, &id)?.is_empty() => {
+                strike(tx, &id).map(Some)
+            }
+            Some(_) | None => Ok(None),
+        })
+        .await?;
+    clear(host, gone).await;
+    Ok(())
+}
+
 /// Removes the files of an image that has lost its row.
 pub(super) async fn clear(host: &Host, gone: Option<Gone>) {
-    if let Some(gone) = gone {
-        remove_tree(&image_dir(&host.settings.state_dir, &gone.id)).await;
+    let Some(gone) = gone else { return };
+    remove_tree(&image_dir(&host.settings.state_dir, &gone.id)).await;
+    let digests = gone.blobs.iter().filter_map(|blob| blobs::digest(&blob.digest));
+    match host.blobs.remove_unused(&host.store, digests.collect()).await {
+        Ok(true) => {}
+        Ok(false) => tracing::info!(image = gone.id, "blobs are left: images are being made of some"),
+        Err(e) => tracing::warn!(image = gone.id, error = chain(&e), "blobs are left"),
     }
 }
 

@@ -19,7 +19,9 @@ use crate::image::tell;
 use crate::progress::{Event, Progress};
 use crate::text::tame;
 
+/// Archives consist of records of this many bytes.
 const RECORD: u64 = 512;
+const RECORD_BYTES: usize = 512;
 /// Files in one archive; one with a hundred images of a hundred layers has 30,000.
 const MEMBER_LIMIT: usize = 200_000;
 /// A long name, or a set of pax records.
@@ -35,6 +37,9 @@ pub(super) struct Container {
     path: PathBuf,
     kind: Kind,
 }
+
+/// A file's bytes, and how many there are.
+pub(super) type Contents<'a> = (Box<dyn Read + 'a>, u64);
 
 enum Kind {
     Directory,
@@ -94,7 +99,7 @@ impl Container {
     }
 
     /// A file's contents and their length. None where there is no such file.
-    pub(super) fn reader(&self, name: &str) -> Result<Option<(Box<dyn Read + '_>, u64)>, Error> {
+    pub(super) fn reader(&self, name: &str) -> Result<Option<Contents<'_>>, Error> {
         match &self.kind {
             Kind::Directory => {
                 let Some(path) = clean(name)
@@ -236,7 +241,7 @@ fn members(file: &File) -> Result<HashMap<String, Member>, Damage> {
     let mut at = 0;
     let mut next = Extended::default();
     while at + RECORD <= end {
-        let mut block = [0; RECORD as usize];
+        let mut block = [0; RECORD_BYTES];
         file.read_exact_at(&mut block, at)?;
         if block.iter().all(|&byte| byte == 0) {
             return Ok(members);
@@ -383,7 +388,7 @@ fn join(base: Option<&Path>, name: &str) -> Option<String> {
 }
 
 /// The sum of a header's bytes, its own field taken as spaces (POSIX.1-1988, `ustar`).
-fn checksum(block: &[u8; RECORD as usize]) -> u32 {
+fn checksum(block: &[u8; RECORD_BYTES]) -> u32 {
     let counted = |(at, &byte): (usize, &u8)| {
         if (148..156).contains(&at) {
             u32::from(b' ')

@@ -3,7 +3,6 @@
 use hostkit::digest::Digest;
 
 use super::{IMAGE_LIMIT, Imported, Outcome, Task, note, shown};
-use crate::DOCUMENT_LIMIT;
 use crate::config::ImageConfig;
 use crate::error::Error;
 use crate::image::{assemble, check_layers, check_platform, tell};
@@ -145,10 +144,6 @@ impl Task<'_> {
                 actual,
             });
         }
-        debug_assert!(
-            bytes.len() as u64 <= DOCUMENT_LIMIT,
-            "the container bounds documents"
-        );
         Ok(bytes)
     }
 }
@@ -157,25 +152,23 @@ fn blob_name(digest: &Digest) -> String {
     format!("blobs/sha256/{digest}")
 }
 
-/// The entries of one image each: those with one name are for different platforms, one without name and platform is by
-/// itself.
+/// The entries of one image each: those of one name are for different platforms, and one that says neither what it is
+/// called nor what it is for is by itself.
 fn groups(index: Index) -> Vec<Index> {
+    let says_nothing =
+        |entry: &IndexEntry| entry.name.is_none() && entry.full_name.is_none() && entry.platform.is_none();
     let mut groups: Vec<Index> = Vec::new();
     let images = index.entries.into_iter().filter(|entry| !entry.is_attestation);
     for entry in images.take(IMAGE_LIMIT) {
-        let alone = entry.name.is_none() && entry.full_name.is_none() && entry.platform.is_none();
         let same = |group: &&mut Index| {
             let first = group.entries.first();
-            !alone
-                && first.is_some_and(|f| {
-                    f.name == entry.name
-                        && f.full_name == entry.full_name
-                        && (f.platform.is_some() || f.name.is_some() || f.full_name.is_some())
-                })
+            first.is_some_and(|first| {
+                !says_nothing(first) && first.name == entry.name && first.full_name == entry.full_name
+            })
         };
         match groups.iter_mut().find(same) {
-            Some(group) => group.entries.push(entry),
-            None => groups.push(Index { entries: vec![entry] }),
+            Some(group) if !says_nothing(&entry) => group.entries.push(entry),
+            Some(_) | None => groups.push(Index { entries: vec![entry] }),
         }
     }
     groups

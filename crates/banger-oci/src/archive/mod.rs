@@ -179,7 +179,11 @@ impl Task<'_> {
                 expected,
                 actual,
             },
-            other => Error::Blob(other),
+            error @ (BlobError::Io { .. }
+            | BlobError::Full { .. }
+            | BlobError::Missing { .. }
+            | BlobError::Lost { .. }
+            | BlobError::Size { .. }) => Error::Blob(error),
         })
     }
 

@@ -10,7 +10,7 @@ use crate::blobs::Blobs;
 use crate::config::ImageConfig;
 use crate::error::Error;
 use crate::image::{Layer, Pulled, assemble, load, tell};
-use crate::manifest::{CONTAINERD_NAME, Descriptor, Manifest, REF_NAME, write_index, write_manifest};
+use crate::manifest::{CONTAINERD_NAME, Descriptor, Manifest, Named, REF_NAME, write_index, write_manifest};
 use crate::media;
 use crate::progress::{Event, Progress};
 use crate::reference::Reference;
@@ -69,20 +69,25 @@ pub fn write_archive(
             digest: export.manifest,
             size: bytes.len() as u64,
         };
-        let platform = Some(image.image.platform());
+        let named = |annotations| Named {
+            descriptor: descriptor.clone(),
+            platform: image.image.platform(),
+            annotations,
+        };
         if export.names.is_empty() {
-            entries.push((descriptor.clone(), platform.clone(), Vec::new()));
+            entries.push(named(Vec::new()));
         }
         for name in &export.names {
             // As containerd and Docker write it: the whole name, and the tag where tools look for one.
             let mut annotations = vec![(CONTAINERD_NAME, name.to_string())];
             annotations.extend(name.tag().map(|tag| (REF_NAME, tag.to_owned())));
-            entries.push((descriptor.clone(), platform.clone(), annotations));
+            entries.push(named(annotations));
         }
         let path = |digest: &Digest| format!("blobs/sha256/{digest}");
+        let tagged = export.names.iter().filter(|name| name.tag().is_some());
         docker.push(serde_json::json!({
             "Config": path(&image.config),
-            "RepoTags": export.names.iter().filter(|name| name.tag().is_some()).map(Reference::familiar_tagged).collect::<Vec<_>>(),
+            "RepoTags": tagged.map(Reference::familiar_tagged).collect::<Vec<_>>(),
             "Layers": image.layers.iter().map(|layer| path(&layer.digest)).collect::<Vec<_>>(),
         }));
         order.extend(

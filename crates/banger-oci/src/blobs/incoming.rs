@@ -75,6 +75,8 @@ impl Blobs {
     ) -> Result<Begun, BlobError> {
         let flight = self.flight(digest);
         let mut done = flight.done.subscribe();
+        // So that who waits is told at once how far it is.
+        done.mark_changed();
         let turn = flight.turn.clone().lock_owned();
         tokio::pin!(turn);
         let guard = loop {
@@ -253,8 +255,12 @@ impl Writer {
                 Piece::Finish => return self.finish(hasher, resumed),
             }
         }
-        // Given up: what is there is for the next.
-        Ok(())
+        // Given up: what is there is for the next, and nothing is nothing.
+        if self.offset == 0 {
+            remove_file(&self.path)
+        } else {
+            Ok(())
+        }
     }
 
     fn hash_what_is_there(&mut self) -> Result<Hasher, BlobError> {

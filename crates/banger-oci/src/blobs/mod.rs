@@ -185,13 +185,15 @@ impl Blobs {
     /// Opens a whole blob for reading.
     pub fn reader(&self, digest: &Digest) -> Result<File, BlobError> {
         let path = self.path(digest);
-        File::open(&path).map_err(|source| match source.kind() {
-            io::ErrorKind::NotFound => BlobError::Missing { digest: *digest },
-            _ => BlobError::Io {
+        File::open(&path).map_err(|source| {
+            if source.kind() == io::ErrorKind::NotFound {
+                return BlobError::Missing { digest: *digest };
+            }
+            BlobError::Io {
                 action: "read",
                 path,
                 source,
-            },
+            }
         })
     }
 

@@ -33,14 +33,19 @@ impl Gc {
     pub(crate) async fn run(self, context: &Context) -> Result<u8, CliError> {
         let dry_run = self.dry_run;
         let GcReport { garbage } = context.client().await?.gc_run(GcRun { dry_run }).await?;
-        self.output.print(
-            &garbage,
-            |garbage| garbage.iter().map(|one| one.what.as_str()).collect(),
-            |garbage| render(garbage, dry_run),
-        )?;
-        say!("{}", sum(&garbage, dry_run));
-        Ok(u8::from(garbage.iter().any(|one| one.problem.is_some())))
+        print(&self.output, &garbage, dry_run)
     }
+}
+
+/// Prints what was found, and what it comes to.
+pub(super) fn print(output: &OutputArgs, garbage: &Vec<Garbage>, dry_run: bool) -> Result<u8, CliError> {
+    output.print(
+        garbage,
+        |garbage| garbage.iter().map(|one| one.what.as_str()).collect(),
+        |garbage| render(garbage, dry_run),
+    )?;
+    say!("{}", sum(garbage, dry_run));
+    Ok(u8::from(garbage.iter().any(|one| one.problem.is_some())))
 }
 
 /// What it comes to.

@@ -262,9 +262,9 @@ fn crc32c(crc: u32, bytes: &[u8]) -> u32 {
     const TABLE: [u32; 256] = {
         let mut table = [0; 256];
         let mut at = 0;
+        let mut first = 0_u32;
         while at < 256 {
-            // At most 255.
-            let mut value = at as u32;
+            let mut value = first;
             let mut bit = 0;
             while bit < 8 {
                 value = (value >> 1) ^ (0x82f6_3b78 * (value & 1));
@@ -272,6 +272,7 @@ fn crc32c(crc: u32, bytes: &[u8]) -> u32 {
             }
             table[at] = value;
             at += 1;
+            first += 1;
         }
         table
     };

@@ -291,6 +291,8 @@ mod tests {
         add("dev", T::Directory, 0o1777, (0, 0), b"", "");
         add("dev/sda", T::Block, 0o660, (0, 6), b"", "");
         add("dev/pipe", T::Fifo, 0o600, (1, 1), b"", "");
+        add("dev/same", T::Link, 0, (0, 0), b"", "dev/sda");
+        add("line\nbreak", T::Regular, 0o600, (9, 9), b"x", "");
         let capability = [1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
         archive
             .append_pax_extensions([("SCHILY.xattr.security.capability", capability.as_slice())])
@@ -351,6 +353,8 @@ mod tests {
             "{sda}"
         );
         assert!(sda.contains("mtime: 0x3b9aca00"), "{sda}");
+        assert!(sda.contains("Links: 2"), "{sda}");
+        assert_eq!(stat(&image, "/dev/same").await, sda);
         assert!(stat(&image, "/dev/pipe").await.contains("FIFO Mode: 0600"));
         assert!(stat(&image, "/dev").await.contains("Mode: 01777"));
         let ping = stat(&image, "/ping").await;
@@ -358,6 +362,58 @@ mod tests {
         let text = tools.read(&image, "/locked/secret", 100).await.unwrap();
         assert_eq!(text.as_deref(), Some(b"text".as_slice()));
         assert_eq!(tools.read(&image, "/none", 100).await.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn holes_devices_and_times_of_all_sizes_are_kept() {
+        let Some(tools) = tools() else { return };
+        let mut archive = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_gnu();
+        header.set_mode(0o660);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_size(0);
+        header.set_entry_type(tar::EntryType::Char);
+        // The last second of 32 bits, beyond those of a signed number.
+        header.set_mtime(u32::MAX.into());
+        header.set_device_major(5).unwrap();
+        header.set_device_minor(1).unwrap();
+        archive.append_data(&mut header, "console", io::empty()).unwrap();
+        header.set_entry_type(tar::EntryType::GNUSparse);
+        header.set_size(3);
+        let gnu = header.as_gnu_mut().unwrap();
+        gnu.set_real_size(1 << 30);
+        gnu.sparse[0].set_offset(1 << 29);
+        gnu.sparse[0].set_length(3);
+        archive
+            .append_data(&mut header, "sparse", b"end".as_slice())
+            .unwrap();
+        let archive = archive.into_inner().unwrap();
+
+        let dir = tempfile::tempdir().unwrap();
+        let (staging, scratch) = (dir.path().join("tree"), dir.path().join("scratch"));
+        std::fs::create_dir(&staging).unwrap();
+        std::fs::create_dir(&scratch).unwrap();
+        let tree = Arc::new(unpack(archive.as_slice(), &staging, &Limits::default(), |_| Ok(())).unwrap());
+        let image = dir.path().join("image");
+        let options = Options { label: "", slack: 0 };
+        populate(&tools, &image, &staging, &tree, &scratch, &options)
+            .await
+            .unwrap();
+        assert_clean(&image).await;
+        let len = std::fs::metadata(&image).unwrap().len();
+        assert!(len < 64 << 20, "room for what is there, not for the holes: {len}");
+        let console = stat(&image, "/console").await;
+        assert!(
+            console.contains("character special Mode: 0660") && console.contains("05:01"),
+            "{console}"
+        );
+        assert!(console.contains("mtime: 0xffffffff:00000001"), "{console}");
+        let sparse = stat(&image, "/sparse").await;
+        assert!(
+            sparse.contains("Size: 1073741824") && sparse.contains("Blockcount: 8"),
+            "{sparse}"
+        );
     }
 
     #[tokio::test]

@@ -297,9 +297,10 @@ impl<R: Read, W: FnMut(u64) -> io::Result<()>> Applier<'_, R, W> {
                         self.check_name(parent, shown)?;
                         fs::create_dir(self.layers.on_disk(parent))
                             .map_err(|source| failed(shown, source))?;
+                        // Touched below, together with what is above it.
                         self.layers
                             .names
-                            .insert(parent.to_vec(), Node::implied(), self.layers.layer, 0)
+                            .insert(parent.to_vec(), Node::implied(), 0, 0)
                             .map_err(too_much)?;
                     }
                 }

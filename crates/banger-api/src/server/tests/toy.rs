@@ -62,6 +62,10 @@ impl Service for Toy {
         image_remove(ImageRef) -> Image;
         image_register(ImageRegister) -> Operation;
         image_bootstrap(ImageBootstrap) -> Operation;
+        image_pull(ImagePull) -> Operation;
+        image_import(ImageImport) -> Operation;
+        image_verify(ImageVerify) -> Operation;
+        image_prune(GcRun) -> GcReport;
         kernel_list(Empty) -> Vec<Kernel>;
         kernel_add(KernelAdd) -> Operation;
         kernel_remove(KernelRef) -> Kernel;

@@ -128,3 +128,7 @@ impl Read for Counted<'_> {
         Ok(read)
     }
 }
+
+#[cfg(test)]
+#[path = "layers_tests.rs"]
+mod tests;

@@ -49,7 +49,7 @@ pub(crate) struct Terms {
     /// From asking the guest to stop to forcing it; zero forces at once. Absent: the configured default.
     pub(crate) stop_timeout: Option<Duration>,
     /// The image to move to. Absent: the one it has.
-    pub(crate) image: Option<Found>,
+    pub(crate) image: Option<Box<Found>>,
     /// Nobody asked: the machine's own task did.
     pub(crate) automatic: bool,
 }

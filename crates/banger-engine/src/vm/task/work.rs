@@ -207,7 +207,8 @@ impl Task {
         let (image, progress) = (terms.image.clone(), progress_of(caller.as_ref()));
         let future = Box::pin(async move {
             stage(progress.as_ref(), Stage::Resetting).await;
-            let renewed = reset::renew(&host, &row, &after, image.as_ref(), &paths, progress.as_ref()).await;
+            let renewed =
+                reset::renew(&host, &row, &after, image.as_deref(), &paths, progress.as_ref()).await;
             Outcome::Reset(renewed.map(Box::new))
         });
         self.work(caller, terms, rest, future);

@@ -2,11 +2,15 @@
 
 mod bootstrap;
 mod find;
+mod import;
 mod ls;
+mod prune;
+mod pull;
 mod register;
 mod rm;
 mod show;
 mod tag;
+mod verify;
 
 use clap::Subcommand;
 
@@ -19,10 +23,14 @@ pub(crate) enum Image {
     Ls(ls::Ls),
     Show(show::Show),
     Find(find::Find),
+    Pull(pull::Pull),
+    Import(import::Import),
     Register(register::Register),
     Bootstrap(bootstrap::Bootstrap),
     Tag(tag::Tag),
     Rm(rm::Rm),
+    Prune(prune::Prune),
+    Verify(verify::Verify),
 }
 
 impl Image {
@@ -31,10 +39,14 @@ impl Image {
             Self::Ls(command) => command.run(context).await,
             Self::Show(command) => command.run(context).await,
             Self::Find(command) => command.run(context).await,
+            Self::Pull(command) => command.run(context).await,
+            Self::Import(command) => command.run(context).await,
             Self::Register(command) => command.run(context).await,
             Self::Bootstrap(command) => command.run(context).await,
             Self::Tag(command) => command.run(context).await,
             Self::Rm(command) => command.run(context).await,
+            Self::Prune(command) => command.run(context).await,
+            Self::Verify(command) => command.run(context).await,
         }
     }
 }

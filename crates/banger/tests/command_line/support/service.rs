@@ -370,6 +370,19 @@ impl Service for Local {
     async fn image_bootstrap(&self, _: Caller, _: ImageBootstrap) -> Result<Operation, RpcError> {
         absent("image.bootstrap")
     }
+    async fn image_pull(&self, _: Caller, params: ImagePull) -> Result<Operation, RpcError> {
+        self.called(format!("image.pull {}", params.reference));
+        Ok(self.begin("image.pull", &params.reference))
+    }
+    async fn image_import(&self, _: Caller, _: ImageImport) -> Result<Operation, RpcError> {
+        absent("image.import")
+    }
+    async fn image_verify(&self, _: Caller, _: ImageVerify) -> Result<Operation, RpcError> {
+        absent("image.verify")
+    }
+    async fn image_prune(&self, _: Caller, _: GcRun) -> Result<GcReport, RpcError> {
+        absent("image.prune")
+    }
     async fn kernel_list(&self, _: Caller, _: Empty) -> Result<Vec<Kernel>, RpcError> {
         Ok(Vec::new())
     }

@@ -3,10 +3,11 @@
 use super::*;
 
 const SIZE: u64 = 1 << 20;
+const LEN: usize = 1 << 20;
 
 /// Two pieces of text in a file of a megabyte.
 fn wanted() -> Vec<u8> {
-    let mut contents = vec![0; SIZE as usize];
+    let mut contents = vec![0; LEN];
     contents[8192..8197].copy_from_slice(b"hello");
     contents[500_000..500_600].fill(7);
     contents
@@ -135,10 +136,7 @@ fn a_file_may_be_nothing_but_a_hole() {
         let (dir, result) = try_unpack(&archive(&[entry]), &Limits::default());
         let tree = result.unwrap_or_else(|error| panic!("case {number}: {error}"));
         assert_eq!(tree.bytes(), SIZE);
-        assert_eq!(
-            fs::read(dir.path().join("tree/sparse")).unwrap(),
-            vec![0; SIZE as usize]
-        );
+        assert_eq!(fs::read(dir.path().join("tree/sparse")).unwrap(), vec![0; LEN]);
     }
 }
 
