@@ -25,7 +25,11 @@ pub(crate) fn stage() -> Result {
     ];
     for (from, to) in files {
         if !target.join(from).exists() {
-            return Err(format!("{} is not there yet: run `make setup` first", target.join(from).display()).into());
+            return Err(format!(
+                "{} is not there yet: run `make setup` first",
+                target.join(from).display()
+            )
+            .into());
         }
         put(&target.join(from), &layout::stage().join(to), 0o755)?;
     }

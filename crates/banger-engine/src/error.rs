@@ -376,7 +376,7 @@ impl Error {
             Self::Silent { .. } => Kind::TimedOut,
             Self::Agent { .. } => Kind::GuestUnavailable,
             Self::Store(StoreError::Exists { .. }) => Kind::AlreadyExists,
-            Self::Store(StoreError::InUse { .. }) => Kind::InUse,
+            Self::Store(StoreError::InUse { .. } | StoreError::PortTaken { .. }) => Kind::InUse,
             Self::Store(StoreError::Full) => Kind::OutOfResources,
             Self::Cancelled | Self::ShuttingDown => Kind::Cancelled,
             Self::Kill { .. }
@@ -479,10 +479,9 @@ impl Error {
                     false => format!("{longer}; the console's last lines are above"),
                 })
             }
-            Self::Store(StoreError::InUse { what: "port", name, by }) => {
-                let taken_back = format!("banger vm unpublish {} {name}", by.join(" "));
-                Some(format!("take another port of the host, or take this one back: {taken_back}"))
-            }
+            Self::Store(StoreError::PortTaken { held, vm, .. }) => Some(format!(
+                "take another port of the host, or take this one back: banger vm unpublish {vm} {held}"
+            )),
             Self::Store(StoreError::InUse { .. }) => Some("remove what uses it first".to_owned()),
             Self::Store(StoreError::Exhausted { .. }) => Some(
                 "remove machines, or set a larger `subnet` under `[network]` in the configuration".to_owned(),

@@ -102,6 +102,16 @@ pub enum StoreError {
         /// Names of the users.
         by: Vec<String>,
     },
+    /// A port of the host leads to another machine, or elsewhere in the same one.
+    #[error("port {wanted} is taken: {held} leads to machine {vm:?}")]
+    PortTaken {
+        /// `127.0.0.1:8080/tcp`.
+        wanted: String,
+        /// What is in its way: the same, or the same port at another address.
+        held: String,
+        /// The machine's name.
+        vm: String,
+    },
     /// None of them is free.
     #[error("no {what} is free: all {taken} are taken")]
     Exhausted {

@@ -86,23 +86,23 @@ fn says(row: &Row<'_>) -> String {
 ///
 /// # Errors
 ///
-/// [`StoreError::InUse`] by the machine that has it.
+/// [`StoreError::PortTaken`] by the machine that has it.
 pub fn check(tx: &Transaction<'_>, row: &PublicationRow) -> Result<bool, StoreError> {
     let mut statement =
         tx.prepare_cached(&format!("SELECT {COLUMNS} FROM publications WHERE protocol = ?1"))?;
     let mut others = statement.query([&row.protocol])?;
     while let Some(other) = others.next()? {
         // What cannot be read is nowhere, and in nobody's way; where it is there but leads nowhere, its place is taken.
-        if !host(other).is_ok_and(|other| overlap(other, row.host)) {
+        let Some(held) = host(other).ok().filter(|other| overlap(*other, row.host)) else {
             continue;
-        }
+        };
         if parse(other).is_ok_and(|other| other == *row) {
             return Ok(true);
         }
-        return Err(StoreError::InUse {
-            what: "port",
-            name: format!("{}/{}", row.host, row.protocol),
-            by: vec![name(tx, &other.get::<_, String>(0)?)?],
+        return Err(StoreError::PortTaken {
+            wanted: format!("{}/{}", row.host, row.protocol),
+            held: format!("{held}/{}", row.protocol),
+            vm: name(tx, &other.get::<_, String>(0)?)?,
         });
     }
     Ok(false)
@@ -148,7 +148,7 @@ fn name(tx: &Transaction<'_>, vm: &str) -> Result<String, StoreError> {
     let name = tx
         .prepare_cached("SELECT name FROM vms WHERE id = ?1")?
         .query_row([vm], |row| row.get::<_, String>(0))?;
-    Ok(format!("machine {name:?}"))
+    Ok(name)
 }
 
 /// Frees one; one that is free already is fine.

@@ -308,14 +308,14 @@ async fn a_port_of_the_host_leads_to_one_machine() {
     publish(publication("v1", "udp", "0.0.0.0:8080", 80))
         .await
         .unwrap();
-    for (protocol, host) in [
-        ("tcp", "127.0.0.1:8080"),
-        ("tcp", "0.0.0.0:8080"),
-        ("tcp", "[::1]:8080"),
-        ("udp", "127.0.0.1:8080"),
+    for (protocol, host, held) in [
+        ("tcp", "127.0.0.1:8080", "127.0.0.1:8080"),
+        ("tcp", "0.0.0.0:8080", "127.0.0.1:8080"),
+        ("tcp", "[::1]:8080", "[::]:8080"),
+        ("udp", "127.0.0.1:8080", "0.0.0.0:8080"),
     ] {
         let taken = publish(publication("v1", protocol, host, 9)).await.unwrap_err();
-        let says = format!("port \"{host}/{protocol}\" is in use by machine \"dev\"");
+        let says = format!("port {host}/{protocol} is taken: {held}/{protocol} leads to machine \"dev\"");
         assert_eq!(taken.to_string(), says);
     }
     let gone = web.clone();
@@ -376,7 +376,7 @@ async fn an_unreadable_publication_is_named_and_hides_no_other() {
     let taken = publish("0.0.0.0:8082").await.unwrap_err();
     assert_eq!(
         taken.to_string(),
-        "port \"0.0.0.0:8082/tcp\" is in use by machine \"dev\""
+        "port 0.0.0.0:8082/tcp is taken: 127.0.0.1:8082/tcp leads to machine \"dev\""
     );
 }
 

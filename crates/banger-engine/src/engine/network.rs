@@ -101,6 +101,12 @@ impl Engine {
             .store
             .read(|tx| Ok((banger_store::vms::list(tx)?.0, banger_store::leases::list(tx)?)))
             .await?;
+        let lost = rows.iter().find_map(|row| {
+            let tap = network
+                .tap_of(&row.id)
+                .filter(|_| network.has_lost_tap(&row.id))?;
+            Some((row.name.clone(), tap))
+        });
         let machines = rows.into_iter().filter_map(|row| {
             let lease = leases.iter().find(|lease| lease.vm == row.id)?;
             Some(NetworkMachine {
@@ -118,6 +124,12 @@ impl Engine {
             .problem
             .map(|problem| (problem, "see the daemon's log and `banger doctor`".to_owned()));
         let machines: Vec<NetworkMachine> = machines.collect();
+        let cut_off = lost.map(|(vm, tap)| {
+            let reason = format!(
+                "the tap {tap} of machine {vm:?} is gone, somebody has deleted it: it has no network"
+            );
+            (reason, format!("banger vm restart {vm}"))
+        });
         let up = network.bridge().borrow().is_some();
         // What stands against nothing that is there, and is in machines' way all the same.
         let later = match up {
@@ -135,7 +147,7 @@ impl Engine {
             },
             bridge: settings.bridge.clone(),
             up,
-            problem: obstacle.or(problem).or(later),
+            problem: obstacle.or(problem).or(cut_off).or(later),
             subnet: settings.subnet,
             pool: settings.pool,
             spare: levels.spare,

@@ -207,12 +207,23 @@ impl Unpublish {
             .iter()
             .find(|place| !there.iter().any(|there| place.has(there)))
         {
-            // There, but it leads elsewhere.
+            // There, but it leads elsewhere, or carries the other protocol.
             let leads = |publication: &Publication| HostPort {
                 guest_port: Some(publication.guest_port),
                 ..*missing
             };
-            let near = there.iter().find(|there| missing.is_at(there)).map(leads);
+            let elsewhere = there.iter().find(|there| missing.is_at(there)).map(leads);
+            let other = || {
+                let carried = |there: &Publication| HostPort {
+                    transport: there.transport,
+                    ..*missing
+                };
+                there
+                    .iter()
+                    .map(|there| (there, carried(there)))
+                    .find(|(there, place)| place.has(there))
+            };
+            let near = elsewhere.or_else(|| other().map(|(_, place)| place));
             return Err(Error::Missing {
                 what: "published port",
                 name: missing.to_string(),
@@ -313,8 +324,10 @@ mod tests {
             leading(Some("::1"), 80, Some(80)).of(there.clone()).unwrap(),
             there[1..2]
         );
-        let elsewhere = leading(None, 80, Some(81)).of(there).unwrap_err();
+        let elsewhere = leading(None, 80, Some(81)).of(there.clone()).unwrap_err();
         assert_eq!(elsewhere.to_string(), "no published port \"80:81/tcp\"");
+        let other = at(None, 80).of(there[2..].to_vec()).unwrap_err();
+        assert_eq!(other.report().hint.as_deref(), Some("did you mean \"80/udp\"?"));
         assert_eq!(
             elsewhere.report().hint.as_deref(),
             Some("did you mean \"80:80/tcp\"?")

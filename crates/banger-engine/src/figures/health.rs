@@ -163,9 +163,11 @@ pub(super) async fn running(host: &Host, subject: &Subject) -> Vec<Check> {
             "see `banger doctor`",
         )),
     }
-    checks.push(match lost {
-        true => network_lost(vm),
-        false => network(subject, stats.as_ref().ok()),
+    let tap_is_lost = host.network.has_lost_tap(&subject.row.id);
+    checks.push(match (lost, tap_is_lost) {
+        (true, _) => network_lost(vm),
+        (false, true) => tap_lost(vm),
+        (false, false) => network(subject, stats.as_ref().ok()),
     });
     checks
 }
@@ -370,6 +372,18 @@ fn network_lost(vm: &str) -> Check {
         NETWORK,
         NETWORK,
         "passt, which carries the guest's packets, has ended: the guest reaches nothing outside",
+        format!(
+            "give it another one: banger vm restart {vm}; `banger exec` and published ports work without"
+        ),
+    )
+}
+
+/// Somebody has deleted the tap under a machine.
+fn tap_lost(vm: &str) -> Check {
+    Check::failure(
+        NETWORK,
+        NETWORK,
+        "its tap on the host is gone, somebody has deleted it: the guest reaches nothing, and nothing the guest",
         format!(
             "give it another one: banger vm restart {vm}; `banger exec` and published ports work without"
         ),

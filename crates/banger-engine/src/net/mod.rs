@@ -224,6 +224,11 @@ impl Network {
         self.hands.pool.of(vm)
     }
 
+    /// Whether somebody has deleted the tap of a machine that runs: it has no network until it is restarted.
+    pub(crate) fn has_lost_tap(&self, vm: &str) -> bool {
+        self.hands.pool.is_lost(vm)
+    }
+
     /// A machine came, went or is another: rules and names are to follow. Returns at once.
     pub(crate) fn changed(&self) {
         self.changes.send_modify(|count| *count += 1);

@@ -35,6 +35,8 @@ struct Taps {
     spare: BTreeSet<String>,
     /// By machine.
     used: BTreeMap<String, String>,
+    /// In use, and not there any more: somebody has deleted them. Their machines.
+    lost: BTreeSet<String>,
     /// Nobody's, and perhaps still open: a VMM that cannot be killed has it, or it was there when the daemon came.
     returned: BTreeSet<String>,
     /// Being made or removed by the keeper.
@@ -110,6 +112,11 @@ impl Pool {
         self.taps().used.get(vm).cloned()
     }
 
+    /// Whether a machine runs on with a tap that is not there any more.
+    pub(crate) fn is_lost(&self, vm: &str) -> bool {
+        self.taps().lost.contains(vm)
+    }
+
     /// All that are in use, by machine.
     pub(crate) fn used(&self) -> BTreeMap<String, String> {
         self.taps().used.clone()
@@ -138,6 +145,7 @@ impl Pool {
         let mut taps = self.taps();
         if taps.used.get(vm).is_some_and(|has| has == tap) {
             taps.used.remove(vm);
+            taps.lost.remove(vm);
             taps.returned.insert(tap.to_owned());
             drop(taps);
             self.0.used.notify_one();
@@ -211,6 +219,12 @@ impl Pool {
         let name = taps.spare.pop_last()?;
         taps.between.insert(name.clone());
         Some(name)
+    }
+
+    /// A machine's is not there, which nothing mends while it runs: `true` the first time.
+    pub(super) fn lose(&self, vm: &str, tap: &str) -> bool {
+        let mut taps = self.taps();
+        taps.used.get(vm).is_some_and(|has| has == tap) && taps.lost.insert(vm.to_owned())
     }
 
     /// One is there that is no machine's.
@@ -303,6 +317,17 @@ mod tests {
                 waiting: 0
             }
         );
+    }
+
+    #[test]
+    fn a_lost_tap_is_its_machines_until_that_gives_it_back() {
+        let pool = filled(1);
+        let tap = pool.take("a").unwrap();
+        assert!(!pool.lose("b", &tap) && !pool.lose("a", "bgr0t7") && !pool.is_lost("a"));
+        assert!(pool.lose("a", &tap), "news");
+        assert!(!pool.lose("a", &tap) && pool.is_lost("a"));
+        pool.give_back("a", &tap);
+        assert!(!pool.is_lost("a"));
     }
 
     #[test]

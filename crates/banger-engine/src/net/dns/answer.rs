@@ -65,13 +65,19 @@ pub(crate) fn answer(zone: &Lookup, asker: Asker, query: &[u8]) -> Action {
         return or_nothing(refuse(query, OptRcode::BADVERS));
     }
     let place = place(question.qname(), zone);
-    if matches!(place, Place::Elsewhere) && question.qclass() == Class::IN && zone.forwards(asker) {
+    if matches!(place, Place::Plain) && matches!(question.qtype(), Rtype::A | Rtype::AAAA) {
+        return or_nothing(refuse(query, OptRcode::NXDOMAIN));
+    }
+    if matches!(place, Place::Elsewhere | Place::Plain)
+        && question.qclass() == Class::IN
+        && zone.forwards(asker)
+    {
         return Action::Forward;
     }
     // Nobody has anything in other classes, zone transfers (RFC 5936) are nobody's business, and who is shut in learns of
     // nothing outside.
     if question.qclass() != Class::IN
-        || matches!(place, Place::Elsewhere)
+        || matches!(place, Place::Elsewhere | Place::Plain)
         || matches!(question.qtype(), Rtype::AXFR | Rtype::IXFR)
     {
         return or_nothing(refuse(query, OptRcode::REFUSED));
@@ -102,6 +108,9 @@ fn readable(query: &Message<[u8]>) -> bool {
 enum Place {
     /// Not ours.
     Elsewhere,
+    /// Not ours, and a single label: no host has an address by that in the world's DNS, so nobody is told of it or waited
+    /// for. Guests ask such things: whatever logs who has come by ssh asks for the address of `UNKNOWN`.
+    Plain,
     /// In `vm.`, or that itself; the label, where there is exactly one that can be a name of ours.
     Names { apex: bool, label: Option<String> },
     /// The reverse name of an address of the network.
@@ -120,6 +129,7 @@ fn place(name: &ParsedName<&[u8]>, zone: &Lookup) -> Place {
             apex: true,
             label: None,
         },
+        [_] => Place::Plain,
         [below @ .., zone] if is(zone, ZONE) => {
             let label = match below {
                 [one] => std::str::from_utf8(one.as_slice()).ok().map(str::to_owned),
@@ -163,7 +173,7 @@ enum Facts {
 fn facts(zone: &Lookup, asker: Asker, place: &Place, wanted: Rtype) -> Facts {
     let wants = |rtype| wanted == rtype || wanted == Rtype::ANY;
     match place {
-        Place::Elsewhere => Facts::NoSuchName,
+        Place::Elsewhere | Place::Plain => Facts::NoSuchName,
         Place::Names { apex: true, .. } if wants(Rtype::SOA) => Facts::Authority,
         Place::Names { apex: true, .. } if wants(Rtype::NS) => Facts::NameServer,
         Place::Names { apex: true, .. } => Facts::Nothing,
@@ -255,7 +265,7 @@ fn name(text: &str) -> Option<Name<Vec<u8>>> {
 /// The zone's own name. Of a reverse name the one above it will do: nothing is denied but below it.
 fn apex(place: &Place) -> Option<Name<Vec<u8>>> {
     match place {
-        Place::Elsewhere => None,
+        Place::Elsewhere | Place::Plain => None,
         Place::Names { .. } => name(ZONE),
         Place::Address(address) => {
             let [a, b, c, _] = address.octets();
@@ -335,6 +345,21 @@ mod tests {
         let mut all = records(reply.answer().unwrap());
         all.extend(records(reply.authority().unwrap()));
         (reply.header().rcode(), all)
+    }
+
+    #[test]
+    fn no_host_of_the_world_has_a_single_label() {
+        for rtype in [Rtype::A, Rtype::AAAA] {
+            assert_eq!(said(WEB, "UNKNOWN", rtype), (Rcode::NXDOMAIN, Vec::new()));
+            assert_eq!(
+                answer(&lookup(), WEB, &query("unknown.example", rtype)),
+                Action::Forward
+            );
+        }
+        // A zone of the root's has more than hosts.
+        for rtype in [Rtype::NS, Rtype::DS] {
+            assert_eq!(answer(&lookup(), WEB, &query("org", rtype)), Action::Forward);
+        }
     }
 
     #[test]

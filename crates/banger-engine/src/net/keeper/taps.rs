@@ -92,8 +92,8 @@ impl Keeper {
         up && pool.spare().iter().all(in_place)
             && pool
                 .used()
-                .values()
-                .all(|name| in_place(name) || self.told.contains(name) || !pool.is_tap(name))
+                .iter()
+                .all(|(vm, name)| in_place(name) || pool.is_lost(vm) || !pool.is_tap(name))
             && pool.returned().iter().all(held)
     }
 
@@ -185,7 +185,8 @@ impl Keeper {
                 Some(_) if !pool.is_tap(&name) => {}
                 Some(link) => self.put_in_place(links, link, bridge).await?,
                 None => {
-                    if self.told.insert(name.clone()) {
+                    // One that was given back meanwhile is looked at with those.
+                    if pool.lose(&vm, &name) {
                         let machine = crate::id::token(&vm);
                         tracing::error!(
                             machine,

@@ -1,5 +1,6 @@
 //! `banger vm create`: a machine, stopped unless asked otherwise.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use banger_api::client::Client;
@@ -83,7 +84,7 @@ pub(crate) struct MachineArgs {
     publish: Vec<PublishPort>,
     #[command(flatten)]
     nat: NatArgs,
-    /// What else the guest may reach on the bridge; several with commas [default: nothing]
+    /// What else the guest may reach on the bridge: guests, host, lan, several with commas [default: none]
     #[arg(long, value_enum, value_name = "WHAT", value_delimiter = ',')]
     allow: Vec<AllowArg>,
     /// Start it when the host has booted
@@ -118,7 +119,7 @@ impl NatArgs {
     }
 }
 
-/// What a guest on the bridge may reach.
+/// What a guest on the bridge may reach, or nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum AllowArg {
     /// Other machines that allow it too
@@ -127,16 +128,28 @@ pub(crate) enum AllowArg {
     Host,
     /// The host's own networks, and all private ones
     Lan,
+    /// Nothing of these
+    None,
 }
 
-impl From<AllowArg> for Reach {
-    fn from(allow: AllowArg) -> Self {
-        match allow {
-            AllowArg::Guests => Self::Guests,
-            AllowArg::Host => Self::Host,
-            AllowArg::Lan => Self::Lan,
-        }
+/// What was asked for, if anything was.
+pub(crate) fn allowed(asked: &[AllowArg]) -> Result<Option<BTreeSet<Reach>>, CliError> {
+    if asked.is_empty() {
+        return Ok(None);
     }
+    let reach: BTreeSet<Reach> = asked
+        .iter()
+        .filter_map(|asked| match asked {
+            AllowArg::Guests => Some(Reach::Guests),
+            AllowArg::Host => Some(Reach::Host),
+            AllowArg::Lan => Some(Reach::Lan),
+            AllowArg::None => None,
+        })
+        .collect();
+    if asked.contains(&AllowArg::None) && !reach.is_empty() {
+        return Err(CliError::usage("--allow none goes with nothing else"));
+    }
+    Ok(Some(reach))
 }
 
 /// When a machine is removed.
@@ -249,7 +262,7 @@ impl MachineArgs {
             },
             work_disk: self.work_disk,
             nat: self.nat.asked(),
-            allow: self.allow.into_iter().map(Reach::from).collect(),
+            allow: allowed(&self.allow)?.unwrap_or_default(),
             autostart: self.autostart,
             restart: self.restart.map(RestartPolicy::from).unwrap_or_default(),
             expires: self.expiry.expires(Timestamp::now())?,

@@ -135,15 +135,9 @@ pub(super) fn print(output: &OutputArgs, published: &[Publication]) -> Result<u8
             .collect();
         return stdio::finish(&places);
     }
-    let row = |published: &Publication| {
-        [
-            place(published),
-            published.guest_port.to_string(),
-            published.problem.clone().unwrap_or_else(|| "-".to_owned()),
-        ]
-    };
+    let row = |published: &Publication| [place(published), published.guest_port.to_string()];
     output.output.print(&published, |published| {
-        table::render(["HOST", "GUEST", "PROBLEM"], published.iter().map(row))
+        table::render(["HOST", "GUEST"], published.iter().map(row))
     })
 }
 

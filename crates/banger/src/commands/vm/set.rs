@@ -1,15 +1,13 @@
 //! `banger vm set`: changes a machine, and says what of it applies now.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use banger_api::client::Client;
-use banger_api::types::{
-    Applies, Reach, RestartPolicy, Vm, VmChange, VmRef, VmReset, VmSet, VmSetReply, VmmPin,
-};
+use banger_api::types::{Applies, RestartPolicy, Vm, VmChange, VmRef, VmReset, VmSet, VmSetReply, VmmPin};
 use clap::{ArgGroup, Args, ValueEnum};
 use jiff::Timestamp;
 
-use super::create::{ExpiryArgs, NatArgs, RestartArg, VCPUS};
+use super::create::{AllowArg, ExpiryArgs, NatArgs, RestartArg, VCPUS, allowed};
 use crate::args::{Label, LabelKey, parse_size};
 use crate::context::Context;
 use crate::error::CliError;
@@ -77,7 +75,7 @@ pub(crate) struct Set {
     nat: NatArgs,
     /// All that the guest may reach on the bridge: guests, host, lan, several with commas; or none
     #[arg(long, value_enum, value_name = "WHAT", value_delimiter = ',')]
-    allow: Vec<AllowOrNone>,
+    allow: Vec<AllowArg>,
     /// Start it when the host has booted
     #[arg(long, overrides_with = "no_autostart")]
     autostart: bool,
@@ -113,39 +111,6 @@ impl From<PinArg> for VmmPin {
             PinArg::Qemu => Self::Qemu,
         }
     }
-}
-
-/// What a guest on the bridge may reach, or nothing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum AllowOrNone {
-    /// Other machines that allow it too
-    Guests,
-    /// Services of the host
-    Host,
-    /// The host's own networks, and all private ones
-    Lan,
-    /// Nothing of these
-    None,
-}
-
-/// What was asked for, if anything was.
-fn allowed(asked: &[AllowOrNone]) -> Result<Option<BTreeSet<Reach>>, CliError> {
-    if asked.is_empty() {
-        return Ok(None);
-    }
-    let reach: BTreeSet<Reach> = asked
-        .iter()
-        .filter_map(|asked| match asked {
-            AllowOrNone::Guests => Some(Reach::Guests),
-            AllowOrNone::Host => Some(Reach::Host),
-            AllowOrNone::Lan => Some(Reach::Lan),
-            AllowOrNone::None => None,
-        })
-        .collect();
-    if asked.contains(&AllowOrNone::None) && !reach.is_empty() {
-        return Err(CliError::usage("--allow none goes with nothing else"));
-    }
-    Ok(Some(reach))
 }
 
 impl Set {
