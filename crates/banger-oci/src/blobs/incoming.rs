@@ -88,6 +88,8 @@ impl Blobs {
             }
         };
         if self.size(&digest) == Some(size) {
+            // It may have come another way, from an archive.
+            remove_file(&self.partial(&digest))?;
             return Ok(Begun::There);
         }
         let blobs = self.clone();
