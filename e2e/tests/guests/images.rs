@@ -208,6 +208,23 @@ fn images_of_archives_get_names_and_lose_them() {
     daemon.banger(["vm", "rm", "dev"]).ok();
     daemon.banger(["image", "rm", "extra"]).ok();
 
+    // Out again, and in by what was written: the same image.
+    import(&[]).ok();
+    let (first, out) = (digest(&daemon, "tools:1"), daemon.scratch().join("out.tar"));
+    daemon.banger(["image", "export", "tools:1"]).args([&out]).ok();
+    daemon
+        .banger(["image", "export", "tools:1"])
+        .args([&out])
+        .fails(2);
+    daemon.banger(["image", "rm", "tools:1"]).ok();
+    assert_eq!(daemon.banger(["image", "import"]).args([&out]).ok(), "tools:1");
+    assert_eq!(digest(&daemon, "tools:1"), first);
+    let none = daemon
+        .banger(["image", "export", "busybox", "/nothing"])
+        .run()
+        .expect(2);
+    assert!(none.err().contains("no layers to export"), "{none}");
+
     // What cannot be: each says why.
     let absent = import(&["--select", "tools:2"]).run().expect(3);
     assert!(absent.err().contains("tools:1"), "{absent}");
