@@ -65,6 +65,7 @@ fn tar(directory: &Path, to: &Path, options: &[&str]) {
 ///
 /// # Panics
 /// Where `sha256sum` fails.
+#[expect(clippy::disallowed_methods, reason = "nothing of the product's is used here")]
 pub fn sha256(file: &Path) -> String {
     let summed = Command::new("sha256sum")
         .arg(file)
@@ -117,6 +118,7 @@ impl Registry {
     ///
     /// # Panics
     /// Where that fails.
+    #[expect(clippy::disallowed_methods, reason = "nothing of the product's is used here")]
     pub fn push(&self, archive: &Path, name: &str) {
         let to = format!("docker://127.0.0.1:{}/{name}", self.port);
         let copied = Command::new("skopeo")

@@ -90,12 +90,14 @@ fn write(
             false => ControlFlow::Continue(()),
         }
     };
-    write_archive(&mut out, std::slice::from_ref(export), blobs, &tell).map_err(|source| match source {
-        banger_oci::Error::Cancelled => Error::Cancelled,
-        source => Error::Oci {
-            name: name.to_owned(),
-            source: Box::new(source),
-        },
+    write_archive(&mut out, std::slice::from_ref(export), blobs, &tell).map_err(|source| {
+        match matches!(source, banger_oci::Error::Cancelled) {
+            true => Error::Cancelled,
+            false => Error::Oci {
+                name: name.to_owned(),
+                source: Box::new(source),
+            },
+        }
     })?;
     out.flush().map_err(io("write", path))?;
     drop(out);
