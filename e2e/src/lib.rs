@@ -21,6 +21,7 @@ pub mod command;
 pub mod daemon;
 pub mod guest;
 pub mod host;
+pub mod images;
 mod network;
 pub mod processes;
 pub mod pty;

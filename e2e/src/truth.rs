@@ -119,11 +119,13 @@ fn look(daemon: &Daemon, wire: &mut Wire) -> Vec<String> {
     let status = wire.call("net.status", &json!({})).expect("the network");
     lies.extend(crate::network::lies(&status, &vms));
     rows(daemon, &all, &running, &mut lies);
+    blobs(daemon, &mut lies);
     devices(daemon, &all, &running, &mut lies);
     let garbage = wire.call("gc.run", &json!({"dry_run": true})).expect("garbage");
     for piece in garbage["garbage"].as_array().expect("a list") {
         // A cache: the prepared state may have archives of an older build of the guest's agent.
-        if piece["kind"] != "initramfs" {
+        // And what a pull that was broken off has fetched waits for the next one.
+        if piece["kind"] != "initramfs" && piece["kind"] != "blob" {
             lies.push(format!("garbage: {piece}"));
         }
     }
@@ -222,6 +224,30 @@ fn rows(daemon: &Daemon, all: &BTreeSet<String>, running: &BTreeSet<String>, lie
     let mut expected: BTreeSet<_> = all.iter().map(|token| owner("machine", token)).collect();
     expected.extend(running.iter().map(|token| owner("run", token)));
     same("owners in the ledger", &rows, &expected, lies);
+}
+
+/// Every blob that an image refers to is there, at its size.
+fn blobs(daemon: &Daemon, lies: &mut Vec<String>) {
+    let file = daemon.state().join("banger.db");
+    let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY;
+    let rows = rusqlite::Connection::open_with_flags(file, flags).and_then(|connection| {
+        connection.busy_timeout(Duration::from_secs(5))?;
+        let mut statement = connection.prepare("SELECT DISTINCT digest, size FROM image_blobs")?;
+        let rows = statement.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?)))?;
+        rows.collect::<Result<Vec<_>, _>>()
+    });
+    for (digest, size) in rows.expect("read the state file") {
+        let path = daemon
+            .state()
+            .join("blobs/sha256")
+            .join(digest.trim_start_matches("sha256:"));
+        let found = path
+            .metadata()
+            .map_or(-1, |found| i64::try_from(found.len()).unwrap_or(i64::MAX));
+        if found != size {
+            lies.push(format!("the blob {digest} has {found} bytes of {size}"));
+        }
+    }
 }
 
 fn same(what: &str, found: &BTreeSet<String>, expected: &BTreeSet<String>, lies: &mut Vec<String>) {

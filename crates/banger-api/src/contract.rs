@@ -155,6 +155,8 @@ contract! {
         "image.pull" image_pull(ImagePull) -> Operation;
         /// Begins to take an image out of an OCI layout or a docker archive.
         "image.import" image_import(ImageImport) -> Operation;
+        /// Begins to write an image to a file, an OCI archive.
+        "image.export" image_export(ImageExport) -> Operation;
         /// Begins to read images again and compare them with their digests. Fails with what is damaged.
         "image.verify" image_verify(ImageVerify) -> Operation;
         /// Removes images that have neither a name nor a machine, and blobs that no image refers to, or says which they are.

@@ -171,7 +171,9 @@ impl Pull<'_> {
                 limit: DOCUMENT_LIMIT,
             });
         }
-        if let Ok(bytes) = self.blobs.read(&descriptor.digest, DOCUMENT_LIMIT) {
+        if let Ok(bytes) = self.blobs.read(&descriptor.digest, DOCUMENT_LIMIT)
+            && bytes.len() as u64 == descriptor.size
+        {
             return Ok(bytes);
         }
         let mut tries = Tries::new(self);
@@ -300,9 +302,9 @@ impl Pull<'_> {
             .await
             .map_err(|error| error.of(source.name(), "layer"))?
         {
-            got.fetch_add(bytes.len() as u64, Ordering::Relaxed);
             let written = incoming.write(bytes).await;
             written.map_err(|error| blob_error(error, source.name()))?;
+            got.fetch_max(incoming.offset(), Ordering::Relaxed);
             self.tell_bytes(digest, incoming.offset(), size)?;
         }
         Ok(())
@@ -314,7 +316,8 @@ struct Tries<'a> {
     pull: &'a Pull<'a>,
     at: usize,
     failures: u32,
-    /// How many bytes of a blob had come when the failures began to be counted.
+    /// How far a blob was when the failures began to be counted. Bytes that come again count for nothing, or a server
+    /// could go on without end.
     got: u64,
 }
 
@@ -343,7 +346,7 @@ impl<'a> Tries<'a> {
         found
     }
 
-    /// An attempt failed, when `got` bytes of a blob had come in all: waits until it is time for the next one, or says
+    /// An attempt failed, when a blob had been got as far as `got` bytes: waits until it is time for the next one, or says
     /// that there is to be none.
     async fn failed(&mut self, error: Error, got: u64) -> Result<(), Error> {
         let source = self.source()?;
@@ -407,7 +410,17 @@ async fn ask_config(source: &Source, descriptor: &Descriptor) -> Result<Vec<u8>,
     };
     let bytes = source.get(blob).await?.body.collect(descriptor.size).await;
     let bytes = bytes.map_err(|error| error.of(source.name(), WHAT))?;
-    checked(WHAT, source, &descriptor.digest, bytes)
+    let bytes = checked(WHAT, source, &descriptor.digest, bytes)?;
+    if bytes.len() as u64 == descriptor.size {
+        return Ok(bytes);
+    }
+    Err(Error::Size {
+        what: WHAT,
+        from: source.name().to_owned(),
+        expected: descriptor.size,
+        actual: bytes.len() as u64,
+        more: false,
+    })
 }
 
 fn checked(what: &'static str, source: &Source, expected: &Digest, bytes: Vec<u8>) -> Result<Vec<u8>, Error> {

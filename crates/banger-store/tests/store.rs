@@ -429,7 +429,7 @@ async fn an_image_has_any_number_of_names() {
     // A machine goes on with what it has, under the name that it knows.
     match store.write(|tx| images::remove(tx, "i1")).await {
         Err(StoreError::InUse { name, by, .. }) => {
-            assert_eq!((name.as_str(), by), ("i1", vec!["dev".to_owned()]))
+            assert_eq!((name.as_str(), by), ("i1", vec!["dev".to_owned()]));
         }
         other => panic!("{other:?}"),
     }

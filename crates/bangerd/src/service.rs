@@ -252,6 +252,13 @@ impl Service for Rpc {
         begun.map(convert::operation).map_err(convert::error)
     }
 
+    async fn image_export(&self, caller: Caller, params: ImageExport) -> Result<Operation, RpcError> {
+        let ImageExport { image, path } = params;
+        let path = validate::host_path(caller, self.facts.owner, "path", path)?;
+        let begun = self.engine.export_image(&image, path).await;
+        begun.map(convert::operation).map_err(convert::error)
+    }
+
     async fn image_verify(&self, _: Caller, params: ImageVerify) -> Result<Operation, RpcError> {
         let begun = self.engine.verify_images(&params.images).await;
         begun.map(convert::operation).map_err(convert::error)

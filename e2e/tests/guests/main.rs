@@ -12,6 +12,7 @@ mod figures;
 mod firecracker_busybox;
 mod gc;
 mod hardship;
+mod images;
 mod interrupt;
 mod lifecycle;
 mod many;

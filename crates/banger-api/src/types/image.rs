@@ -93,6 +93,16 @@ pub struct ImageImport {
     pub replace: bool,
 }
 
+/// Parameters of `image.export`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ImageExport {
+    /// Name, id, or `sha256:` with the first six or more digits of its digest. It must be of OCI: pulled or imported.
+    pub image: String,
+    /// Absolute path of the OCI archive, which must not be there.
+    pub path: String,
+}
+
 /// Parameters of `image.verify`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

@@ -33,6 +33,7 @@ use crate::guest::{self, Ping};
 use crate::host::Host;
 use crate::image::blobs::BlobStore;
 use crate::image::config::{self, ImageConfig};
+use crate::image::export;
 use crate::image::import::{self, Import};
 use crate::image::kernels::{self, Kernel, KernelSource};
 use crate::image::make::{self, Source};
@@ -316,6 +317,11 @@ impl Engine {
     /// Begins to take an image out of an OCI layout or a docker archive.
     pub async fn import_image(&self, import: Import) -> Result<Operation, Error> {
         import::begin(&self.host, import).await
+    }
+
+    /// Begins to write an image to a file, an OCI archive, that is not there yet.
+    pub async fn export_image(&self, reference: &str, path: PathBuf) -> Result<Operation, Error> {
+        export::begin(&self.host, reference, path).await
     }
 
     /// Begins to read images again, those named or all, and to compare them with their digests.

@@ -88,14 +88,19 @@ impl Blobs {
             }
         };
         if self.size(&digest) == Some(size) {
+            // It may have come another way, from an archive.
+            remove_file(&self.partial(&digest))?;
             return Ok(Begun::There);
         }
-        let blobs = self.clone();
+        let (blobs, held) = (self.clone(), flight.clone());
         let opened = tokio::task::spawn_blocking(move || {
-            // The turn is given back with an error, and kept otherwise.
-            blobs.open_partial(&digest, size).map(|opened| (opened, guard))
+            // The turn is given back with an error, and kept otherwise. The flight is the same one as long as this runs,
+            // also when nobody waits for it any more.
+            blobs
+                .open_partial(&digest, size)
+                .map(|opened| (opened, guard, held))
         });
-        let ((file, offset), guard) = opened.await.map_err(|_| BlobError::Lost { digest })??;
+        let ((file, offset), guard, held) = opened.await.map_err(|_| BlobError::Lost { digest })??;
         let (pieces, queue) = mpsc::channel(QUEUE);
         let writer = Writer {
             blobs: self.clone(),
@@ -104,7 +109,7 @@ impl Blobs {
             size,
             file,
             offset,
-            flight: flight.clone(),
+            flight: held,
             _turn: guard,
         };
         Ok(Begun::Incoming(Incoming {

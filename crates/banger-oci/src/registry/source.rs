@@ -112,7 +112,7 @@ impl Source {
             headers.extend(authorization.map(|value| (AUTHORIZATION, value)));
             let reply = match self.http.get(url.clone(), &headers).await {
                 Ok(reply) => reply,
-                Err(HttpError::Connect(error)) if self.falls_back(&error) => continue,
+                Err(HttpError::Connect(error)) if self.falls_back(&url, &error) => continue,
                 Err(error) => return Err(error.of(self.name(), "answer")),
             };
             match reply.status.as_u16() {
@@ -157,8 +157,13 @@ impl Source {
             })
     }
 
-    fn falls_back(&self, error: &super::ConnectError) -> bool {
-        self.may_be_plain && error.is_plain() && !self.plain.swap(true, Ordering::Relaxed)
+    /// Whether to ask again without TLS, which others may have found out meanwhile.
+    fn falls_back(&self, asked: &Uri, error: &super::ConnectError) -> bool {
+        let falls = self.may_be_plain && asked.scheme_str() == Some("https") && error.is_plain();
+        if falls {
+            self.plain.store(true, Ordering::Relaxed);
+        }
+        falls
     }
 
     fn not_found(&self, what: What<'_>) -> Error {

@@ -490,3 +490,44 @@ async fn whoever_is_told_can_stop_it() {
         .unwrap_err();
     assert!(matches!(error, Error::Cancelled), "{error:?}");
 }
+
+#[tokio::test]
+async fn bytes_that_come_again_and_again_are_no_progress() {
+    let image = Image::new(vec![noise(4 << 20)]);
+    // More than what makes good a failure, always the same.
+    let server = with_layers(&image, |layer, _, stream| {
+        Box::pin(async move {
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", layer.len());
+            stream.write_all(head.as_bytes()).await?;
+            stream.write_all(&layer[..3 << 19]).await
+        })
+    })
+    .await;
+    let (error, _) = refused(&server, |_| {}).await;
+    assert!(matches!(error, Error::Broken { .. }), "{error:?}");
+    let asked = server
+        .requests()
+        .iter()
+        .filter(|request| request.path.contains(&sha256(&image.layers[0])))
+        .count();
+    assert!((3..=4).contains(&asked), "{asked}");
+}
+
+#[tokio::test]
+async fn a_configuration_of_another_size_is_refused() {
+    let image = Image::new(Vec::new());
+    let mut manifest = image.description();
+    manifest["config"]["size"] = (image.config.len() + 1).into();
+    let server = with_manifest(&image, manifest.to_string().into_bytes()).await;
+    let (error, _) = refused(&server, |_| {}).await;
+    assert!(
+        matches!(
+            error,
+            Error::Size {
+                what: "image configuration",
+                ..
+            }
+        ),
+        "{error:?}"
+    );
+}

@@ -1,14 +1,20 @@
 //! Pulls from a real registry, also when it dies, lies and lacks.
 
 use std::fs;
+use std::io::Write as _;
+use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use banger_oci::{BlobError, Blobs, Compression, ConnectError, Error, Event, Platform, Registry, load, pull};
+use banger_oci::{
+    BlobError, Blobs, Compression, ConnectError, Error, Event, Platform, Reference, Registry, load, pull,
+};
 use hostkit::digest::Digest;
-use tokio::sync::watch;
+use tokio::io::AsyncWriteExt as _;
+use tokio::sync::{Notify, watch};
 
-use crate::raw::Between;
-use crate::support::{Access, LONG, RealRegistry, Scene, chain, files, idle, plain, pull_into, quiet};
+use crate::raw::{Between, Image, Server, serve, sha256};
+use crate::support::{Access, LONG, RealRegistry, Scene, chain, files, idle, noise, plain, pull_into, quiet};
 
 const MIB: u64 = 1 << 20;
 
@@ -516,56 +522,118 @@ async fn mirrors_are_asked_in_order_and_the_registry_at_last() {
     assert_eq!(pull_into(&registries, &name, &blobs).await.unwrap(), image);
 }
 
-#[test]
-fn a_full_disk_is_said_and_the_rest_goes_on() {
+/// Work with a file system of its own, of so many mebibytes.
+fn on_a_small_disk(size: &std::ffi::CStr, work: impl AsyncFnOnce(&Path) + Send) {
     testkit::in_network_namespace(|| {
         let dir = tempfile::tempdir().unwrap();
-        rustix::mount::mount(
-            "tmpfs",
-            dir.path(),
-            "tmpfs",
-            rustix::mount::MountFlags::empty(),
-            Some(c"size=2m"),
-        )
-        .unwrap();
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .enable_all()
-            .worker_threads(2)
-            .build()
-            .unwrap();
-        runtime.block_on(async {
-            let Some(scene) = Scene::new(&[1000, 4 << 20]) else {
-                return;
-            };
-            scene.tools.layout(&scene.layout, "small", &[vec![1; 1000]]);
-            scene
-                .registry
-                .push(&scene.tools, &scene.layout, "small", "x:small");
-            let registries = plain(&[&scene.registry.address.to_string()]);
-            let blobs = Blobs::open(dir.path().join("blobs")).unwrap();
-            // It is known before anything comes.
-            let error = pull_into(&registries, &scene.registry.name("x:1"), &blobs)
-                .await
-                .unwrap_err();
-            let Error::Blob(BlobError::Full { path, needed, free }) = &error else {
-                panic!("{error:?}");
-            };
-            assert_eq!(path, blobs.directory());
-            assert!(needed > free, "{error}");
-            // And it is noticed when another takes the space meanwhile.
-            fs::write(dir.path().join("hog"), vec![0; usize::try_from(*free).unwrap()]).unwrap();
-            let error = blobs.adopt_bytes(&vec![1; 1 << 20]).unwrap_err();
-            assert!(matches!(error, BlobError::Full { .. }), "{error:?}");
-            fs::remove_file(dir.path().join("hog")).unwrap();
-            idle(&blobs).await;
-            pull_into(&registries, &scene.registry.name("x:small"), &blobs)
-                .await
-                .unwrap();
-            let listing = blobs.list().unwrap();
-            assert_eq!(listing.strays, Vec::<std::path::PathBuf>::new());
-        });
+        let flags = rustix::mount::MountFlags::empty();
+        rustix::mount::mount("tmpfs", dir.path(), "tmpfs", flags, Some(size)).unwrap();
+        let mut runtime = tokio::runtime::Builder::new_multi_thread();
+        let runtime = runtime.enable_all().worker_threads(2).build().unwrap();
+        runtime.block_on(work(dir.path()));
         drop(runtime);
         rustix::mount::unmount(dir.path(), rustix::mount::UnmountFlags::DETACH).unwrap();
+    });
+}
+
+/// Takes all the space that there is.
+fn fill(file: &Path) {
+    let mut hog = fs::File::create(file).unwrap();
+    loop {
+        match hog.write_all(&[1; 4096]) {
+            Ok(()) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::StorageFull => return,
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+#[test]
+fn a_disk_that_is_too_small_is_said_and_the_rest_goes_on() {
+    on_a_small_disk(c"size=2m", async |disk| {
+        let Some(scene) = Scene::new(&[1000, 4 << 20]) else {
+            return;
+        };
+        scene.tools.layout(&scene.layout, "small", &[vec![1; 1000]]);
+        scene
+            .registry
+            .push(&scene.tools, &scene.layout, "small", "x:small");
+        let registries = plain(&[&scene.registry.address.to_string()]);
+        let blobs = Blobs::open(disk.join("blobs")).unwrap();
+        // It is known before anything comes.
+        let error = pull_into(&registries, &scene.registry.name("x:1"), &blobs)
+            .await
+            .unwrap_err();
+        let Error::Blob(BlobError::Full { path, needed, free }) = &error else {
+            panic!("{error:?}");
+        };
+        assert_eq!(path, blobs.directory());
+        assert!(needed > free, "{error}");
+        idle(&blobs).await;
+        pull_into(&registries, &scene.registry.name("x:small"), &blobs)
+            .await
+            .unwrap();
+        fill(&disk.join("hog"));
+        let error = blobs.adopt_bytes(&[1; 100_000]).unwrap_err();
+        assert!(matches!(error, BlobError::Full { .. }), "{error:?}");
+        assert!(blobs.list().unwrap().strays.is_empty());
+    });
+}
+
+#[test]
+fn a_disk_that_fills_up_in_the_middle_is_said_and_what_has_come_stays() {
+    on_a_small_disk(c"size=8m", async |disk| {
+        let image = Image::new(vec![noise(4 << 20)]);
+        let half = image.layers[0].len() / 2;
+        let go_on = Arc::new(Notify::new());
+        let (content, told) = (image.clone(), go_on.clone());
+        let server = Server::start(move |request, stream| {
+            let (image, go_on) = (content.clone(), told.clone());
+            Box::pin(async move {
+                let layer = &image.layers[0];
+                if !request.path.ends_with(&sha256(layer)) || request.header("range").is_some() {
+                    return serve(&image, &request, stream).await;
+                }
+                let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", layer.len());
+                stream.write_all(head.as_bytes()).await?;
+                stream.write_all(&layer[..half]).await?;
+                go_on.notified().await;
+                stream.write_all(&layer[half..]).await
+            })
+        })
+        .await;
+        let blobs = Blobs::open(disk.join("blobs")).unwrap();
+        let name: Reference = format!("{}/x:1", server.address).parse().unwrap();
+        let registries = plain(&[&server.address.to_string()]);
+        let pulling = {
+            let (registries, name, blobs) = (registries.clone(), name.clone(), blobs.clone());
+            tokio::spawn(async move { pull_into(&registries, &name, &blobs).await })
+        };
+        let partial = disk.join("blobs/partial").join(&sha256(&image.layers[0])[7..]);
+        let end = Instant::now() + LONG;
+        while fs::metadata(&partial).map_or(0, |metadata| metadata.len()) < half as u64 {
+            assert!(Instant::now() < end, "the first half does not come");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let hog = disk.join("hog");
+        fill(&hog);
+        go_on.notify_one();
+        let error = pulling.await.unwrap().unwrap_err();
+        assert!(matches!(error, Error::Blob(BlobError::Full { .. })), "{error:?}");
+        idle(&blobs).await;
+        let kept = fs::read(&partial).unwrap();
+        assert!(
+            kept.len() >= half && image.layers[0].starts_with(&kept),
+            "{} bytes",
+            kept.len()
+        );
+        fs::remove_file(&hog).unwrap();
+        // The server ignores what is asked for, and the pull does not mind.
+        let pulled = pull_into(&registries, &name, &blobs).await.unwrap();
+        assert_eq!(
+            fs::read(blobs.path(&pulled.layers[0].digest)).unwrap(),
+            image.layers[0]
+        );
     });
 }
 

@@ -61,6 +61,15 @@ impl Bench {
         file
     }
 
+    /// A container image in a file.
+    pub(super) fn small_archive(&self) -> PathBuf {
+        let archive = self.daemon.scratch().join("small-1.tar");
+        match archive.exists() {
+            true => archive,
+            false => e2e::images::docker_archive(&self.daemon.scratch(), "small:1", &[]),
+        }
+    }
+
     /// A kernel that is there already.
     pub(super) fn kernel(&self) -> PathBuf {
         let kernels = std::fs::read_dir(self.daemon.state().join("kernels")).expect("kernels");
@@ -78,6 +87,7 @@ impl Bench {
         // What a scenario with images or kernels had made when it was broken off.
         for (method, params) in [
             ("image.remove", json!({"image": "small"})),
+            ("image.remove", json!({"image": "small-too"})),
             ("kernel.remove", json!({"kernel": "another"})),
         ] {
             let removed = Wire::connect(&self.daemon).call(method, &params);

@@ -98,6 +98,13 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         act: images,
     },
     Scenario {
+        name: "imports and names",
+        before: Before::Absent,
+        ends: false,
+        left: None,
+        act: imports,
+    },
+    Scenario {
         name: "kernels",
         before: Before::Absent,
         ends: false,
@@ -288,6 +295,23 @@ fn images(bench: &Bench, wire: &mut Wire) -> Option<()> {
     done(wire, "image.register", &new)?;
     // Once more, which removes the one before.
     done(wire, "image.register", &new)?;
+    asked(wire, "image.remove", &json!({"image": "small"}))?;
+    Some(())
+}
+
+fn imports(bench: &Bench, wire: &mut Wire) -> Option<()> {
+    let archive = bench.small_archive();
+    done(
+        wire,
+        "image.import",
+        &json!({"path": archive, "name": "small", "replace": true}),
+    )?;
+    asked(
+        wire,
+        "image.tag",
+        &json!({"image": "small", "name": "small-too", "replace": true}),
+    )?;
+    asked(wire, "image.remove", &json!({"image": "small-too"}))?;
     asked(wire, "image.remove", &json!({"image": "small"}))?;
     Some(())
 }

@@ -64,6 +64,7 @@ impl Service for Toy {
         image_bootstrap(ImageBootstrap) -> Operation;
         image_pull(ImagePull) -> Operation;
         image_import(ImageImport) -> Operation;
+        image_export(ImageExport) -> Operation;
         image_verify(ImageVerify) -> Operation;
         image_prune(GcRun) -> GcReport;
         kernel_list(Empty) -> Vec<Kernel>;

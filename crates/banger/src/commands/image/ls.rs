@@ -133,6 +133,11 @@ mod tests {
         assert_eq!(names(&debian), ["debian", "debian:12"]);
         assert_eq!(names(&former), ["f1b2c3d4e5"]);
         let now: Timestamp = "2026-02-01T00:01:00Z".parse().unwrap();
-        insta::assert_snapshot!(render(&[debian, former], now), @"");
+        insta::assert_snapshot!(render(&[debian, former], now), @r"
+        NAME        ID           DIGEST                SIZE     SHARED   USED BY      CREATED
+        debian      a1b2c3d4e5   sha256:1a2b1a2b1a2b   420MiB   48MiB    dev, ci      1m ago
+        debian:12   a1b2c3d4e5   sha256:1a2b1a2b1a2b   420MiB   48MiB    dev, ci      1m ago
+        -           f1b2c3d4e5   sha256:000000000000   5MiB     -        4 machines   4w ago
+        ");
     }
 }

@@ -1,6 +1,7 @@
 //! `banger image`: what machines start from.
 
 mod bootstrap;
+mod export;
 mod find;
 mod import;
 mod ls;
@@ -27,6 +28,7 @@ pub(crate) enum Image {
     Import(import::Import),
     Register(register::Register),
     Bootstrap(bootstrap::Bootstrap),
+    Export(export::Export),
     Tag(tag::Tag),
     Rm(rm::Rm),
     Prune(prune::Prune),
@@ -43,6 +45,7 @@ impl Image {
             Self::Import(command) => command.run(context).await,
             Self::Register(command) => command.run(context).await,
             Self::Bootstrap(command) => command.run(context).await,
+            Self::Export(command) => command.run(context).await,
             Self::Tag(command) => command.run(context).await,
             Self::Rm(command) => command.run(context).await,
             Self::Prune(command) => command.run(context).await,

@@ -377,6 +377,9 @@ impl Service for Local {
     async fn image_import(&self, _: Caller, _: ImageImport) -> Result<Operation, RpcError> {
         absent("image.import")
     }
+    async fn image_export(&self, _: Caller, _: ImageExport) -> Result<Operation, RpcError> {
+        absent("image.export")
+    }
     async fn image_verify(&self, _: Caller, _: ImageVerify) -> Result<Operation, RpcError> {
         absent("image.verify")
     }
