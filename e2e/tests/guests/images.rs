@@ -41,6 +41,10 @@ fn an_image_of_a_registry_boots_and_moves_on() {
 
     let guest = Guest::start(&daemon, "dev", &app);
     assert_eq!(guest.exec(["/bin/cat", "/etc/hello"]).ok(), "first");
+    // What the image says of its processes, and what is asked for instead.
+    let greet = ["/bin/sh", "-c", "echo $GREETING"];
+    assert_eq!(guest.exec(greet).ok(), "hello");
+    assert_eq!(guest.exec_with(&["-e", "GREETING=bye"]).args(greet).ok(), "bye");
     let shown = daemon.banger(["image", "show", &app, "--output", "json"]).json();
     assert_eq!(shown["config"]["env"], json!({"GREETING": "hello"}));
     assert_eq!(shown["config"]["cmd"], json!(["/bin/sh"]));
@@ -74,6 +78,22 @@ fn an_image_of_a_registry_boots_and_moves_on() {
     let pruned = daemon.banger(["image", "prune", "-q"]).ok();
     assert_eq!(pruned, former["id"]);
     daemon.banger(["image", "show", &first]).fails(3);
+    daemon.banger(["image", "rm", &app]).ok();
+    // One that is not there is pulled first.
+    let ran = daemon
+        .banger([
+            "run",
+            "--rm",
+            &app,
+            "--",
+            "/bin/sh",
+            "-c",
+            "echo $GREETING; cat /etc/hello",
+        ])
+        .run()
+        .expect(0);
+    assert_eq!(ran.out(), "hello\nsecond");
+    assert!(ran.err().contains("is not here yet: pulling it"), "{ran}");
     daemon.banger(["image", "rm", &app]).ok();
     let blobs = std::fs::read_dir(daemon.state().join("blobs/sha256")).expect("blobs");
     assert_eq!(blobs.count(), 0);

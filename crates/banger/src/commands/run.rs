@@ -2,7 +2,9 @@
 
 mod program;
 
-use banger_api::types::{ImageRef, VmCreate, VmRef};
+use banger_api::ErrorKind;
+use banger_api::client::{Client, ClientError};
+use banger_api::types::{Image, ImagePull, ImageRef, VmCreate, VmRef};
 use clap::Args;
 
 use crate::commands::exec::ExecOptions;
@@ -11,7 +13,7 @@ use crate::commands::vm::rm;
 use crate::context::Context;
 use crate::error::CliError;
 use crate::interrupt::Interrupts;
-use crate::operation::{End, Follow, detached};
+use crate::operation::{End, Follow, detached, too_late};
 use crate::session;
 use crate::stdio::{self, say};
 
@@ -89,7 +91,8 @@ impl Run {
             command,
         } = self;
         let client = context.client().await?;
-        let config = client.image_show(ImageRef { image: image.clone() }).await?.config;
+        let mut interrupts = Interrupts::listen()?;
+        let config = image_of(&client, &mut interrupts, &image, quiet).await?.config;
         let streams = options.streams();
         let asked = Asked {
             entrypoint: entrypoint.as_deref(),
@@ -121,7 +124,6 @@ impl Run {
             ephemeral: rm,
             ..machine.create(name, image)?
         };
-        let mut interrupts = Interrupts::listen()?;
         let follow = Follow::cancelling(quiet, detach);
         let created = match follow
             .to_end(&client, &mut interrupts, client.vm_create(params))
@@ -152,5 +154,41 @@ impl Run {
             crate::cli::report(&error);
         }
         result
+    }
+}
+
+/// The image, which is pulled first where it is not there and its name says that it is a registry's. One without a tag and
+/// a place may as well be a slip of the pen, or one that is made here: that is said instead.
+async fn image_of(
+    client: &Client,
+    interrupts: &mut Interrupts,
+    image: &str,
+    quiet: bool,
+) -> Result<Image, CliError> {
+    let show = || {
+        client.image_show(ImageRef {
+            image: image.to_owned(),
+        })
+    };
+    let is_reference = image.contains(['/', ':', '@']) && !image.starts_with("sha256:");
+    match show().await {
+        Err(ClientError::Rpc(error)) if error.kind == ErrorKind::NotFound && is_reference => {}
+        found => return Ok(found?),
+    }
+    if !quiet {
+        say!("{image} is not here yet: pulling it");
+    }
+    let params = ImagePull {
+        reference: image.to_owned(),
+        name: None,
+        kernel: None,
+    };
+    match Follow::cancelling(quiet, false)
+        .to_end(client, interrupts, client.image_pull(params))
+        .await?
+    {
+        End::Done(_) => Ok(show().await?),
+        End::TooLate(operation) => Err(too_late(&operation)),
+        End::Detached(operation) => Err(CliError::usage(format!("operation {} goes on", operation.id))),
     }
 }
