@@ -51,9 +51,6 @@ if [[ ${1:-} == test ]]; then
     # Images made and unpacked by others, to compare with.
     need umoci umoci
     need skopeo skopeo
-    need buildah buildah
-    # A registry to pull from.
-    need docker-registry docker-registry
     # A clock that jumps.
     [[ -e /usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1 ]] || missing+=(libfaketime)
     # Any way to reach pip will do; the test bed fetches a wheel with it.

@@ -87,17 +87,19 @@ pub struct Registry {
 impl Registry {
     /// Starts one that has nothing; `None` where its program or that which fills it is missing, after having said so.
     pub fn start() -> Option<Self> {
-        for program in ["docker-registry", "skopeo"] {
-            if testbed::find_program(program).is_none() {
-                testbed::require(&format!("{program} is missing: make setup"));
-                return None;
-            }
+        if testbed::find_program("skopeo").is_none() {
+            testbed::require("skopeo is missing: make setup");
+            return None;
         }
+        let Some(program) = program() else {
+            testbed::require("there is no docker-registry: BANGER_TEST_DOCKER_REGISTRY");
+            return None;
+        };
         let directory = tempfile::tempdir().expect("a directory");
         // Another may take the port before the registry has it; then it ends at once and another is tried.
         for _ in 0..16 {
             let port = free_port();
-            let mut process = serve(directory.path(), port);
+            let mut process = serve(&program, directory.path(), port);
             let listens = crate::wait_for(PATIENCE, || {
                 let ended = process.try_wait().expect("look at the registry").is_some();
                 let listens = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok();
@@ -141,14 +143,19 @@ impl Registry {
     }
 }
 
-fn serve(directory: &Path, port: u16) -> Child {
+/// The one that the environment names, or that is installed.
+fn program() -> Option<PathBuf> {
+    let named = std::env::var_os("BANGER_TEST_DOCKER_REGISTRY").map(PathBuf::from);
+    named.or_else(|| testbed::find_program("docker-registry"))
+}
+
+fn serve(program: &Path, directory: &Path, port: u16) -> Child {
     let config = directory.join("config.yml");
     let text = format!(
         "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {:?}}}}}\nhttp: {{addr: \"127.0.0.1:{port}\"}}\n",
         directory
     );
     std::fs::write(&config, text).expect("write");
-    let program = testbed::find_program("docker-registry").expect("docker-registry");
     let mut command = Command::new(program);
     command
         .arg("serve")

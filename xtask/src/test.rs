@@ -102,6 +102,7 @@ fn environment(runner: &mut Command, bed: &Testbed, skips: &Path) {
         ("BANGER_TEST_FIRECRACKER_KERNEL", &bed.firecracker_kernel),
         ("BANGER_TEST_DEBIAN_KERNEL", &bed.debian_kernel),
         ("BANGER_TEST_RESOLVED", &bed.resolved),
+        ("BANGER_TEST_DOCKER_REGISTRY", &bed.docker_registry),
         ("BANGER_TEST_FIREWALLS", &bed.firewalls),
         ("BANGER_TEST_HOST", &bed.host),
     ];

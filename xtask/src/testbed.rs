@@ -5,6 +5,7 @@
 //! - `firecracker-vmlinux`: a kernel that Firecracker can boot even where `/dev/kvm` opens but the processor cannot
 //!   virtualize; it is handed to the project beside the checkout, not part of it.
 //! - `debian-kernel/`: the kernel package that the default image uses, unpacked, for tests below the end-to-end level.
+//! - `docker-registry/`: the registry of container images out of its package, whose installation would start it.
 //! - `resolved/`: systemd-resolved out of its packages, which must not be installed: it would take over the machine's own
 //!   name resolution.
 //! - `firewalls/`: ufw, firewalld and Docker, see [`crate::firewalls`].
@@ -38,6 +39,8 @@ pub(crate) struct Testbed {
     pub(crate) debian_kernel: Option<PathBuf>,
     /// A tree with systemd-resolved in it.
     pub(crate) resolved: Option<PathBuf>,
+    /// A registry of container images.
+    pub(crate) docker_registry: Option<PathBuf>,
     /// A tree with other programs that have rules for packets.
     pub(crate) firewalls: Option<PathBuf>,
     /// Image and kernel of a whole host.
@@ -65,6 +68,7 @@ pub(crate) fn prepare() -> Result<Testbed> {
         .as_deref()
         .and_then(|package| part("debian kernel", unpack_debian_kernel(&dir, package)));
     let resolved = part("systemd-resolved", resolved(&dir));
+    let docker_registry = part("docker-registry", docker_registry(&dir));
     let firewalls = part("firewalls", firewalls::prepare(&dir));
     let host = package
         .as_deref()
@@ -74,6 +78,7 @@ pub(crate) fn prepare() -> Result<Testbed> {
         firecracker_kernel: kernel,
         debian_kernel: unpacked,
         resolved,
+        docker_registry,
         firewalls,
         host,
         missing,
@@ -192,8 +197,23 @@ fn debian_kernel_package(dir: &Path) -> Result<PathBuf> {
 
 /// resolved, and the library that it shares with the rest of systemd.
 fn resolved(dir: &Path) -> Result<PathBuf> {
-    once(&dir.join("resolved"), "fetching systemd-resolved", |new| {
-        let packages = ["systemd-resolved", "libsystemd-shared"];
+    let packages = ["systemd-resolved", "libsystemd-shared"];
+    unpacked(&dir.join("resolved"), "fetching systemd-resolved", &packages)
+}
+
+/// The registry, which would begin to serve where it is installed and systemd runs.
+fn docker_registry(dir: &Path) -> Result<PathBuf> {
+    let tree = unpacked(
+        &dir.join("docker-registry"),
+        "fetching docker-registry",
+        &["docker-registry"],
+    )?;
+    Ok(tree.join("usr/bin/docker-registry"))
+}
+
+/// Packages that are unpacked and not installed.
+fn unpacked(to: &Path, what: &str, packages: &[&str]) -> Result<PathBuf> {
+    once(to, what, |new| {
         sh::read(
             Command::new("apt-get")
                 .args(["-q", "download"])
