@@ -1,6 +1,6 @@
 //! Container images for tests, and a registry that has them: Debian's `docker-registry` on loopback, filled by `skopeo`.
 
-use std::io::{Read, Write};
+use std::io::{BufRead as _, BufReader, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -96,24 +96,12 @@ impl Registry {
             return None;
         };
         let directory = tempfile::tempdir().expect("a directory");
-        // Another may take the port before the registry has it; then it ends at once and another is tried.
-        for _ in 0..16 {
-            let port = free_port();
-            let mut process = serve(&program, directory.path(), port);
-            let listens = crate::wait_for(PATIENCE, || {
-                let ended = process.try_wait().expect("look at the registry").is_some();
-                let listens = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok();
-                (ended || listens).then_some(!ended)
-            });
-            if listens.expect("a registry that listens or ends") {
-                return Some(Self {
-                    process,
-                    directory,
-                    port,
-                });
-            }
-        }
-        panic!("the registry finds no port");
+        let (process, port) = serve(&program, directory.path());
+        Some(Self {
+            process,
+            directory,
+            port,
+        })
     }
 
     /// Puts an image of a docker archive into it.
@@ -149,26 +137,46 @@ fn program() -> Option<PathBuf> {
     named.or_else(|| testbed::find_program("docker-registry"))
 }
 
-fn serve(program: &Path, directory: &Path, port: u16) -> Child {
+/// Starts it at a port that the kernel chooses, and hears which.
+fn serve(program: &Path, directory: &Path) -> (Child, u16) {
     let config = directory.join("config.yml");
     let text = format!(
-        "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {:?}}}}}\nhttp: {{addr: \"127.0.0.1:{port}\"}}\n",
-        directory
+        "version: 0.1\nlog: {{level: info, formatter: text, accesslog: {{disabled: true}}}}\n\
+         storage: {{filesystem: {{rootdirectory: {directory:?}}}}}\nhttp: {{addr: \"127.0.0.1:0\"}}\n"
     );
     std::fs::write(&config, text).expect("write");
-    let mut command = Command::new(program);
-    command
+    let mut process = Command::new(program)
         .arg("serve")
         .arg(&config)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        .stderr(Stdio::null());
-    command.spawn().expect("run docker-registry")
-}
-
-fn free_port() -> u16 {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("listen");
-    listener.local_addr().expect("an address").port()
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("run docker-registry");
+    let said = BufReader::new(process.stderr.take().expect("a pipe"));
+    let (tell, told) = std::sync::mpsc::channel();
+    // Reads to the end, so that the registry never waits for us.
+    std::thread::spawn(move || {
+        let mut all = String::new();
+        for line in said.lines().map_while(Result::ok) {
+            let port = line.split_once("listening on 127.0.0.1:").map(|(_, rest)| {
+                let end = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+                rest[..end].parse::<u16>().expect("a port")
+            });
+            if let Some(port) = port {
+                tell.send(Ok(port)).ok();
+            }
+            all.push_str(&line);
+        }
+        tell.send(Err(all)).ok();
+    });
+    let port = told
+        .recv_timeout(PATIENCE)
+        .expect("a registry that listens or ends");
+    (
+        process,
+        port.unwrap_or_else(|said| panic!("docker-registry ended: {said}")),
+    )
 }
 
 impl Drop for Registry {
