@@ -1,19 +1,15 @@
 //! Container images for tests, and a registry that has them: Debian's `docker-registry` on loopback, filled by `skopeo`.
 
-use std::io::{BufRead as _, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use serde_json::json;
 
 use crate::testbed;
-
-/// Ends a test that has failed.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A docker archive of one image with one layer, which holds these files and a busybox as `bin/busybox` and `bin/sh`. Its
 /// environment says `GREETING=hello`, its label `team=a`.
@@ -96,7 +92,9 @@ impl Registry {
             return None;
         };
         let directory = tempfile::tempdir().expect("a directory");
-        let (process, port) = serve(&program, directory.path());
+        let (config, store) = (directory.path().join("config.yml"), directory.path());
+        let (process, address) = testkit::docker_registry(&program, &config, store, "");
+        let port = address.port();
         Some(Self {
             process,
             directory,
@@ -135,48 +133,6 @@ impl Registry {
 fn program() -> Option<PathBuf> {
     let named = std::env::var_os("BANGER_TEST_DOCKER_REGISTRY").map(PathBuf::from);
     named.or_else(|| testbed::find_program("docker-registry"))
-}
-
-/// Starts it at a port that the kernel chooses, and hears which.
-fn serve(program: &Path, directory: &Path) -> (Child, u16) {
-    let config = directory.join("config.yml");
-    let text = format!(
-        "version: 0.1\nlog: {{level: info, formatter: text, accesslog: {{disabled: true}}}}\n\
-         storage: {{filesystem: {{rootdirectory: {directory:?}}}}}\nhttp: {{addr: \"127.0.0.1:0\"}}\n"
-    );
-    std::fs::write(&config, text).expect("write");
-    let mut process = Command::new(program)
-        .arg("serve")
-        .arg(&config)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("run docker-registry");
-    let said = BufReader::new(process.stderr.take().expect("a pipe"));
-    let (tell, told) = std::sync::mpsc::channel();
-    // Reads to the end, so that the registry never waits for us.
-    std::thread::spawn(move || {
-        let mut all = String::new();
-        for line in said.lines().map_while(Result::ok) {
-            let port = line.split_once("listening on 127.0.0.1:").map(|(_, rest)| {
-                let end = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
-                rest[..end].parse::<u16>().expect("a port")
-            });
-            if let Some(port) = port {
-                tell.send(Ok(port)).ok();
-            }
-            all.push_str(&line);
-        }
-        tell.send(Err(all)).ok();
-    });
-    let port = told
-        .recv_timeout(PATIENCE)
-        .expect("a registry that listens or ends");
-    (
-        process,
-        port.unwrap_or_else(|said| panic!("docker-registry ended: {said}")),
-    )
 }
 
 impl Drop for Registry {

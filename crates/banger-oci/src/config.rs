@@ -53,6 +53,13 @@ impl ImageConfig {
         pairs.filter(|(name, value)| !name.is_empty() && !name.contains('\0') && !value.contains('\0'))
     }
 
+    /// [`Self::variables`] by name, the last of each.
+    #[must_use]
+    pub fn environment(&self) -> BTreeMap<String, String> {
+        let owned = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
+        self.variables().map(owned).collect()
+    }
+
     /// What it is made for.
     #[must_use]
     pub fn platform(&self) -> Platform {

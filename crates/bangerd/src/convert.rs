@@ -435,11 +435,7 @@ pub(crate) fn removed_image(removed: Removed) -> types::Image {
 }
 
 fn image_config(config: ImageConfig) -> types::ImageConfig {
-    // Of several with one name the last one counts, as it does for a process.
-    let env = config
-        .variables()
-        .map(|(name, value)| (name.to_owned(), value.to_owned()))
-        .collect();
+    let env = config.environment();
     let ImageConfig {
         env: _,
         user,

@@ -1,6 +1,5 @@
 //! The contract's methods. Each validates, converts and delegates to the engine; nothing else happens here.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -600,8 +599,7 @@ impl Service for Rpc {
         // What the caller does not say, the machine's image does.
         let image = self.engine.image_config(&vm).await.map_err(convert::error)?;
         let image = image.unwrap_or_default();
-        let owned = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
-        let mut variables: BTreeMap<_, _> = image.variables().map(owned).collect();
+        let mut variables = image.environment();
         variables.extend(env);
         let start = proto::ExecStart {
             argv: command,

@@ -7,6 +7,7 @@
 
 mod card;
 mod namespace;
+mod registry;
 mod resolver;
 
 use std::fs::File;
@@ -16,6 +17,7 @@ use std::path::PathBuf;
 
 pub use card::Card;
 pub use namespace::{in_network_namespace, in_network_namespace_async};
+pub use registry::docker_registry;
 pub use resolver::Resolver;
 
 /// Says that the running test does nothing, and why. Returns `None` for the caller to pass on.

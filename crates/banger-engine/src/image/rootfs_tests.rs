@@ -5,7 +5,7 @@ use std::io::Write;
 
 use super::*;
 
-fn tool_dirs() -> Option<Vec<PathBuf>> {
+pub(super) fn tool_dirs() -> Option<Vec<PathBuf>> {
     let dirs: Vec<_> = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"]
         .map(PathBuf::from)
         .into();

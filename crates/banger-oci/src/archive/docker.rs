@@ -60,15 +60,7 @@ impl Task<'_> {
                 Err(error) => return Err(error),
             }
         }
-        match (images.is_empty(), unfit) {
-            (false, _) => Ok(Outcome::Images(images)),
-            (true, Some(error)) => Err(error),
-            (true, None) if self.select.is_some() => Ok(Outcome::Others(others)),
-            (true, None) => Err(Error::NotAnArchive {
-                path: self.path.to_owned(),
-                reason: "it holds no image".to_owned(),
-            }),
-        }
+        self.outcome(images, others, unfit)
     }
 
     fn docker_image(

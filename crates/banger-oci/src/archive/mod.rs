@@ -118,6 +118,25 @@ impl Select {
 }
 
 impl Task<'_> {
+    /// What has come of looking through it: the images that fit, else why one that was wanted does not, else which others
+    /// there are.
+    fn outcome(
+        &self,
+        images: Vec<Imported>,
+        others: Vec<String>,
+        unfit: Option<Error>,
+    ) -> Result<Outcome, Error> {
+        match (images.is_empty(), unfit) {
+            (false, _) => Ok(Outcome::Images(images)),
+            (true, Some(error)) => Err(error),
+            (true, None) if self.select.is_some() => Ok(Outcome::Others(others)),
+            (true, None) => Err(Error::NotAnArchive {
+                path: self.path.to_owned(),
+                reason: "it holds no image".to_owned(),
+            }),
+        }
+    }
+
     /// Whether an image is wanted, by what is known of it without reading it.
     fn wants(&self, names: &[Reference], tags: &[String], digests: &[Digest]) -> bool {
         self.select.as_ref().is_none_or(|select| {

@@ -177,11 +177,7 @@ impl RealRegistry {
     pub(crate) fn start(tools: &Tools, dir: &Path, access: Access) -> Self {
         let store = dir.join("registry");
         fs::create_dir_all(&store).unwrap();
-        let mut config = format!(
-            "version: 0.1\nlog: {{level: info, formatter: text, accesslog: {{disabled: true}}}}\n\
-             storage: {{filesystem: {{rootdirectory: {}}}}}\nhttp:\n  addr: 127.0.0.1:0\n",
-            store.display()
-        );
+        let mut config = String::new();
         match access {
             Access::Open => {}
             Access::Password => {
@@ -201,30 +197,7 @@ impl RealRegistry {
             }
         }
         let file = dir.join("registry.yml");
-        fs::write(&file, config).unwrap();
-        let mut child = Command::new(&tools.registry)
-            .arg("serve")
-            .arg(&file)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let said = BufReader::new(child.stderr.take().unwrap());
-        let (tell, told) = mpsc::channel();
-        // Reads to the end, so that the registry never waits for us.
-        std::thread::spawn(move || {
-            let mut all = String::new();
-            for line in said.lines().map_while(Result::ok) {
-                if let Some((_, rest)) = line.split_once("listening on ") {
-                    let end = rest.find(['"', ',', ' ']).unwrap_or(rest.len());
-                    tell.send(Ok(rest[..end].parse().unwrap())).ok();
-                }
-                all.push_str(&line);
-            }
-            tell.send(Err(all)).ok();
-        });
-        let address = told.recv_timeout(LONG).unwrap().unwrap();
+        let (child, address) = testkit::docker_registry(&tools.registry, &file, &store, &config);
         Self {
             child,
             address,

@@ -6,17 +6,8 @@ use std::io::Write;
 
 use hostkit::ext4::E2fsTools;
 
+use super::super::tests::tool_dirs;
 use super::*;
-
-fn tool_dirs() -> Option<Vec<PathBuf>> {
-    let dirs: Vec<_> = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"]
-        .map(PathBuf::from)
-        .into();
-    match E2fsTools::find(&dirs) {
-        Ok(_) => Some(dirs),
-        Err(error) => testkit::skip(&error.to_string()),
-    }
-}
 
 fn archive(entries: &[(&str, &str)]) -> Vec<u8> {
     let mut archive = tar::Builder::new(Vec::new());
