@@ -1,12 +1,10 @@
 //! A real registry, images in it, and what is between a test and it.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
+use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use banger_oci::{Blobs, Error, Event, Platform, Pulled, Reference, Registries, Registry, Timing, pull};
