@@ -280,6 +280,35 @@ impl AgentClient {
         Ok(reply.state().into())
     }
 
+    /// Ends the guest's processes, writes everything to its system disk and freezes the file system there, for at most
+    /// `limit` (at most 1 h).
+    ///
+    /// # Errors
+    ///
+    /// [`AgentError::Failed`] where the agent is not the guest's init, or the kernel refuses; [`AgentError::Unsupported`] by
+    /// an older agent; no connection, or no answer within `deadline`.
+    pub async fn settle(&self, limit: Duration, deadline: Duration) -> Result<(), AgentError> {
+        let request = proto::SettleRequest {
+            limit_ms: u32::try_from(limit.as_millis()).unwrap_or(u32::MAX),
+        };
+        let mut rpc = self.rpc.clone();
+        unary("settle", deadline, rpc.settle(request))
+            .await
+            .map(|proto::SettleReply {}| ())
+    }
+
+    /// Undoes [`Self::settle`]'s freezing.
+    ///
+    /// # Errors
+    ///
+    /// [`AgentError::Unsupported`] by an older agent; no connection, or no answer within `deadline`.
+    pub async fn thaw(&self, deadline: Duration) -> Result<(), AgentError> {
+        let mut rpc = self.rpc.clone();
+        unary("thaw", deadline, rpc.thaw(proto::ThawRequest {}))
+            .await
+            .map(|proto::ThawReply {}| ())
+    }
+
     /// Asks the guest to reboot, which ends its VMM; gives it `graceful` to do so in order, or none for at once.
     /// Returns when the agent has begun; the end is the VMM's exit.
     ///

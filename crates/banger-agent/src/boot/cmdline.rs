@@ -7,6 +7,7 @@
 //! | `banger.work`      | `DEVICE:HOME`: block device whose contents lie over that home directory |
 //! | `banger.hostname`  | the guest's name                                           |
 //! | `banger.init`      | `agent`, or an absolute path in the image; absent: as the image has it |
+//! | `banger.traces`    | `none`: the disk becomes an image, so the guest's name and resolver are not written to it |
 //! | `banger.net`       | `IFACE,ADDRESS/PREFIX[,GATEWAY[,DNS]][,OPTION…]`, IPv4     |
 //!
 //! Options of `banger.net`: `mtu=BYTES`, `search=DOMAIN` (tried after a name without a dot), `inet6=off` (the card gets no
@@ -62,6 +63,8 @@ pub(super) struct BootSpec {
     pub(super) hostname: Option<String>,
     pub(super) init: InitChoice,
     pub(super) net: Option<Net>,
+    /// The guest's name and resolver are not to be found on its disk afterwards.
+    pub(super) traceless: bool,
     /// Parameters which this agent does not know.
     pub(super) unknown: Vec<String>,
 }
@@ -87,6 +90,7 @@ const WORK: &str = "banger.work";
 const HOSTNAME: &str = "banger.hostname";
 const INIT: &str = "banger.init";
 const NET: &str = "banger.net";
+const TRACES: &str = "banger.traces";
 const NET_FORM: &str =
     "INTERFACE,ADDRESS/PREFIX[,GATEWAY[,DNS]] and options mtu=BYTES, search=DOMAIN, inet6=off";
 
@@ -131,6 +135,7 @@ pub(super) fn parse(line: &str) -> Result<BootSpec, CommandLineError> {
     let mut unknown = Vec::new();
     let (mut root, mut overlay, mut work) = (None, None, None);
     let (mut hostname, mut init, mut net) = (None, None, None);
+    let mut traceless = None;
     for word in words(line) {
         let (key, value) = word.split_once('=').unwrap_or((word.as_str(), ""));
         match key {
@@ -140,6 +145,8 @@ pub(super) fn parse(line: &str) -> Result<BootSpec, CommandLineError> {
             HOSTNAME => once(HOSTNAME, &mut hostname, host_name(value)?)?,
             INIT => once(INIT, &mut init, init_choice(value)?)?,
             NET => once(NET, &mut net, network(value)?)?,
+            TRACES if value == "none" => once(TRACES, &mut traceless, true)?,
+            TRACES => return Err(invalid(TRACES, value, "none")),
             key if key.starts_with("banger.") => unknown.push(word),
             _ => {}
         }
@@ -151,6 +158,7 @@ pub(super) fn parse(line: &str) -> Result<BootSpec, CommandLineError> {
         hostname,
         init: init.unwrap_or(InitChoice::Auto),
         net,
+        traceless: traceless.unwrap_or_default(),
         unknown,
     })
 }
@@ -341,6 +349,7 @@ mod tests {
             hostname: Some("dev-1".to_owned()),
             init: InitChoice::Agent,
             net: Some(net),
+            traceless: false,
             unknown: vec!["banger.later=x".to_owned()],
         };
         assert_eq!(spec, Ok(expected));

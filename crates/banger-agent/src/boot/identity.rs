@@ -8,6 +8,7 @@
 //! with it when the system disk is renewed.
 
 use super::BootError;
+use super::etc;
 use super::mounts;
 use crate::log;
 use std::fs;
@@ -29,10 +30,22 @@ pub(super) fn set_name(name: &str, memory: &Path) -> Result<(), BootError> {
     keep_up(root, memory, "hosts", |current| Some(hosts(current, name)));
     // Where the user has chosen another name, that is the guest's name from the start.
     let chosen = read(&root.join("etc/hostname")).as_deref().and_then(chosen_name);
-    let effective = chosen.unwrap_or_else(|| name.to_owned());
-    rustix::system::sethostname(effective.as_bytes()).map_err(|errno| BootError::Io {
+    host_name(chosen.as_deref().unwrap_or(name))
+}
+
+/// Sets the guest's name in the kernel and in files over those of its disk.
+pub(super) fn name_only(name: &str) -> Result<(), BootError> {
+    let run = Path::new("/run");
+    let current = read(&Path::new(mounts::ROOT).join("etc/hosts"));
+    etc::keep(run, "hostname", &format!("{name}\n"));
+    etc::keep(run, "hosts", &hosts(current.as_deref().unwrap_or_default(), name));
+    host_name(name)
+}
+
+fn host_name(name: &str) -> Result<(), BootError> {
+    rustix::system::sethostname(name.as_bytes()).map_err(|errno| BootError::Io {
         doing: "set the host name to",
-        path: effective.into(),
+        path: name.into(),
         source: errno.into(),
     })
 }
@@ -47,15 +60,21 @@ pub(super) fn set_resolver(dns: Ipv4Addr, search: Option<&str>, memory: &Path) {
 }
 
 fn resolver(root: &Path, run: &Path, dns: Ipv4Addr, search: Option<&str>, memory: &Path) {
-    let mut text = format!("nameserver {dns}\n");
-    if let Some(search) = search {
-        text.push_str(&format!("search {search}\n"));
-    }
+    let text = resolver_text(dns, search);
     keep_up(root, memory, "resolv.conf", |_| Some(text));
     let link = fs::symlink_metadata(root.join("etc/resolv.conf")).is_ok_and(|found| found.is_symlink());
     if link && let Err(error) = tell_resolved(run, dns, search) {
         log::line(format_args!("failed to tell systemd-resolved of {dns}: {error}"));
     }
+}
+
+/// What resolv.conf(5) is to say.
+pub(super) fn resolver_text(dns: Ipv4Addr, search: Option<&str>) -> String {
+    let mut text = format!("nameserver {dns}\n");
+    if let Some(search) = search {
+        text.push_str(&format!("search {search}\n"));
+    }
+    text
 }
 
 /// A drop-in (resolved.conf(5)) that is gone with the next boot.

@@ -12,6 +12,7 @@
 //! daemon can show the line. What it can do without (a module, the network) is only logged.
 
 mod cmdline;
+pub(crate) mod etc;
 mod identity;
 mod init;
 mod modules;
@@ -138,6 +139,7 @@ fn boot() -> Result<Infallible, BootError> {
     configure(&spec)?;
     mounts::hide_layers();
     mounts::switch_root()?;
+    etc::show();
 
     match init::choose(&spec.init) {
         (mode, None) => supervise::supervise(mode, layers, spec.disks()),
@@ -161,13 +163,23 @@ fn configure(spec: &BootSpec) -> Result<(), BootError> {
         None => mounts::MEMORY_IN_ROOT,
     });
     if let Some(name) = &spec.hostname {
-        identity::set_name(name, memory)?;
+        match spec.traceless {
+            true => identity::name_only(name)?,
+            false => identity::set_name(name, memory)?,
+        }
     }
     let mut network = net::loopback();
     if let Some(net) = &spec.net {
         network = network.and_then(|()| net::configure(net));
         if let Some(dns) = net.dns {
-            identity::set_resolver(dns, net.search.as_deref(), memory);
+            match spec.traceless {
+                true => etc::keep(
+                    Path::new("/run"),
+                    "resolv.conf",
+                    &identity::resolver_text(dns, net.search.as_deref()),
+                ),
+                false => identity::set_resolver(dns, net.search.as_deref(), memory),
+            }
         }
     }
     if let Err(error) = network {

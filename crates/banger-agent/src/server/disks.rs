@@ -97,7 +97,7 @@ fn grow_now(device: &Path) -> Result<Sizes, Failure> {
 }
 
 /// A directory of the file system on `device`, which is mounted elsewhere.
-fn mount_nowhere(device: &Path) -> io::Result<OwnedFd> {
+pub(super) fn mount_nowhere(device: &Path) -> io::Result<OwnedFd> {
     let context = fsopen("ext4", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_set_string(&context, "source", device)?;
     fsconfig_create(&context)?;

@@ -13,6 +13,7 @@ mod forward;
 mod listening;
 mod power;
 mod service;
+mod settle;
 
 pub(crate) use service::{Context, Role};
 

@@ -120,6 +120,12 @@ fn signal_everybody(signal: Signal) {
     }
 }
 
+/// Ends every process but this one and process 1, at once.
+pub(super) async fn end_everybody(deadline: Instant) {
+    signal_everybody(Signal::KILL);
+    everybody_gone(deadline).await;
+}
+
 async fn everybody_gone(deadline: Instant) {
     while Instant::now() < deadline && !others().is_empty() {
         tokio::time::sleep(LOOK).await;

@@ -1,6 +1,7 @@
 //! The calls: validate, convert, delegate.
 
 use super::figures::Figures;
+use super::settle::Settled;
 use super::{booted, disks, forward, listening, power};
 use crate::boot::Disks;
 use crate::{exec, log, ssh, transfer};
@@ -90,6 +91,7 @@ pub(crate) struct Service {
     ssh: Arc<Semaphore>,
     listening: listening::Listening,
     figures: Figures,
+    settled: Arc<Settled>,
 }
 
 impl Service {
@@ -105,6 +107,7 @@ impl Service {
             ssh: Arc::new(Semaphore::new(MAX_SSH as usize)),
             listening: listening::Listening::default(),
             figures: Figures::default(),
+            settled: Arc::default(),
         }
     }
 
@@ -325,6 +328,26 @@ impl Agent for Service {
             Ok(receiver) => Ok(reply(receiver)),
             Err(failure) => Err(failure.into_status()),
         }
+    }
+
+    async fn settle(
+        &self,
+        request: Request<proto::SettleRequest>,
+    ) -> Result<Response<proto::SettleReply>, Status> {
+        let limit_ms = request.into_inner().limit_ms;
+        let (settled, context) = (Arc::clone(&self.settled), Arc::clone(&self.context));
+        // A task of its own: a caller who goes away in the middle leaves nothing frozen without an end.
+        let settling = tokio::spawn(async move { settled.settle(&context, limit_ms).await });
+        settling.await.map_err(lost)?.map_err(Failure::into_status)?;
+        Ok(Response::new(proto::SettleReply {}))
+    }
+
+    async fn thaw(
+        &self,
+        _request: Request<proto::ThawRequest>,
+    ) -> Result<Response<proto::ThawReply>, Status> {
+        self.settled.thaw().await.map_err(Failure::into_status)?;
+        Ok(Response::new(proto::ThawReply {}))
     }
 
     async fn shutdown(
