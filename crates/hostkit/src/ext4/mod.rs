@@ -1,6 +1,6 @@
 //! ext4 file systems in image files, made and looked at without mounting anything and without privileges.
 //!
-//! [`make_empty`] makes a machine's own disk, [`populate`] turns an unpacked tree into a root file system, both with
+//! [`make_empty`] and [`make_filled`] make a machine's own disk, [`populate`] turns an unpacked tree into a root file system, both with
 //! e2fsprogs; [`inodes`] writes the owners and modes of the latter; [`mend`] repairs what was left in disorder; [`superblock`] reads in Rust what has to be known about a file before it is given to a machine. The
 //! features of what is made here are written out, since those that e2fsprogs picks by itself vary with its version and
 //! its configuration, and the kernel that has to mount the result is not the host's.
@@ -8,6 +8,7 @@
 mod inodes;
 pub mod mend;
 pub mod populate;
+pub mod reader;
 pub mod superblock;
 
 use std::ffi::OsString;
@@ -15,9 +16,11 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::exec::{ExecError, Tool};
+use crate::rootfs_tar::Tree;
 
 /// The smallest file system [`make_empty`] makes, in bytes: below, a journal does not fit.
 pub const MIN_SIZE: u64 = 16 << 20;
@@ -167,6 +170,41 @@ impl E2fsTools {
 /// file is sparse, and what it takes grows by 50 KB per GiB of `size`: the time hardly depends on it. An existing file
 /// is an error; after any error there is no file.
 pub async fn make_empty(tools: &E2fsTools, path: &Path, size: u64, label: &str) -> Result<(), Error> {
+    make_disk(tools, path, size, label, None).await?.keep();
+    Ok(())
+}
+
+/// Makes a disk as [`make_empty`] does, with `tree` on it, whose contents are below `staging`, as [`populate`] writes
+/// them; without extended attributes, of which there must be none.
+///
+/// [`populate`]: populate::populate
+pub async fn make_filled(
+    tools: &E2fsTools,
+    path: &Path,
+    size: u64,
+    label: &str,
+    staging: &Path,
+    tree: &Arc<Tree>,
+) -> Result<(), Error> {
+    let unfinished = make_disk(tools, path, size, label, Some(staging)).await?;
+    let attributed = populate::patch(path, tree).await?;
+    if let Some((_, path)) = attributed.first() {
+        return Err(Error::Name {
+            name: String::from_utf8_lossy(path).into_owned(),
+            reason: "extended attributes are not written here",
+        });
+    }
+    unfinished.keep();
+    Ok(())
+}
+
+async fn make_disk(
+    tools: &E2fsTools,
+    path: &Path,
+    size: u64,
+    label: &str,
+    staging: Option<&Path>,
+) -> Result<Unfinished, Error> {
     check_label(label)?;
     if !(MIN_SIZE..=MAX_SIZE).contains(&size) {
         return Err(Error::Size { size });
@@ -176,7 +214,7 @@ pub async fn make_empty(tools: &E2fsTools, path: &Path, size: u64, label: &str) 
     let journal = (size >> 20).div_euclid(16).clamp(4, 64);
     let journal = format!("size={journal}");
     let features = format!("{FEATURES},has_journal,resize_inode");
-    let mke2fs = tools
+    let mut mke2fs = tools
         .mke2fs
         .command()
         // The usage type keeps e2fsprogs from choosing other parameters for small file systems; nothing is reserved for
@@ -185,14 +223,16 @@ pub async fn make_empty(tools: &E2fsTools, path: &Path, size: u64, label: &str) 
             "-q", "-F", "-t", "ext4", "-T", "default", "-b", "4096", "-I", "256", "-i", "16384", "-m", "0",
         ])
         .args(["-O", &features, "-E", FRESH, "-J", &journal, "-L", label])
-        .arg(absolute(path)?)
         .timeout(MKE2FS_TIMEOUT);
-    mke2fs.run().await.map_err(|source| Error::Command {
+    if let Some(staging) = staging {
+        mke2fs = mke2fs.arg("-d").arg(absolute(staging)?);
+    }
+    let made = mke2fs.arg(absolute(path)?).run().await;
+    made.map_err(|source| Error::Command {
         path: path.to_owned(),
         source: Box::new(source),
     })?;
-    unfinished.keep();
-    Ok(())
+    Ok(unfinished)
 }
 
 /// A new file that is removed again unless it is kept.
@@ -338,6 +378,45 @@ pub(crate) mod tests {
                 Err(Error::Create { .. })
             ));
         }
+    }
+
+    #[tokio::test]
+    async fn a_filled_disk_has_what_the_tree_says_whoever_makes_it() {
+        let Some(tools) = tools() else { return };
+        let dir = tempfile::tempdir().unwrap();
+        let staging = dir.path().join("tree");
+        std::fs::create_dir(&staging).unwrap();
+        let mut archive = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_gnu();
+        header.set_mode(0o640);
+        header.set_uid(7);
+        header.set_gid(8);
+        header.set_size(4);
+        archive
+            .append_data(&mut header, "file", b"text".as_slice())
+            .unwrap();
+        let archive = archive.into_inner().unwrap();
+        let limits = crate::rootfs_tar::Limits::default();
+        let tree = crate::rootfs_tar::unpack(archive.as_slice(), &staging, &limits, |_| Ok(())).unwrap();
+        let path = dir.path().join("disk");
+        make_filled(&tools, &path, 1 << 30, "work", &staging, &Arc::new(tree))
+            .await
+            .unwrap();
+        assert_clean(&path).await;
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), 1 << 30);
+        assert_eq!(tools.read(&path, "/file", 10).await.unwrap().unwrap(), b"text");
+        let stat = tools
+            .request(&path, "stat ", "/file", 1 << 20)
+            .await
+            .unwrap()
+            .unwrap();
+        let stat = String::from_utf8(stat).unwrap();
+        let stat: Vec<_> = stat.split_ascii_whitespace().collect();
+        let stat = stat.join(" ");
+        assert!(
+            stat.contains("Mode: 0640") && stat.contains("User: 7 Group: 8"),
+            "{stat}"
+        );
     }
 
     #[tokio::test]

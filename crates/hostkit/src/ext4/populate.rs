@@ -69,12 +69,7 @@ pub async fn populate(
         .await
         .map_err(command_error)?;
 
-    let (path, nodes) = (image.to_owned(), Arc::clone(tree));
-    let attributed = match tokio::task::spawn_blocking(move || inodes::patch(&path, &nodes)).await {
-        Ok(result) => result?,
-        // Blocking tasks are not aborted anywhere, so this is its own panic, passed on.
-        Err(error) => std::panic::resume_unwind(error.into_panic()),
-    };
+    let attributed = patch(image, tree).await?;
     if !attributed.is_empty() {
         let script = scratch.join("debugfs-script");
         write_script(tree, &attributed, scratch, &script)?;
@@ -82,6 +77,16 @@ pub async fn populate(
     }
     unfinished.keep();
     Ok(())
+}
+
+/// Writes what the tree on the host could not hold into an image's inodes; gives those that have extended attributes.
+pub(super) async fn patch(image: &Path, tree: &Arc<Tree>) -> Result<Vec<Attributed>, Error> {
+    let (path, nodes) = (image.to_owned(), Arc::clone(tree));
+    match tokio::task::spawn_blocking(move || inodes::patch(&path, &nodes)).await {
+        Ok(result) => result,
+        // Blocking tasks are not aborted anywhere, so this is its own panic, passed on.
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
 }
 
 /// Runs a script of `debugfs` on an image.
