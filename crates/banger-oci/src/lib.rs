@@ -11,6 +11,8 @@
 //!                                                                     every byte through Blobs (blobs/), verified
 //! ```
 //!
+//! Beside it, [`download`](mod@download) fetches a single file by its URL and digest, over the same connections.
+//!
 //! Registries and archives are strangers: everything they say is bounded, parsed strictly and checked against digests;
 //! text of theirs that ends up in errors is stripped of control characters and cut.
 //!
@@ -23,6 +25,7 @@
 mod archive;
 mod blobs;
 mod config;
+pub mod download;
 mod error;
 mod image;
 mod manifest;

@@ -169,6 +169,11 @@ impl Blobs {
         self.0.dir.join("partial").join(digest.to_string())
     }
 
+    /// How many bytes of a partial one are there.
+    pub(crate) fn begun(&self, digest: &Digest) -> u64 {
+        fs::symlink_metadata(self.partial(digest)).map_or(0, |found| found.len())
+    }
+
     /// Whether a blob is there whole.
     #[must_use]
     pub fn has(&self, digest: &Digest) -> bool {

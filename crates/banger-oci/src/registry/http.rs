@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use super::Timing;
 use super::connect::{ConnectError, Connector};
-use super::proxy::Proxies;
+use super::proxy::{Proxies, is_loopback};
 use crate::error::Error;
 
 const REDIRECTS: usize = 5;
@@ -30,10 +30,12 @@ const DOCUMENT_PATIENCE: u32 = 4;
 const AGENT: &str = concat!("banger/", env!("CARGO_PKG_VERSION"));
 
 /// A client for one place, with connections that are kept while it is.
-pub(super) struct Http {
+pub(crate) struct Http {
     client: Client<Connector, Full<Bytes>>,
     proxies: Proxies,
     timing: Timing,
+    /// Whether a redirect may lead to another host without TLS.
+    plain_elsewhere: bool,
 }
 
 /// Why there was no answer, or not all of it. The caller knows whose.
@@ -64,16 +66,16 @@ impl HttpError {
 }
 
 /// An answer's beginning, and from where it came in the end.
-pub(super) struct Reply {
-    pub(super) status: StatusCode,
-    pub(super) headers: HeaderMap,
-    pub(super) body: Body,
+pub(crate) struct Reply {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Body,
     /// Whether it came from the host that was asked, and not from one that it redirected to.
     pub(super) is_own: bool,
 }
 
 impl Http {
-    pub(super) fn new(proxies: &Proxies, ca: Option<std::path::PathBuf>, timing: &Timing) -> Self {
+    pub(crate) fn new(proxies: &Proxies, ca: Option<std::path::PathBuf>, timing: &Timing) -> Self {
         let connector = Connector::new(proxies.clone(), ca, timing);
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
@@ -85,11 +87,20 @@ impl Http {
             client,
             proxies: proxies.clone(),
             timing: timing.clone(),
+            plain_elsewhere: true,
+        }
+    }
+
+    /// Follows no redirect to another host without TLS, except to this one.
+    pub(crate) fn without_plain_elsewhere(self) -> Self {
+        Self {
+            plain_elsewhere: false,
+            ..self
         }
     }
 
     /// GET, following redirects. Credentials go to the host that was asked, and to no other.
-    pub(super) async fn get(&self, url: Uri, headers: &HeaderMap) -> Result<Reply, HttpError> {
+    pub(crate) async fn get(&self, url: Uri, headers: &HeaderMap) -> Result<Reply, HttpError> {
         let mut headers = headers.clone();
         let mut at = url.clone();
         for _ in 0..=REDIRECTS {
@@ -106,6 +117,14 @@ impl Http {
                 .ok_or(HttpError::Redirect("to nowhere"))?;
             if at.scheme_str() == Some("https") && next.scheme_str() != Some("https") {
                 return Err(HttpError::Redirect("from https to plain http"));
+            }
+            let is_plain = next.scheme_str() != Some("https");
+            if is_plain
+                && !self.plain_elsewhere
+                && !same_origin(&url, &next)
+                && !next.host().is_some_and(is_loopback)
+            {
+                return Err(HttpError::Redirect("to another host by plain http"));
             }
             if !same_origin(&url, &next) {
                 headers.remove(AUTHORIZATION);

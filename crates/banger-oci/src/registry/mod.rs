@@ -19,8 +19,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use connect::ConnectError;
+pub(crate) use http::{Http, HttpError, Reply};
 pub use proxy::Proxies;
-pub(crate) use source::{Source, What};
+pub(crate) use proxy::is_loopback;
+pub(crate) use source::{Source, What, begins_at};
 
 use crate::reference::{DOCKER_HUB, Reference, check_registry, check_repository};
 

@@ -98,7 +98,7 @@ impl Proxies {
 }
 
 /// Whether a host is this one by its name or address.
-pub(super) fn is_loopback(host: &str) -> bool {
+pub(crate) fn is_loopback(host: &str) -> bool {
     let host = bare(host);
     host == "localhost"
         || host.ends_with(".localhost")

@@ -193,7 +193,7 @@ fn answer(reply: Reply, from: u64) -> Answer {
 }
 
 /// `Content-Range: bytes FROM-TO/SIZE` (RFC 9110, 14.4).
-fn begins_at(headers: &HeaderMap, from: u64) -> bool {
+pub(crate) fn begins_at(headers: &HeaderMap, from: u64) -> bool {
     let range = headers.get(CONTENT_RANGE).and_then(|value| value.to_str().ok());
     range
         .and_then(|range| range.strip_prefix("bytes ")?.split_once('-'))
