@@ -46,7 +46,7 @@ pub fn copy(from: &File, to: &File, mut watch: impl FnMut(u64) -> io::Result<()>
 }
 
 /// The next run of allocated bytes at or after `at`.
-fn next_data(file: &File, at: u64, len: u64) -> io::Result<Option<(u64, u64)>> {
+pub(crate) fn next_data(file: &File, at: u64, len: u64) -> io::Result<Option<(u64, u64)>> {
     if at >= len {
         return Ok(None);
     }

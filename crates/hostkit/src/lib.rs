@@ -4,6 +4,7 @@ pub mod copy;
 pub mod cpio;
 pub mod deb;
 pub mod decompress;
+pub mod delta;
 pub mod digest;
 pub mod dm;
 pub mod elf;

@@ -9,6 +9,7 @@ mod inodes;
 pub mod mend;
 pub mod populate;
 pub mod reader;
+pub mod shrink;
 pub mod superblock;
 
 use std::ffi::OsString;
@@ -112,6 +113,7 @@ pub struct E2fsTools {
     debugfs: Tool,
     e2fsck: Tool,
     tune2fs: Tool,
+    resize2fs: Tool,
 }
 
 impl E2fsTools {
@@ -122,6 +124,7 @@ impl E2fsTools {
             debugfs: Tool::find("debugfs", dirs)?,
             e2fsck: Tool::find("e2fsck", dirs)?,
             tune2fs: Tool::find("tune2fs", dirs)?,
+            resize2fs: Tool::find("resize2fs", dirs)?,
         })
     }
 
