@@ -1,9 +1,19 @@
-//! Filling a work disk: the image's own home directory, copied once, whole or not at all.
+//! Filling a work disk: the image's own home directory and what the host has put on the disk for it, copied once, whole or
+//! not at all.
 //!
 //! ```text
 //! no `home` on the disk:  remove `home.new` (a crash left it) → copy into `home.new` → sync → rename to `home` → sync
-//! `home` on the disk:     nothing to do, whatever the image has
+//!                         → remove `seed`
+//! `home` on the disk:     nothing to do, whatever the image has; but remove a `seed` that a crash left
 //! ```
+//!
+//! What comes first wins, name by name; directories that several have are one, with the attributes of the first:
+//!
+//! ```text
+//! the image's home  →  seed/template, or where there is none the image's /etc/skel  →  seed/setup
+//! ```
+//!
+//! A disk without `seed` (made by a release before there were any) gets the image's home alone.
 //!
 //! Owners, modes, times, extended attributes (capabilities and ACLs among them), symbolic links, hard links, devices and
 //! holes are kept. Sockets are left out: nobody listens any more.
@@ -27,6 +37,11 @@ use crate::sparse::{CopyError, write_sparse};
 /// The user's files on the work disk.
 pub(super) const HOME: &str = "home";
 const FRESH: &str = "home.new";
+
+/// What the host has put there (`banger-engine/src/image/seed/contents.rs`), and its parts: the user's, and Banger's own.
+const SEED: &str = "seed";
+const TEMPLATE: &str = "seed/template";
+const SETUP: &str = "seed/setup";
 
 /// Directories within directories; each level keeps two open.
 const MAX_DEPTH: usize = 256;
@@ -62,20 +77,17 @@ const DIRECTORY: OFlags = OFlags::RDONLY
     .union(OFlags::CLOEXEC);
 
 /// Makes sure that the disk mounted at `disk` has a `home`; where it has none, it becomes a copy of the directory
-/// `source`. Tells whether it was made.
-pub(super) fn fill(source: &OwnedFd, disk: &Path) -> Result<bool, SeedError> {
-    let home = disk.join(HOME);
+/// `source`, with what the disk's seed adds, or `skeleton`, the image's own, where the seed says nothing of that. Tells
+/// whether it was made.
+pub(super) fn fill(source: &OwnedFd, skeleton: Option<&OwnedFd>, disk: &Path) -> Result<bool, SeedError> {
+    let (home, seed) = (disk.join(HOME), disk.join(SEED));
     match fs::symlink_metadata(&home) {
-        Ok(_) => return Ok(false),
+        Ok(_) => return remove(&seed).map(|()| false),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(failed("look at", &home)(error)),
     }
     let fresh = disk.join(FRESH);
-    match fs::remove_dir_all(&fresh) {
-        Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(failed("remove", &fresh)(error)),
-    }
+    remove(&fresh)?;
     let top = openat(CWD, disk, DIRECTORY, Mode::empty()).map_err(failed("open", disk))?;
     let stat = rustix::fs::fstat(source).map_err(failed("look at", &home))?;
     let name = CString::new(FRESH).unwrap_or_default();
@@ -86,13 +98,41 @@ pub(super) fn fill(source: &OwnedFd, disk: &Path) -> Result<bool, SeedError> {
     };
     let into = copy.top.try_clone().map_err(failed("open", &fresh))?;
     copy.contents(source, &into, Path::new(""), MAX_DEPTH)?;
+    if seed.exists() {
+        let template = below(&top, TEMPLATE)?;
+        let setup = below(&top, SETUP)?;
+        for more in [template.as_ref().or(skeleton), setup.as_ref()]
+            .into_iter()
+            .flatten()
+        {
+            copy.contents(more, &into, Path::new(""), MAX_DEPTH)?;
+        }
+    }
     // The directory itself last, as every directory: what is made in it changes its times.
     attributes(&opened(source), &opened(&into), &stat, Path::new("."))?;
     // What the name `home` stands for has to be on the disk before the name is.
     syncfs(&top).map_err(failed("sync", disk))?;
     fs::rename(&fresh, &home).map_err(failed("make", &home))?;
     fsync(&top).map_err(failed("sync", disk))?;
+    remove(&seed)?;
     Ok(true)
+}
+
+/// Removes a directory with all in it; one that is gone already is fine.
+fn remove(path: &Path) -> Result<(), SeedError> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", path)(error)),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// Opens a directory of the disk, which nobody but the host and this has written to so far.
+fn below(top: &OwnedFd, path: &str) -> Result<Option<OwnedFd>, SeedError> {
+    match openat(top, path, DIRECTORY, Mode::empty()) {
+        Ok(directory) => Ok(Some(directory)),
+        Err(Errno::NOENT) => Ok(None),
+        Err(error) => Err(failed("open", Path::new(path))(error)),
+    }
 }
 
 /// A directory, or an entry of one, as a path that no link can lead astray.
@@ -107,7 +147,7 @@ struct Copy {
 }
 
 impl Copy {
-    /// Copies everything in a directory into another; `path` is where both are below their tops.
+    /// Copies everything in a directory into another, where it is not there yet; `path` is where both are below their tops.
     fn contents(&mut self, from: &OwnedFd, to: &OwnedFd, path: &Path, depth: usize) -> Result<(), SeedError> {
         let entries = Dir::read_from(from).map_err(failed("read", path))?;
         for entry in entries {
@@ -133,6 +173,17 @@ impl Copy {
         depth: usize,
     ) -> Result<(), SeedError> {
         let kind = FileType::from_raw_mode(stat.st_mode);
+        match statat(to, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Err(Errno::NOENT) => {}
+            Err(error) => return Err(failed("look at", path)(error)),
+            Ok(there) => {
+                let both = [kind, FileType::from_raw_mode(there.st_mode)];
+                if both == [FileType::Directory; 2] {
+                    return self.directory(from, to, name, path, depth);
+                }
+                return Ok(());
+            }
+        }
         if stat.st_nlink > 1 && kind != FileType::Directory {
             let inode = (stat.st_dev, stat.st_ino);
             if let Some(first) = self.links.get(&inode) {
@@ -144,14 +195,8 @@ impl Copy {
         }
         match kind {
             FileType::Directory => {
-                if depth == 0 {
-                    let error = io::Error::other("directories are too deep within directories");
-                    return Err(failed("copy", path)(error));
-                }
-                let below = openat(from, name, DIRECTORY, Mode::empty()).map_err(failed("open", path))?;
                 mkdirat(to, name, Mode::RWXU).map_err(failed("make", path))?;
-                let made = openat(to, name, DIRECTORY, Mode::empty()).map_err(failed("open", path))?;
-                self.contents(&below, &made, path, depth - 1)?;
+                self.directory(from, to, name, path, depth)?;
             }
             FileType::RegularFile => file(from, to, name, stat, path)?,
             FileType::Symlink => {
@@ -166,6 +211,24 @@ impl Copy {
         }
         let name = OsStr::from_bytes(name.to_bytes());
         attributes(&opened(from).join(name), &opened(to).join(name), stat, path)
+    }
+
+    /// Copies what is in a directory into one of that name that is there.
+    fn directory(
+        &mut self,
+        from: &OwnedFd,
+        to: &OwnedFd,
+        name: &CStr,
+        path: &Path,
+        depth: usize,
+    ) -> Result<(), SeedError> {
+        if depth == 0 {
+            let error = io::Error::other("directories are too deep within directories");
+            return Err(failed("copy", path)(error));
+        }
+        let below = openat(from, name, DIRECTORY, Mode::empty()).map_err(failed("open", path))?;
+        let there = openat(to, name, DIRECTORY, Mode::empty()).map_err(failed("open", path))?;
+        self.contents(&below, &there, path, depth - 1)
     }
 }
 

@@ -25,7 +25,21 @@ impl Bench {
 
     fn fill(&self) -> Result<bool, SeedError> {
         let source = openat(CWD, self.image(""), DIRECTORY, Mode::empty()).expect("the image's home");
-        fill(&source, &self.disk(""))
+        let skeleton = openat(CWD, self.dir.path().join("skel"), DIRECTORY, Mode::empty()).ok();
+        fill(&source, skeleton.as_ref(), &self.disk(""))
+    }
+
+    /// Writes files, with the directories that they are in.
+    fn write(&self, files: &[(&str, &str)]) {
+        for (path, text) in files {
+            let path = self.dir.path().join(path);
+            fs::create_dir_all(path.parent().expect("in a directory")).expect("directories");
+            fs::write(path, text).expect("file");
+        }
+    }
+
+    fn read(&self, path: &str) -> Option<String> {
+        fs::read_to_string(self.disk("home").join(path)).ok()
     }
 }
 
@@ -164,4 +178,115 @@ fn a_failure_leaves_no_home() {
     // With the cause gone, the next boot starts over.
     fs::remove_dir_all(bench.image("d")).expect("removed");
     assert!(bench.fill().expect("a copy"));
+}
+
+#[test]
+fn what_the_image_has_wins_over_the_template_and_that_over_the_set_up() {
+    let bench = Bench::new();
+    bench.write(&[
+        ("image/.profile", "image"),
+        ("image/.config/a", "image"),
+        ("disk/seed/template/.profile", "template"),
+        ("disk/seed/template/.config/a", "template"),
+        ("disk/seed/template/.config/b", "template"),
+        ("disk/seed/template/.bashrc", "template"),
+        ("disk/seed/setup/.bashrc", "set-up"),
+        ("disk/seed/setup/.ssh/authorized_keys", "set-up"),
+        ("skel/.from-skel", "skel"),
+    ]);
+    fs::set_permissions(bench.image(".config"), fs::Permissions::from_mode(0o700)).expect("mode");
+    fs::set_permissions(bench.disk("seed/setup/.ssh"), fs::Permissions::from_mode(0o700)).expect("mode");
+    assert!(bench.fill().expect("a copy"));
+    let is = |path: &str, text: Option<&str>| assert_eq!(bench.read(path).as_deref(), text, "{path}");
+    is(".profile", Some("image"));
+    is(".config/a", Some("image"));
+    is(".config/b", Some("template"));
+    is(".bashrc", Some("template"));
+    is(".ssh/authorized_keys", Some("set-up"));
+    is(".from-skel", None);
+    assert_eq!(mode(&bench.disk("home/.config")), 0o700, "the first one's");
+    assert_eq!(mode(&bench.disk("home/.ssh")), 0o700);
+    assert!(!bench.disk("seed").exists());
+}
+
+#[test]
+fn without_a_template_the_images_skeleton_takes_its_place() {
+    let bench = Bench::new();
+    bench.write(&[
+        ("image/.profile", "image"),
+        ("skel/.profile", "skel"),
+        ("skel/.bashrc", "skel"),
+        ("disk/seed/setup/.bashrc", "set-up"),
+        ("disk/seed/setup/.vimrc", "set-up"),
+    ]);
+    assert!(bench.fill().expect("a copy"));
+    let read = |path| bench.read(path).expect("copied");
+    assert_eq!(
+        [read(".profile"), read(".bashrc"), read(".vimrc")],
+        ["image", "skel", "set-up"]
+    );
+}
+
+#[test]
+fn a_disk_without_a_seed_gets_the_images_home_alone() {
+    let bench = Bench::new();
+    bench.write(&[("image/file", "image"), ("skel/.profile", "skel")]);
+    assert!(bench.fill().expect("a copy"));
+    assert_eq!(
+        (bench.read("file").as_deref(), bench.read(".profile")),
+        (Some("image"), None)
+    );
+}
+
+#[test]
+fn a_link_of_the_images_is_not_written_through() {
+    let bench = Bench::new();
+    bench.write(&[
+        ("outside/keys", "others"),
+        ("disk/seed/setup/.ssh/authorized_keys", "set-up"),
+    ]);
+    symlink(bench.dir.path().join("outside"), bench.image(".ssh")).expect("link");
+    bench.write(&[("disk/seed/template/both/file", "template")]);
+    bench.write(&[("image/both", "a file of that name")]);
+    assert!(bench.fill().expect("a copy"));
+    assert!(!bench.dir.path().join("outside/authorized_keys").exists());
+    assert_eq!(bench.read("both").as_deref(), Some("a file of that name"));
+}
+
+#[test]
+fn links_of_two_names_within_the_template_stay_one_file() {
+    let bench = Bench::new();
+    bench.write(&[("image/a", "image"), ("disk/seed/template/a", "template")]);
+    for name in ["b", "c"] {
+        fs::hard_link(
+            bench.disk("seed/template/a"),
+            bench.disk("seed/template").join(name),
+        )
+        .expect("link");
+    }
+    assert!(bench.fill().expect("a copy"));
+    assert_eq!(bench.read("a").as_deref(), Some("image"));
+    assert_eq!(bench.read("b").as_deref(), Some("template"));
+    let inode = |name: &str| {
+        fs::metadata(bench.disk("home").join(name))
+            .expect("metadata")
+            .ino()
+    };
+    assert_eq!(inode("b"), inode("c"));
+}
+
+#[test]
+fn a_seed_that_a_crash_left_goes_at_the_next_boot() {
+    let bench = Bench::new();
+    bench.write(&[
+        ("disk/home/mine", "mine"),
+        ("disk/seed/setup/mine", "set-up"),
+        ("disk/seed/setup/new", "set-up"),
+    ]);
+    assert!(!bench.fill().expect("nothing to do"));
+    assert!(!bench.disk("seed").exists());
+    assert_eq!(
+        (bench.read("mine").as_deref(), bench.read("new")),
+        (Some("mine"), None)
+    );
 }

@@ -1,7 +1,7 @@
 //! The work disk: what survives a new system disk. Its `home` lies over the user's home from before init starts.
 //!
 //! ```text
-//! /banger/work        the work disk: home/ (filled once, see `seed`), nothing else of interest
+//! /banger/work        the work disk: home/ (filled once, see `seed`), before that seed/ (what it is filled with)
 //! ROOT/home/dir       the image's home directory; `home` is bound over it
 //! ```
 //!
@@ -36,13 +36,15 @@ pub(super) fn mount(work: &Work) -> Result<OwnedFd, BootError> {
         path: work.home.clone(),
         source,
     })?;
-    let filled = seed::fill(&home, Path::new(WORK)).map_err(|source| BootError::WorkDisk {
-        device: work.device.clone(),
-        source,
-    })?;
+    let skeleton = skeleton_in(&root);
+    let filled =
+        seed::fill(&home, skeleton.as_ref(), Path::new(WORK)).map_err(|source| BootError::WorkDisk {
+            device: work.device.clone(),
+            source,
+        })?;
     if filled {
         log::line(format_args!(
-            "filled the work disk from the image's {}",
+            "filled the work disk from the image's {} and its seed",
             work.home.display()
         ));
     }
@@ -100,6 +102,12 @@ fn home_in(root: &OwnedFd, home: &Path) -> io::Result<OwnedFd> {
         };
     }
     Ok(directory)
+}
+
+/// What the image has for new homes (useradd(8)); nothing where there is none that can be read.
+fn skeleton_in(root: &OwnedFd) -> Option<OwnedFd> {
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    openat2(root, "/etc/skel", DIRECTORY, Mode::empty(), resolve).ok()
 }
 
 #[cfg(test)]
