@@ -159,6 +159,10 @@ contract! {
         "image.export" image_export(ImageExport) -> Operation;
         /// Begins to read images again and compare them with their digests. Fails with what is damaged.
         "image.verify" image_verify(ImageVerify) -> Operation;
+        /// How it stands with images' work seeds, which new work disks are made of.
+        "image.seed_show" image_seed_show(ImageSeeds) -> Vec<ImageSeed>;
+        /// Makes images' work seeds anew. Work disks that exist stay as they are.
+        "image.seed_refresh" image_seed_refresh(ImageSeeds) -> Vec<ImageSeed>;
         /// Removes images that have neither a name nor a machine, and blobs that no image refers to, or says which they are.
         "image.prune" image_prune(GcRun) -> GcReport;
         /// All kernels.

@@ -25,7 +25,7 @@ use crate::held;
 use crate::host::Host;
 use crate::id;
 use crate::image::work;
-use crate::image::{places, registry};
+use crate::image::{places, registry, seed};
 use crate::ledger::{self, Owner};
 use crate::net::strays::{self, Present, Stray};
 use crate::operation;
@@ -85,6 +85,8 @@ pub enum GarbageKind {
     Kernel,
     /// An initramfs.
     Initramfs,
+    /// What new work disks are made of.
+    Seed,
     /// Records of operations.
     Operation,
 }
@@ -104,6 +106,7 @@ impl GarbageKind {
             Self::Blob => "blob",
             Self::Kernel => "kernel",
             Self::Initramfs => "initramfs",
+            Self::Seed => "seed",
             Self::Operation => "operation",
         }
     }
@@ -137,6 +140,8 @@ struct Found {
     images: Vec<(PathBuf, String)>,
     kernels: Vec<(PathBuf, String)>,
     initramfs: Vec<(PathBuf, String)>,
+    /// Of images, by id.
+    seeds: Vec<(PathBuf, String)>,
     blobs: Listing,
 }
 
@@ -278,6 +283,7 @@ async fn list(host: &Host) -> Result<Found, Error> {
         images: entries(&places::images_dir(state))?,
         kernels: entries(&places::kernels_dir(state))?,
         initramfs: entries(&places::initramfs_dir(state))?,
+        seeds: entries(&places::seeds_dir(state))?,
         blobs: blobs::list(host).await?,
     })
 }
@@ -508,6 +514,17 @@ async fn directories(host: &Host, found: &Found, known: &Known, when: When, garb
     for (path, name) in &found.initramfs {
         if name.starts_with(work::PREFIX) {
             push(GarbageKind::Initramfs, path, UNFINISHED);
+        }
+    }
+    for (path, name) in &found.seeds {
+        if name.starts_with(work::PREFIX) {
+            push(GarbageKind::Seed, path, UNFINISHED);
+        } else if !known.images.contains(name) {
+            push(GarbageKind::Seed, path, "there is no such image");
+        } else if !known.held.contains(path) {
+            for former in seed::superseded(path) {
+                push(GarbageKind::Seed, &former, "there is a newer one");
+            }
         }
     }
     // Which archives are in use takes reading every module of every kernel: not while somebody waits for the daemon.

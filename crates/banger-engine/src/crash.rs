@@ -189,6 +189,12 @@ named! {
         BlobsRemoved = "blobs-removed",
         /// A machine's system disk is there.
         DiskMade = "disk-made",
+        /// A machine's work disk is on the disk, under its unfinished name.
+        WorkDiskMade = "work-disk-made",
+        /// It has its final name.
+        WorkDiskPublished = "work-disk-published",
+        /// A work seed has taken the place of another, which is gone.
+        SeedReplaced = "seed-replaced",
         /// A disk's file has grown; whoever runs on it does not know.
         DiskExtended = "disk-extended",
         /// A disk that a reset has replaced is gone.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::assets::Assets;
 use crate::guest::ssh::Keys;
 use crate::image::blobs::BlobStore;
+use crate::image::seed::Seeds;
 use crate::ledger::Ledger;
 use crate::net::Network;
 use crate::operation::Operations;
@@ -25,6 +26,7 @@ pub(crate) struct Host {
     pub(crate) ports: Ports,
     pub(crate) keys: Keys,
     pub(crate) blobs: BlobStore,
+    pub(crate) seeds: Seeds,
 }
 
 #[cfg(test)]
@@ -72,6 +74,7 @@ pub(crate) mod tests {
                 pool: 0,
             },
             default_kernel: "debian".to_owned(),
+            seed_template: None,
             registries: banger_oci::Registries::default(),
         };
         let store = banger_store::Store::open(&directory.join("banger.db")).unwrap();
@@ -97,6 +100,7 @@ pub(crate) mod tests {
             ledger,
             keys: Keys::open(&settings),
             blobs: BlobStore::open(directory).unwrap(),
+            seeds: Seeds::default(),
             ports: Ports::default(),
             vmms: Vmms::new(&settings),
             operations: Operations::open(rows.clone()).await.unwrap(),

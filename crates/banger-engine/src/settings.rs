@@ -31,6 +31,8 @@ pub struct Settings {
     pub vm: VmDefaults,
     /// Name of the kernel that is used when nothing else is named.
     pub default_kernel: String,
+    /// A directory whose contents new work disks have in the user's home.
+    pub seed_template: Option<PathBuf>,
     /// Where images are pulled from, and how.
     pub registries: banger_oci::Registries,
 }

@@ -29,6 +29,7 @@ pub(crate) struct Config {
     pub(crate) kernel: Kernel,
     pub(crate) agent: Agent,
     pub(crate) images: Images,
+    pub(crate) seed: Seed,
     pub(crate) registries: BTreeMap<String, Registry>,
 }
 
@@ -196,6 +197,13 @@ pub(crate) struct Agent {
 #[serde(default)]
 pub(crate) struct Images {
     pub(crate) docker_config: Option<AbsolutePath>,
+}
+
+/// `[seed]`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub(crate) struct Seed {
+    pub(crate) template: Option<AbsolutePath>,
 }
 
 /// `[registries."HOST[:PORT]"]`.
@@ -380,6 +388,7 @@ mod tests {
             kernel: _,
             agent,
             images,
+            seed,
             registries,
         } = loaded.config;
         let Daemon {
@@ -398,6 +407,7 @@ mod tests {
         } = vmm;
         let Agent { path } = agent;
         let Images { docker_config } = images;
+        let Seed { template } = seed;
         let mut registries = registries.into_values();
         let (
             Some(Registry {

@@ -15,6 +15,7 @@ use banger_engine::doctor::{Check, Outcome};
 use banger_engine::guest::ssh::SshIdentity;
 use banger_engine::image::config::ImageConfig;
 use banger_engine::image::kernels::Kernel;
+use banger_engine::image::seed::{Fingerprint, Seed};
 use banger_engine::image::registry::{Image, Removed};
 use banger_engine::operation::{Cancel, Operation, OperationState};
 use banger_engine::vm::state::{Failure, Phase, Running, Vm, vmm_kind};
@@ -432,6 +433,43 @@ pub(crate) fn image(image: Image) -> types::Image {
 pub(crate) fn removed_image(removed: Removed) -> types::Image {
     let Removed { name, image: left } = removed;
     types::Image { name, ..image(left) }
+}
+
+pub(crate) fn seed(seed: Seed) -> types::ImageSeed {
+    let Seed {
+        image: id,
+        names,
+        wanted,
+        made,
+        stale,
+        template,
+        problem,
+    } = seed;
+    types::ImageSeed {
+        image: names.into_iter().next().unwrap_or_else(|| id.clone()),
+        id,
+        wanted: wanted.map(fingerprint),
+        made: made.map(|made| types::SeedMade {
+            fingerprint: fingerprint(made.fingerprint),
+            path: made.path.display().to_string(),
+            used: made.used,
+            created: made.created,
+        }),
+        stale,
+        template: template.map(|path| path.display().to_string()),
+        problem,
+    }
+}
+
+fn fingerprint(fingerprint: Fingerprint) -> types::SeedFingerprint {
+    let shown = fingerprint.to_string();
+    let Fingerprint { key, template, setup } = fingerprint;
+    types::SeedFingerprint {
+        fingerprint: shown,
+        key,
+        template,
+        setup,
+    }
 }
 
 fn image_config(config: ImageConfig) -> types::ImageConfig {

@@ -198,6 +198,7 @@ impl Daemon {
                 stop_timeout: config.vm.stop_timeout.0,
             },
             default_kernel: config.kernel.default.clone(),
+            seed_template: config.seed.template.clone().map(|path| path.0),
             registries: config.registries(
                 self.environment.docker_config(),
                 self.environment.path.clone(),

@@ -263,6 +263,18 @@ impl Service for Rpc {
         begun.map(convert::operation).map_err(convert::error)
     }
 
+    async fn image_seed_show(&self, _: Caller, params: ImageSeeds) -> Result<Vec<ImageSeed>, RpcError> {
+        let seeds = self.engine.seeds(&params.images).await;
+        let seeds = seeds.map_err(convert::error)?;
+        Ok(seeds.into_iter().map(convert::seed).collect())
+    }
+
+    async fn image_seed_refresh(&self, _: Caller, params: ImageSeeds) -> Result<Vec<ImageSeed>, RpcError> {
+        let seeds = self.engine.refresh_seeds(&params.images).await;
+        let seeds = seeds.map_err(convert::error)?;
+        Ok(seeds.into_iter().map(convert::seed).collect())
+    }
+
     async fn image_prune(&self, _: Caller, params: GcRun) -> Result<GcReport, RpcError> {
         let pruned = self.engine.prune_images(params.dry_run).await;
         let garbage = pruned.map_err(convert::error)?;

@@ -112,6 +112,67 @@ pub struct ImageVerify {
     pub images: Vec<String>,
 }
 
+/// Parameters of `image.seed_show` and `image.seed_refresh`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ImageSeeds {
+    /// Images, by name, id, or the beginning of a digest. None: all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub images: Vec<String>,
+}
+
+/// An image's work seed: what new work disks of its machines are made of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ImageSeed {
+    /// The image's name, its id where it has none.
+    pub image: String,
+    /// The image's id.
+    pub id: String,
+    /// What a work disk made now would be made of. Absent: see `problem`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wanted: Option<SeedFingerprint>,
+    /// The seed that there is. Absent: it is made when it is needed first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub made: Option<SeedMade>,
+    /// Why the one that there is will be made anew before it is used again. None: it is current.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stale: Vec<String>,
+    /// The configured template, a directory of the host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template: Option<String>,
+    /// Why none can be made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+}
+
+/// A seed on the host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SeedMade {
+    /// What it was made of.
+    pub fingerprint: SeedFingerprint,
+    /// Its file.
+    pub path: String,
+    /// Bytes that it takes on the host.
+    pub used: u64,
+    /// When it was made.
+    pub created: Timestamp,
+}
+
+/// What a seed is made of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SeedFingerprint {
+    /// All of it, which is also its file's name.
+    pub fingerprint: String,
+    /// Of the daemon's ssh key. Absent: it had none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+    /// Of the template: names, kinds, modes, contents. Absent: there was none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template: Option<String>,
+    /// Of what Banger brings along itself.
+    pub setup: String,
+}
+
 /// What `image.bootstrap` can make.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]

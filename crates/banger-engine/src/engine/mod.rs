@@ -40,6 +40,7 @@ use crate::image::make::{self, Source};
 use crate::image::places;
 use crate::image::pull;
 use crate::image::registry::{self, Image, Removed, Search};
+use crate::image::seed::{self, Seed, Seeds};
 use crate::image::verify;
 use crate::ledger::Ledger;
 use crate::net::Network;
@@ -172,6 +173,7 @@ impl Engine {
             vmms: Vmms::new(&settings),
             keys: Keys::open(&settings),
             blobs,
+            seeds: Seeds::default(),
             ports: Ports::default(),
             operations,
             store: rows,
@@ -327,6 +329,16 @@ impl Engine {
     /// Begins to read images again, those named or all, and to compare them with their digests.
     pub async fn verify_images(&self, references: &[String]) -> Result<Operation, Error> {
         verify::begin(&self.host, references).await
+    }
+
+    /// How it stands with the work seeds of these images, of all where none is named.
+    pub async fn seeds(&self, references: &[String]) -> Result<Vec<Seed>, Error> {
+        seed::show(&self.host, references).await
+    }
+
+    /// Makes the work seeds of these images anew, of all where none is named.
+    pub async fn refresh_seeds(&self, references: &[String]) -> Result<Vec<Seed>, Error> {
+        seed::refresh(&self.host, references).await
     }
 
     /// Images without name and machine, and blobs that no image needs; unless only asked, they are removed, each with its

@@ -104,7 +104,7 @@ impl Keys {
     }
 
     /// The client's key, which is made where there is none.
-    async fn client(&self) -> Result<Key, Error> {
+    pub(crate) async fn client(&self) -> Result<Key, Error> {
         self.obtain(&self.directory.join(CLIENT), "banger").await
     }
 

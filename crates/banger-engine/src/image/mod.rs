@@ -16,6 +16,7 @@ pub(crate) mod places;
 pub(crate) mod pull;
 pub mod registry;
 pub mod rootfs;
+pub mod seed;
 pub(crate) mod verify;
 pub mod work;
 

@@ -22,6 +22,11 @@ pub(crate) fn initramfs_dir(state: &Path) -> PathBuf {
     state.join("initramfs")
 }
 
+/// Where work seeds are, by image.
+pub(crate) fn seeds_dir(state: &Path) -> PathBuf {
+    state.join("seeds")
+}
+
 /// All directories that the engine expects in the state directory.
 pub(crate) fn directories(state: &Path) -> [PathBuf; 4] {
     [

@@ -15,6 +15,7 @@ use banger_store::{StoreError, Transaction};
 use super::blobs;
 use super::config::{self, ImageConfig};
 use super::places::image_dir;
+use super::seed;
 use crate::crash::{self, Moment, Point, Write};
 use crate::error::{Error, chain};
 use crate::held::{self, Held};
@@ -344,6 +345,7 @@ pub(crate) async fn remove_nameless(host: &Host, id: &str) -> Result<(), Error> 
 pub(super) async fn clear(host: &Host, gone: Option<Gone>) {
     let Some(gone) = gone else { return };
     remove_tree(&image_dir(&host.settings.state_dir, &gone.id)).await;
+    seed::forget(host, &gone.id).await;
     let digests = gone.blobs.iter().filter_map(|blob| blobs::digest(&blob.digest));
     match host.blobs.remove_unused(&host.store, digests.collect()).await {
         Ok(true) => {}

@@ -66,6 +66,8 @@ impl Service for Toy {
         image_import(ImageImport) -> Operation;
         image_export(ImageExport) -> Operation;
         image_verify(ImageVerify) -> Operation;
+        image_seed_show(ImageSeeds) -> Vec<ImageSeed>;
+        image_seed_refresh(ImageSeeds) -> Vec<ImageSeed>;
         image_prune(GcRun) -> GcReport;
         kernel_list(Empty) -> Vec<Kernel>;
         kernel_add(KernelAdd) -> Operation;

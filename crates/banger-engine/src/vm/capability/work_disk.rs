@@ -1,5 +1,6 @@
 //! The work disk: an ext4 of the machine's own that is mounted at the user's home and survives whatever happens to the
-//! system disk. Made empty here; the guest's agent fills it from the image's home when it mounts it first.
+//! system disk. Made of the image's seed ([`seed`]); the guest's agent makes the home of it and of the image's own when it
+//! mounts it first.
 //!
 //! The row's size is what is wanted, the file's length what there is: a disk that is missing is made, one that is shorter
 //! is lengthened, at once where a machine is changed and again before each start. So a change that was broken off is
@@ -13,11 +14,11 @@ use banger_vmm::{Disk, MachineSpec};
 
 use super::disk::{self, Mend, Which, remove_file};
 use super::{Capability, Start};
+use crate::crash::{self, Moment, Point};
 use crate::doctor::Check;
 use crate::error::{Error, io};
 use crate::host::Host;
-use crate::image::work;
-use crate::space;
+use crate::image::{seed, work};
 use crate::vm::lifecycle::taken;
 use crate::vm::state::Paths;
 
@@ -49,11 +50,10 @@ pub(crate) async fn ensure(host: &Host, row: &VmRow, paths: &Paths) -> Result<()
     if path.exists() {
         return disk::extend(&path, row.work_disk);
     }
-    space::demand(host, space::of_empty_disk(row.work_disk))?;
     // Under its name all at once: half a disk must never be taken for one with something in it.
     let new = paths.state.join("work.img.new");
     remove_file(&new)?;
-    disk::make_empty(host, &new, row.work_disk, "banger-work").await?;
+    seed::lay(host, &row.image, &new, row.work_disk).await?;
     let made = File::open(&new).map_err(io("open", &new))?;
     publish(made, &new, &path).await
 }
@@ -64,10 +64,13 @@ async fn publish(made: File, new: &Path, path: &Path) -> Result<(), Error> {
     let (new, path) = (new.to_owned(), path.to_owned());
     work::blocking(move |_| {
         made.sync_all().map_err(io("sync", &new))?;
+        crash::point(Point::Moment(Moment::WorkDiskMade));
         std::fs::rename(&new, &path).map_err(io("name", &path))?;
         let directory = path.parent().unwrap_or(&path);
         let synced = File::open(directory).and_then(|directory| directory.sync_all());
-        synced.map_err(io("sync", directory))
+        synced.map_err(io("sync", directory))?;
+        crash::point(Point::Moment(Moment::WorkDiskPublished));
+        Ok(())
     })
     .await
 }

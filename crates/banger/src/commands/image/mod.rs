@@ -9,6 +9,7 @@ mod prune;
 mod pull;
 mod register;
 mod rm;
+mod seed;
 mod show;
 mod tag;
 mod verify;
@@ -33,6 +34,8 @@ pub(crate) enum Image {
     Rm(rm::Rm),
     Prune(prune::Prune),
     Verify(verify::Verify),
+    #[command(subcommand)]
+    Seed(seed::Seed),
 }
 
 impl Image {
@@ -50,6 +53,7 @@ impl Image {
             Self::Rm(command) => command.run(context).await,
             Self::Prune(command) => command.run(context).await,
             Self::Verify(command) => command.run(context).await,
+            Self::Seed(command) => command.run(context).await,
         }
     }
 }
