@@ -1,7 +1,8 @@
 //! ext4 file systems in image files, made and looked at without mounting anything and without privileges.
 //!
 //! [`make_empty`] and [`make_filled`] make a machine's own disk, [`populate`] turns an unpacked tree into a root file system, both with
-//! e2fsprogs; [`inodes`] writes the owners and modes of the latter; [`mend`] repairs what was left in disorder; [`superblock`] reads in Rust what has to be known about a file before it is given to a machine. The
+//! e2fsprogs; [`inodes`] writes the owners and modes of the latter; [`mend`] repairs what was left in disorder; [`reader`] reads what is in one that may come
+//! from anybody; [`superblock`] reads in Rust what has to be known about a file before it is given to a machine. The
 //! features of what is made here are written out, since those that e2fsprogs picks by itself vary with its version and
 //! its configuration, and the kernel that has to mount the result is not the host's.
 
