@@ -1,21 +1,24 @@
 //! Build recipes: the text that says how an image is made, and the directory it copies files from.
 //!
-//! A front end, [`Kind::Dockerfile`], gives a [`Recipe`]: stages of steps. Everything that is
+//! Two front ends, [`Kind::Dockerfile`] and [`Kind::Toml`], give the same [`Recipe`]: stages of steps. Everything that is
 //! wrong with the text, or that Banger does not do, is found here and reported together, with line and column, before
 //! anything is started. The one who builds goes through the steps with an [`Environment`], which settles each step's words
-//! ([`Step::resolve`]).
+//! ([`Step::resolve`]), and takes the files for [`Action::Copy`] out of a [`Context`].
 //!
 //! Not here: what executes steps, images, caches, machines. This crate reads the text that it is given and the directory
 //! that it is pointed to, and nothing else.
 
+mod context;
 mod dockerfile;
 mod environment;
 mod error;
+mod plain;
 mod recipe;
 mod word;
 
 use std::collections::BTreeMap;
 
+pub use context::{Attributes, Compression, Context, ContextError, Entry, EntryKind, Selection};
 pub use environment::{
     Action, Change, Config, DEFAULT_PATH, DEFAULT_SHELL, Environment, Program, ResolveError, ResolvedCopy,
     ResolvedRun, ResolvedSecret, ResolvedStep,
@@ -45,6 +48,20 @@ pub struct Source<'a> {
 pub enum Kind {
     /// A Dockerfile.
     Dockerfile,
+    /// Banger's own form.
+    Toml,
+}
+
+impl Kind {
+    /// What a file of this name is written in: TOML if it says so, else a Dockerfile.
+    #[must_use]
+    pub fn of_name(name: &str) -> Self {
+        let extension = name.rsplit('/').next().and_then(|name| name.rsplit_once('.'));
+        match extension {
+            Some((_, extension)) if extension.eq_ignore_ascii_case("toml") => Self::Toml,
+            Some(_) | None => Self::Dockerfile,
+        }
+    }
 }
 
 /// Reads a recipe. `args` are the build arguments by name; `target` is a stage's name or number, the last stage if there is
@@ -67,6 +84,7 @@ pub fn parse(
     }
     let recipe = match source.kind {
         Kind::Dockerfile => dockerfile::parse(source, args, target, &mut problems),
+        Kind::Toml => plain::parse(source, args, target, &mut problems),
     };
     problems.finish(source.name, recipe)
 }

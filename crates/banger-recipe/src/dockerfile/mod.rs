@@ -16,6 +16,9 @@ mod words;
 
 use std::collections::BTreeMap;
 
+pub(crate) use flags::{check_secret_id, octal};
+pub(crate) use globals::report_unknown;
+
 use crate::Source;
 use crate::error::Problems;
 use crate::recipe::Recipe;
