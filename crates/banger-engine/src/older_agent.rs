@@ -122,6 +122,14 @@ impl Agent for Older {
         unknown()
     }
 
+    async fn settle(&self, _: Request<proto::SettleRequest>) -> Result<Response<proto::SettleReply>, Status> {
+        unknown()
+    }
+
+    async fn thaw(&self, _: Request<proto::ThawRequest>) -> Result<Response<proto::ThawReply>, Status> {
+        unknown()
+    }
+
     async fn wait_booted(
         &self,
         _: Request<proto::WaitBootedRequest>,
