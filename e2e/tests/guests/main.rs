@@ -27,6 +27,7 @@ mod random_kills;
 mod requests;
 mod reset;
 mod restart_policy;
+mod seeds;
 mod set;
 mod ssh;
 mod system_disks;
