@@ -104,6 +104,14 @@ fn look(daemon: &Daemon, wire: &mut Wire) -> Vec<String> {
     let archives = names(&daemon.state().join("initramfs"), ".");
     same("unfinished archives", &archives, &BTreeSet::new(), &mut lies);
 
+    // A cache, of images that there are: one each, and nothing unfinished.
+    for image in names(&daemon.state().join("seeds"), "") {
+        let seeds = names(&daemon.state().join("seeds").join(&image), "");
+        if !ids.contains(&image) || seeds.len() > 1 {
+            lies.push(format!("seeds of {image}: {seeds:?}"));
+        }
+    }
+
     let mut keys = names(&daemon.state().join("ssh"), "");
     keys.remove("client_ed25519_key");
     same("unfinished keys", &keys, &BTreeSet::new(), &mut lies);

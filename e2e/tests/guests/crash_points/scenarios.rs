@@ -105,6 +105,13 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         act: imports,
     },
     Scenario {
+        name: "seeds",
+        before: Before::Absent,
+        ends: false,
+        left: None,
+        act: seeds,
+    },
+    Scenario {
         name: "kernels",
         before: Before::Absent,
         ends: false,
@@ -313,6 +320,16 @@ fn imports(bench: &Bench, wire: &mut Wire) -> Option<()> {
     )?;
     asked(wire, "image.remove", &json!({"image": "small-too"}))?;
     asked(wire, "image.remove", &json!({"image": "small"}))?;
+    Some(())
+}
+
+/// Each time of another key, so that one takes the place of another.
+fn seeds(_: &Bench, wire: &mut Wire) -> Option<()> {
+    let of = json!({"images": ["busybox"]});
+    asked(wire, "image.seed_refresh", &of)?;
+    asked(wire, "ssh.rotate", &json!({}))?;
+    let made = asked(wire, "image.seed_refresh", &of)?;
+    assert_eq!(made[0]["made"]["fingerprint"], made[0]["wanted"], "{made:#}");
     Some(())
 }
 

@@ -1,14 +1,14 @@
 # ~/.profile: read by login shells. From Banger, because the image's home had none; it is yours to change.
-case ":$PATH:" in
+case ":${PATH-}:" in
 *:/usr/sbin:*) ;;
 *) PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin${PATH:+:$PATH} ;;
 esac
 [ -d "$HOME/.local/bin" ] && PATH=$HOME/.local/bin:$PATH
 export PATH
-[ -n "$TERM" ] || TERM=linux
+[ -n "${TERM-}" ] || TERM=linux
 export TERM
 
-if [ -n "$BASH_VERSION" ]; then
+if [ -n "${BASH_VERSION-}" ]; then
     [ ! -r "$HOME/.bashrc" ] || . "$HOME/.bashrc"
 else
     # The machine's name and where one is; $PWD is looked at for each prompt.
