@@ -10,7 +10,7 @@
 //! The way of an entry: [`archive`] reads its [`header`]s and, of a [`sparse`] file, the map; [`layers`] decides what it
 //! means for the tree and puts it on the disk. [`unpack`] takes a single archive, in which every name is new; [`Layers`]
 //! takes those of an OCI image one on top of the other. Formats read: ustar, GNU and pax (POSIX.1-2001, `pax` "Extended
-//! Header"), with all their sparse files.
+//! Header"), with all their sparse files. [`write`] makes archives.
 
 mod archive;
 mod header;
@@ -18,6 +18,7 @@ mod layers;
 mod names;
 mod sparse;
 mod tree;
+pub mod write;
 
 use std::io::{self, Read};
 use std::path::Path;

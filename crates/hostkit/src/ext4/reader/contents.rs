@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt;
 
 use super::Reader;
 use super::extents::Run;
+use crate::rootfs_tar::write::Source;
 
 /// The contents of a regular file; reading gives zeros where it has holes.
 #[derive(Debug)]
@@ -81,5 +82,15 @@ impl Read for Contents<'_> {
         let read = self.read_at(buffer, self.at)?;
         self.at += read as u64;
         Ok(read)
+    }
+}
+
+impl Source for Contents<'_> {
+    fn data(&self) -> Vec<Range<u64>> {
+        self.data()
+    }
+
+    fn read_at(&self, buffer: &mut [u8], at: u64) -> io::Result<usize> {
+        self.read_at(buffer, at)
     }
 }

@@ -1,5 +1,7 @@
+use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::sync::Arc;
 
 use proptest::prelude::*;
@@ -8,6 +10,7 @@ use super::*;
 use crate::exec::Tool;
 use crate::ext4::populate::{Options, populate};
 use crate::ext4::tests::{DIRS, tools};
+use crate::rootfs_tar::write::{Source, Writer};
 use crate::rootfs_tar::{Limits, Tree, unpack};
 
 /// An archive of one entry of everything.
@@ -196,6 +199,84 @@ async fn what_was_put_in_is_read() {
         .map(|range| (range.start, range.end))
         .collect();
     assert_eq!(data, [(1 << 29, (1 << 29) + 4096)]);
+}
+
+/// Everything as an archive.
+fn packed(reader: &Reader) -> Vec<u8> {
+    let mut writer = Writer::new(Vec::new());
+    for entry in all(reader).unwrap() {
+        let contents = match entry.node.kind {
+            Kind::File { .. } => Some(reader.contents(&entry).unwrap()),
+            _ => None,
+        };
+        let contents = contents.as_ref().map(|contents| contents as &dyn Source);
+        writer
+            .entry(&entry.path, &entry.node, contents, |_| Ok(()))
+            .unwrap();
+    }
+    writer.finish().unwrap()
+}
+
+#[tokio::test]
+async fn an_archive_of_it_is_the_same_again() {
+    let Some((dir, image, _)) = image().await else {
+        return;
+    };
+    let reader = Reader::open(&image).unwrap();
+    let archive = packed(&reader);
+    let again = dir.path().join("again");
+    std::fs::create_dir(&again).unwrap();
+    let tree = unpack(archive.as_slice(), &again, &Limits::default(), |_| Ok(())).unwrap();
+    let found: BTreeMap<_, _> = all(&reader)
+        .unwrap()
+        .iter()
+        .map(|entry| plain(&entry.path, &entry.node))
+        .collect();
+    let wanted: BTreeMap<_, _> = tree.iter().map(|(path, node)| plain(path, node)).collect();
+    assert_eq!(found, wanted);
+    for file in ["big", "sparse", "etc/secret"] {
+        let (one, other) = (dir.path().join("tree").join(file), again.join(file));
+        assert!(
+            std::fs::read(one).unwrap() == std::fs::read(&other).unwrap(),
+            "{file}"
+        );
+    }
+    assert!(std::fs::metadata(again.join("sparse")).unwrap().blocks() < 100);
+
+    // As others read it: GNU tar knows the real sizes, names and numbers.
+    let path = dir.path().join("archive.tar");
+    std::fs::write(&path, &archive).unwrap();
+    let tar = Tool::find("tar", DIRS).unwrap();
+    let listed = tar
+        .command()
+        .args(["--numeric-owner", "-tvf"])
+        .arg(&path)
+        .run()
+        .await
+        .unwrap();
+    let listed = listed.text();
+    for wanted in [
+        "drwxr-xr-t 7/80000",
+        "hrws------ 70000/80000",
+        " etc/secret link to etc/same",
+        "-rwxr-xr-x 0/0       536879912 ",
+        "brw-rw---- 0/6           8,300",
+        "prw------- 1/1",
+        " up -> ../../../etc/secret",
+    ] {
+        assert!(listed.contains(wanted), "{wanted}: {listed:.3000}");
+    }
+    let unpacked = dir.path().join("gnu");
+    std::fs::create_dir(&unpacked).unwrap();
+    let command = tar.command().arg("-C").arg(&unpacked).arg("-xf").arg(&path);
+    command.args(["big", "sparse"]).run().await.unwrap();
+    for file in ["big", "sparse"] {
+        let (one, other) = (again.join(file), unpacked.join(file));
+        assert!(
+            std::fs::read(one).unwrap() == std::fs::read(other).unwrap(),
+            "{file}"
+        );
+    }
 }
 
 #[tokio::test]
