@@ -167,10 +167,20 @@ contract! {
         "image.prune" image_prune(GcRun) -> GcReport;
         /// All kernels.
         "kernel.list" kernel_list(Empty) -> Vec<Kernel>;
-        /// Begins to add a kernel from a file or a Debian package.
+        /// Begins to add a kernel from a file, a Debian package or a pinned download.
         "kernel.add" kernel_add(KernelAdd) -> Operation;
         /// Removes a kernel that neither image nor machine uses.
         "kernel.remove" kernel_remove(KernelRef) -> Kernel;
+        /// The kernel that images get which name none.
+        "kernel.default" kernel_default(Empty) -> DefaultKernel;
+        /// Chooses that. Images and machines that are there keep theirs.
+        "kernel.set_default" kernel_set_default(KernelSetDefault) -> DefaultKernel;
+        /// Installed versions of Firecracker, the one in use first.
+        "runtime.list" runtime_list(Empty) -> Vec<Runtime>;
+        /// Begins to install Firecracker for new runs. For root and the daemon's own user.
+        "runtime.install" runtime_install(RuntimeInstall) -> Operation;
+        /// Removes a version of Firecracker that no machine runs on. For root and the daemon's own user.
+        "runtime.remove" runtime_remove(RuntimeRef) -> Runtime;
         /// Begins to create a machine, and to start it where asked.
         "vm.create" vm_create(VmCreate) -> Operation;
         /// All machines.

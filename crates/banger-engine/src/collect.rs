@@ -29,6 +29,7 @@ use crate::image::{places, registry, seed};
 use crate::ledger::{self, Owner};
 use crate::net::strays::{self, Present, Stray};
 use crate::operation;
+use crate::runtime;
 use crate::vm::capability::system_disk;
 use crate::vm::capability::system_disk::devices::{self, Device};
 use crate::vm::machines::phase_of;
@@ -83,6 +84,8 @@ pub enum GarbageKind {
     Blob,
     /// A kernel's directory.
     Kernel,
+    /// What installing or removing a runtime has left.
+    Runtime,
     /// An initramfs.
     Initramfs,
     /// What new work disks are made of.
@@ -105,6 +108,7 @@ impl GarbageKind {
             Self::Image => "image",
             Self::Blob => "blob",
             Self::Kernel => "kernel",
+            Self::Runtime => "runtime",
             Self::Initramfs => "initramfs",
             Self::Seed => "seed",
             Self::Operation => "operation",
@@ -139,6 +143,7 @@ struct Found {
     directories: Vec<(PathBuf, String)>,
     images: Vec<(PathBuf, String)>,
     kernels: Vec<(PathBuf, String)>,
+    runtimes: Vec<(PathBuf, String)>,
     initramfs: Vec<(PathBuf, String)>,
     /// Of images, by id.
     seeds: Vec<(PathBuf, String)>,
@@ -282,6 +287,7 @@ async fn list(host: &Host) -> Result<Found, Error> {
         directories,
         images: entries(&places::images_dir(state))?,
         kernels: entries(&places::kernels_dir(state))?,
+        runtimes: entries(&runtime::directory(state))?,
         initramfs: entries(&places::initramfs_dir(state))?,
         seeds: entries(&places::seeds_dir(state))?,
         blobs: blobs::list(host).await?,
@@ -509,6 +515,11 @@ async fn directories(host: &Host, found: &Found, known: &Known, when: When, garb
             push(GarbageKind::Kernel, path, UNFINISHED);
         } else if !known.kernels.contains(name) {
             push(GarbageKind::Kernel, path, "there is no such kernel");
+        }
+    }
+    for (path, name) in &found.runtimes {
+        if name.starts_with(work::PREFIX) {
+            push(GarbageKind::Runtime, path, UNFINISHED);
         }
     }
     for (path, name) in &found.initramfs {

@@ -153,6 +153,8 @@ named! {
         KernelInsert = "kernel-insert",
         /// A kernel is struck.
         KernelRemove = "kernel-remove",
+        /// Another kernel is the default.
+        KernelDefault = "kernel-default",
         /// An operation begins or says where it stands.
         OperationRunning = "operation-running",
         /// An operation was done.

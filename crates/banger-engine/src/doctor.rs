@@ -132,7 +132,16 @@ async fn vmms(host: &Host) -> Vec<Check> {
                 Check::fine(
                     "vmm",
                     name,
-                    format!("{} {}{with}", info.path.display(), info.version),
+                    match found.origin {
+                        Some(origin) => format!(
+                            "{} {}{with}, installed from {} (sha256:{})",
+                            info.path.display(),
+                            info.version,
+                            origin.source,
+                            origin.sha256
+                        ),
+                        None => format!("{} {}{with}", info.path.display(), info.version),
+                    },
                 )
             }
             // One of them suffices; whether that is so is the next check's.
@@ -142,7 +151,7 @@ async fn vmms(host: &Host) -> Vec<Check> {
                 reason,
                 match found.kind {
                     banger_vmm::VmmKind::Firecracker => {
-                        "put `firecracker` on PATH, or set `firecracker` under `[vmm]` in the configuration"
+                        "run `banger runtime install firecracker`, put `firecracker` on PATH, or set `firecracker` under `[vmm]` in the configuration"
                     }
                     banger_vmm::VmmKind::Qemu => {
                         "run `make setup` (it installs qemu-system-x86 and vhost-device-vsock)"

@@ -113,6 +113,32 @@ pub enum Error {
         /// Why.
         problem: String,
     },
+    /// Where something is to come from, or its checksum, as the caller gave it.
+    #[error("{text:?} cannot be used as a {what}: {problem}")]
+    BadSource {
+        /// `URL`, `SHA-256`.
+        what: &'static str,
+        /// Its beginning.
+        text: String,
+        /// Why.
+        problem: String,
+    },
+    /// A file could not be downloaded.
+    #[error("{what} {name:?} could not be downloaded")]
+    Download {
+        /// `kernel`, `runtime`, `file`.
+        what: &'static str,
+        /// Its name.
+        name: String,
+        /// Why.
+        source: Box<banger_oci::download::DownloadError>,
+    },
+    /// A kernel that images get which name none.
+    #[error("kernel {name:?} is the default of images that name none")]
+    DefaultKernel {
+        /// Its name.
+        name: String,
+    },
     /// The state machine says no.
     #[error("machine {vm:?} {refusal}")]
     Refused {
@@ -363,7 +389,10 @@ impl Error {
             | Self::OutOfRange { .. }
             | Self::Shrink { .. }
             | Self::Contradiction { .. }
-            | Self::BadFile { .. } => Kind::InvalidArgument,
+            | Self::BadFile { .. }
+            | Self::BadSource { .. } => Kind::InvalidArgument,
+            Self::Download { source, .. } => crate::fetch::kind(source),
+            Self::DefaultKernel { .. } => Kind::InUse,
             Self::Refused { .. } | Self::NotRunning { .. } => Kind::WrongState,
             Self::Busy { .. } | Self::AtWork { .. } => Kind::Busy,
             Self::Preflight { .. } | Self::Asset { .. } | Self::NoVmm { .. } | Self::Unavailable { .. } => {
@@ -433,6 +462,10 @@ impl Error {
                 ..
             } => Some("`banger vm show VM` lists those of a machine".to_owned()),
             Self::Oci { source, .. } => oci::hint(source),
+            Self::Download { source, .. } => crate::fetch::hint(source),
+            Self::DefaultKernel { .. } => Some(
+                "choose another with `banger kernel default NAME`, or the configured one with `--reset`".to_owned(),
+            ),
             Self::Damaged { .. } => Some(
                 "make them anew: `banger image rm` and `pull` or `import`, `register --replace`, `bootstrap --replace`; a \
                  machine goes over to another image with `banger vm reset --image`"
@@ -494,6 +527,7 @@ impl Error {
             | Self::BadName { .. }
             | Self::OutOfRange { .. }
             | Self::BadFile { .. }
+            | Self::BadSource { .. }
             | Self::Launch { .. }
             | Self::Kill { .. }
             | Self::DiedStarting { .. }
@@ -525,6 +559,9 @@ impl Error {
             | Self::Shrink { .. }
             | Self::Contradiction { .. }
             | Self::BadFile { .. }
+            | Self::BadSource { .. }
+            | Self::Download { .. }
+            | Self::DefaultKernel { .. }
             | Self::Refused { .. }
             | Self::Busy { .. }
             | Self::AtWork { .. }

@@ -14,6 +14,7 @@ use hostkit::exec::{ExecError, Tool};
 use tokio::sync::Mutex;
 
 use crate::error::{Error, chain};
+use crate::runtime::{self, Origin};
 use crate::settings::{PasstChoice, Settings, VmmSettings};
 
 /// QEMU's program for this architecture.
@@ -26,6 +27,8 @@ pub struct FoundVmm {
     pub kind: VmmKind,
     /// What was found, or why it cannot be used.
     pub info: Result<VmmInfo, String>,
+    /// Where it came from, if it was installed here.
+    pub origin: Option<Origin>,
 }
 
 /// The VMM for a start.
@@ -48,6 +51,8 @@ struct Probes {
 /// All VMMs of this host.
 pub(crate) struct Vmms {
     settings: VmmSettings,
+    /// Where runtimes are installed.
+    state: PathBuf,
     directories: Vec<PathBuf>,
     passt: Passt,
     /// Held while probing, so that a VMM is probed once however many starts wait for it.
@@ -59,6 +64,7 @@ impl Vmms {
         let directories = settings.companion_dirs();
         Self {
             settings: settings.vmm.clone(),
+            state: settings.state_dir.clone(),
             directories,
             passt: match &settings.network.passt {
                 PasstChoice::Off => Passt::Off,
@@ -98,8 +104,23 @@ impl Vmms {
         (firecracker, qemu)
     }
 
+    /// Has Firecracker looked for anew: another one is installed, or one is gone.
+    pub(crate) async fn forget_firecracker(&self) {
+        if let Some(probes) = &mut *self.probed.lock().await {
+            probes.firecracker = Err("it was not looked for yet".to_owned());
+        }
+    }
+
+    /// The configured one; else the installed one; else that of the host.
     async fn probe_firecracker(&self, host: &HostVirtualization) -> Probed {
-        let path = self.find("firecracker", self.settings.firecracker.as_deref())?;
+        let installed = match &self.settings.firecracker {
+            Some(_) => None,
+            None => runtime::current(&self.state),
+        };
+        let path = match installed {
+            Some(installed) => installed.path,
+            None => self.find(runtime::FIRECRACKER, self.settings.firecracker.as_deref())?,
+        };
         match Firecracker::probe(&path, host).await {
             Ok(vmm) => Ok(Arc::new(vmm)),
             Err(e) => Err(chain(&e)),
@@ -141,9 +162,17 @@ impl Vmms {
     /// What was looked for.
     pub(crate) async fn found(&self) -> Vec<FoundVmm> {
         let (firecracker, qemu) = self.drivers().await;
-        let found = |kind, probed: Probed| FoundVmm {
-            kind,
-            info: probed.map(|vmm| vmm.describe()),
+        let found = |kind, probed: Probed| {
+            let info = probed.map(|vmm| vmm.describe());
+            let installed = info.as_ref().ok().and_then(|info| {
+                let all = runtime::installed(&self.state).unwrap_or_default();
+                all.into_iter().find(|one| one.path == info.path)
+            });
+            FoundVmm {
+                kind,
+                info,
+                origin: installed.map(|one| one.origin),
+            }
         };
         vec![
             found(VmmKind::Firecracker, firecracker),
@@ -230,6 +259,7 @@ mod tests {
                 qemu: program("qemu", "QEMU emulator version 7.2.0"),
                 vhost_device_vsock: program("device", "vhost-device-vsock 0.2.0"),
             },
+            state: dir.path().to_owned(),
             directories: Vec::new(),
             passt: Passt::Off,
             probed: Mutex::new(None),

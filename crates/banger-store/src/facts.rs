@@ -12,6 +12,12 @@ pub fn find(tx: &Transaction<'_>, key: &str) -> Result<Option<String>, StoreErro
         .optional()?)
 }
 
+/// Forgets a fact.
+pub fn remove(tx: &Transaction<'_>, key: &str) -> Result<(), StoreError> {
+    tx.prepare_cached("DELETE FROM facts WHERE key = ?1")?.execute([key])?;
+    Ok(())
+}
+
 /// Sets a fact and gives back what it was.
 pub fn replace(tx: &Transaction<'_>, key: &str, value: &str) -> Result<Option<String>, StoreError> {
     let before = find(tx, key)?;

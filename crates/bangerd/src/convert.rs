@@ -14,10 +14,11 @@ use banger_api::{ErrorKind, RpcError};
 use banger_engine::doctor::{Check, Outcome};
 use banger_engine::guest::ssh::SshIdentity;
 use banger_engine::image::config::ImageConfig;
-use banger_engine::image::kernels::Kernel;
+use banger_engine::image::kernels::{DefaultKernel, Kernel};
 use banger_engine::image::seed::{Fingerprint, Seed};
 use banger_engine::image::registry::{Image, Removed};
 use banger_engine::operation::{Cancel, Operation, OperationState};
+use banger_engine::runtime::Runtime;
 use banger_engine::vm::state::{Failure, Phase, Running, Vm, vmm_kind};
 use banger_engine::vmms::FoundVmm;
 use banger_engine::{Allow, Applies, Change, Garbage, Kind, Preflight, Report, Restart, SystemDiskKind};
@@ -520,6 +521,35 @@ pub(crate) fn kernel(kernel: Kernel) -> types::Kernel {
     }
 }
 
+pub(crate) fn default_kernel(default: DefaultKernel) -> types::DefaultKernel {
+    let DefaultKernel { name, chosen, there } = default;
+    types::DefaultKernel {
+        kernel: name,
+        chosen,
+        there,
+    }
+}
+
+pub(crate) fn runtime(runtime: Runtime) -> types::Runtime {
+    let Runtime {
+        installed,
+        current,
+        used_by,
+    } = runtime;
+    types::Runtime {
+        runtime: types::RuntimeKind::Firecracker,
+        version: installed.version,
+        path: installed.path.to_string_lossy().into_owned(),
+        size: installed.size,
+        sha256: installed.origin.sha256,
+        source: installed.origin.source,
+        source_sha256: installed.origin.source_sha256,
+        current,
+        used_by,
+        installed: installed.origin.installed,
+    }
+}
+
 // ---- operations ----------------------------------------------------------------------------------------------------
 
 pub(crate) fn operation(operation: Operation) -> types::Operation {
@@ -588,6 +618,10 @@ pub(crate) fn found_vmm(found: &FoundVmm) -> types::Vmm {
         kind: vmm(found.kind),
         component,
         acceleration,
+        origin: found.origin.as_ref().map(|origin| types::Origin {
+            source: origin.source.clone(),
+            sha256: origin.sha256.clone(),
+        }),
     }
 }
 

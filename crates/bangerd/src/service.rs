@@ -8,10 +8,12 @@ use banger_agent_api::{AgentClient, proto};
 use banger_api::contract::{Caller, Events, StreamHandler, openrpc};
 use banger_api::types::*;
 use banger_api::{RpcError, Service};
+use banger_engine::fetch::Pin;
 use banger_engine::image::import::Import;
 use banger_engine::image::kernels::KernelSource as EngineKernelSource;
 use banger_engine::image::make::Source;
 use banger_engine::image::registry::Search;
+use banger_engine::runtime;
 use banger_engine::{Engine, NewVm, SetVm};
 use jiff::Timestamp;
 use tokio::sync::mpsc;
@@ -299,6 +301,9 @@ impl Service for Rpc {
                 EngineKernelSource::Debian(package)
             }
             KernelSource::Debian(package) => EngineKernelSource::Debian(package),
+            KernelSource::Url { url, sha256 } => {
+                EngineKernelSource::Url(Pin::parse(&url, &sha256).map_err(convert::error)?)
+            }
         };
         self.engine
             .add_kernel(name, source)
@@ -313,6 +318,53 @@ impl Service for Rpc {
             .await
             .map(convert::kernel)
             .map_err(convert::error)
+    }
+
+    async fn kernel_default(&self, _: Caller, Empty {}: Empty) -> Result<DefaultKernel, RpcError> {
+        let default = self.engine.default_kernel().await;
+        default.map(convert::default_kernel).map_err(convert::error)
+    }
+
+    async fn kernel_set_default(&self, _: Caller, params: KernelSetDefault) -> Result<DefaultKernel, RpcError> {
+        let default = self.engine.set_default_kernel(params.kernel).await;
+        default.map(convert::default_kernel).map_err(convert::error)
+    }
+
+    // ---- runtimes --------------------------------------------------------------------------------------------------
+
+    async fn runtime_list(&self, _: Caller, Empty {}: Empty) -> Result<Vec<Runtime>, RpcError> {
+        let runtimes = self.engine.runtimes().await.map_err(convert::error)?;
+        Ok(runtimes.into_iter().map(convert::runtime).collect())
+    }
+
+    async fn runtime_install(&self, caller: Caller, params: RuntimeInstall) -> Result<Operation, RpcError> {
+        let RuntimeInstall {
+            runtime: RuntimeKind::Firecracker,
+            source,
+            version,
+        } = params;
+        validate::may_install(caller, self.facts.owner)?;
+        let source = match source {
+            RuntimeSource::File { path, sha256 } => {
+                let path = validate::host_path(caller, self.facts.owner, "path", path)?;
+                runtime::Source::file(path, sha256.as_deref()).map_err(convert::error)?
+            }
+            RuntimeSource::Url { url, sha256 } => {
+                runtime::Source::Url(Pin::parse(&url, &sha256).map_err(convert::error)?)
+            }
+        };
+        let begun = self.engine.install_runtime(source, version).await;
+        begun.map(convert::operation).map_err(convert::error)
+    }
+
+    async fn runtime_remove(&self, caller: Caller, params: RuntimeRef) -> Result<Runtime, RpcError> {
+        let RuntimeRef {
+            runtime: RuntimeKind::Firecracker,
+            version,
+        } = params;
+        validate::may_install(caller, self.facts.owner)?;
+        let removed = self.engine.remove_runtime(version.as_deref()).await;
+        removed.map(convert::runtime).map_err(convert::error)
     }
 
     // ---- machines --------------------------------------------------------------------------------------------------

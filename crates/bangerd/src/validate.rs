@@ -72,6 +72,18 @@ pub(crate) fn host_path(caller: Caller, owner: u32, what: &str, path: String) ->
     }
 }
 
+/// Who may have the daemon run another program than those of its host, as its own user.
+pub(crate) fn may_install(caller: Caller, owner: u32) -> Result<(), RpcError> {
+    if caller.uid == 0 || caller.uid == owner {
+        return Ok(());
+    }
+    Err(RpcError::new(
+        ErrorKind::PermissionDenied,
+        format!("only root and the daemon's own user (id {owner}) may install or remove runtimes"),
+    )
+    .hint("ask one of them to do it"))
+}
+
 /// A file that is named must be there, as far as can be seen: whether it is what it should be shows when it is read.
 pub(crate) fn is_there(path: &Path) -> Result<(), RpcError> {
     match path.symlink_metadata() {
@@ -252,6 +264,10 @@ mod tests {
             host_path(caller(1000), 1000, "path", "/a".into()),
             Ok("/a".into())
         );
+        assert_eq!(may_install(caller(0), 1000), Ok(()));
+        assert_eq!(may_install(caller(1000), 1000), Ok(()));
+        let refused = may_install(caller(1001), 1000).unwrap_err();
+        assert_eq!(refused.kind, ErrorKind::PermissionDenied);
         let refused = host_path(caller(1001), 1000, "path", "/a".into()).unwrap_err();
         assert_eq!(refused.kind, ErrorKind::PermissionDenied);
         for path in ["", "a", "./a", "/a\0"] {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{VmState, VmmKind};
+use super::{Origin, VmState, VmmKind};
 
 /// Result of `daemon.status`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -69,6 +69,9 @@ pub struct Vmm {
     /// `kvm` or `tcg`, where usable.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub acceleration: Option<String>,
+    /// Where it came from, if it was installed by `runtime.install`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
 }
 
 /// Outcome of a doctor's check.

@@ -298,6 +298,33 @@ pub enum KernelSource {
     File(String),
     /// A Debian package: its name, fetched with the host's apt, or the absolute path of a `.deb` file.
     Debian(String),
+    /// A file on a server: an image with everything built in, or a `.deb` with a kernel in it.
+    Url {
+        /// `https://…`; plain http from this host, and from hosts that are configured so.
+        url: String,
+        /// Its SHA-256, hexadecimal.
+        sha256: String,
+    },
+}
+
+/// Parameters of `kernel.set_default`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct KernelSetDefault {
+    /// Kernel, by name. Absent: the configured one counts again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<String>,
+}
+
+/// The kernel that images get which name none.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct DefaultKernel {
+    /// Its name.
+    pub kernel: String,
+    /// It was chosen; else it is the configured one.
+    pub chosen: bool,
+    /// Whether it is there. The configured one comes with the first image that needs it.
+    pub there: bool,
 }
 
 /// Parameters of `kernel.add`.

@@ -11,6 +11,7 @@ mod image;
 mod network;
 mod operation;
 mod ports;
+mod runtime;
 mod ssh;
 mod vm;
 
@@ -25,6 +26,7 @@ pub use image::*;
 pub use network::*;
 pub use operation::*;
 pub use ports::*;
+pub use runtime::*;
 pub use ssh::*;
 pub use vm::*;
 

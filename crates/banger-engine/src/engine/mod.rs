@@ -35,7 +35,7 @@ use crate::image::blobs::BlobStore;
 use crate::image::config::{self, ImageConfig};
 use crate::image::export;
 use crate::image::import::{self, Import};
-use crate::image::kernels::{self, Kernel, KernelSource};
+use crate::image::kernels::{self, DefaultKernel, Kernel, KernelSource};
 use crate::image::make::{self, Source};
 use crate::image::places;
 use crate::image::pull;
@@ -49,6 +49,7 @@ use crate::operation::{Operation, Operations};
 use crate::ports::Ports;
 use crate::reconcile;
 use crate::rows::Rows;
+use crate::runtime::{self, Runtime};
 use crate::settings::Settings;
 use crate::vm::capability::system_disk::devices::scope;
 use crate::vm::capability::system_disk::{self, Availability};
@@ -363,6 +364,35 @@ impl Engine {
     /// Removes a kernel that nothing uses.
     pub async fn remove_kernel(&self, name: &str) -> Result<Kernel, Error> {
         kernels::remove_kernel(&self.host, name).await
+    }
+
+    /// The kernel of images that name none.
+    pub async fn default_kernel(&self) -> Result<DefaultKernel, Error> {
+        kernels::default_kernel(&self.host).await
+    }
+
+    /// Chooses the kernel of images that name none; absent: the configured one again.
+    pub async fn set_default_kernel(&self, name: Option<String>) -> Result<DefaultKernel, Error> {
+        kernels::set_default(&self.host, name).await
+    }
+
+    /// Installed versions of Firecracker, the one in use first.
+    pub async fn runtimes(&self) -> Result<Vec<Runtime>, Error> {
+        runtime::list(&self.host).await
+    }
+
+    /// Begins to install Firecracker.
+    pub async fn install_runtime(
+        &self,
+        source: runtime::Source,
+        version: Option<String>,
+    ) -> Result<Operation, Error> {
+        runtime::begin(&self.host, source, version).await
+    }
+
+    /// Removes a version of Firecracker that no machine runs on; the only one, where none is named.
+    pub async fn remove_runtime(&self, version: Option<&str>) -> Result<Runtime, Error> {
+        runtime::remove(&self.host, version).await
     }
 
     // ---- machines --------------------------------------------------------------------------------------------------

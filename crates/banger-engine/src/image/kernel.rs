@@ -231,14 +231,48 @@ pub async fn add_from_file(
     Ok(kernel)
 }
 
+/// Whether another package is fetched where the first holds no kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Follow {
+    /// The kernel that it depends on, as `linux-image-cloud-amd64` does.
+    Depends,
+    /// None: what was pinned is all that may come.
+    Nothing,
+}
+
+/// Adds the kernel in a file that was downloaded: what [`add_from_file`] takes, or a Debian package that holds one.
+pub async fn add_from_download(
+    target: &Path,
+    file: &Path,
+    tool_dirs: &[PathBuf],
+    progress: &Reporter,
+) -> Result<Kernel, KernelError> {
+    // deb(5): an ar archive.
+    const AR: &[u8] = b"!<arch>\n";
+    let mut head = Vec::new();
+    File::open(file)
+        .and_then(|file| file.take(AR.len() as u64).read_to_end(&mut head))
+        .map_err(|source| KernelError::Read {
+            path: file.to_owned(),
+            source,
+        })?;
+    if head == AR {
+        let package = file.to_string_lossy();
+        add_from_deb(target, &package, Follow::Nothing, tool_dirs, progress).await
+    } else {
+        add_from_file(target, file, None, progress).await
+    }
+}
+
 /// Adds a kernel from a Debian package as the directory `target`.
 ///
 /// `package` is a `.deb` file if it has a slash or ends so, else a package's name, fetched with apt. A package that
-/// only depends on the current kernel, as `linux-image-cloud-amd64` does, leads to that one. `tool_dirs` is where
+/// only depends on the current kernel leads to that one, where it is to be followed. `tool_dirs` is where
 /// programs are looked for. Stages: `download`, then those of [`add_from_file`].
 pub async fn add_from_deb(
     target: &Path,
     package: &str,
+    follow: Follow,
     tool_dirs: &[PathBuf],
     progress: &Reporter,
 ) -> Result<Kernel, KernelError> {
@@ -271,7 +305,7 @@ pub async fn add_from_deb(
         progress.step("unpack", format!("unpacking {}", file_name(&deb)));
         tools.unpack(&deb, &root).await.map_err(package_error)?;
         image = find_image(&root)?;
-        if image.is_some() {
+        if image.is_some() || follow == Follow::Nothing {
             break;
         }
         let depends = tools.field(&deb, "Depends").await.map_err(package_error)?;
@@ -567,7 +601,15 @@ pub(crate) mod tests {
         let kernels = top.path().join("kernels");
         let silent = Reporter::silent();
         let target = kernels.join("cloud");
-        let kernel = match add_from_deb(&target, "linux-image-cloud-amd64", &dirs, &silent).await {
+        let kernel = match add_from_deb(
+            &target,
+            "linux-image-cloud-amd64",
+            Follow::Depends,
+            &dirs,
+            &silent,
+        )
+        .await
+        {
             Err(error @ KernelError::NoPackageTools(_)) => {
                 testkit::skip::<()>(&error.to_string());
                 return;

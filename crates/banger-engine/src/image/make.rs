@@ -10,7 +10,7 @@ use banger_store::StoreError;
 use banger_store::images::{BlobRow, ImageRow};
 use jiff::Timestamp;
 
-use super::kernels::{ensure_kernel, find_kernel};
+use super::kernels::{default_name, ensure_kernel, find_kernel};
 use super::places::{image_dir, rootfs_path};
 use super::registry::{clear, hold_holder, move_name, remove_tree};
 use super::rootfs::{self, Rootfs, RootfsError};
@@ -25,7 +25,7 @@ use crate::vm::lifecycle::taken;
 use crate::{id, name};
 
 /// Operations that make an image: one at a time of a name.
-pub(super) const MAKERS: &[&str] = &["image.register", "image.bootstrap", "image.pull", "image.import"];
+pub(super) const MAKERS: &[&str] = &["image.register", "image.bootstrap", "image.pull", "image.import", "image.build"];
 
 /// What an image is made from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,7 +85,10 @@ pub(crate) async fn begin(
     if let Source::File(path) = &source {
         check_file("root file system", path)?;
     }
-    let kernel = kernel.unwrap_or_else(|| host.settings.default_kernel.clone());
+    let kernel = match kernel {
+        Some(kernel) => kernel,
+        None => default_name(host).await?,
+    };
     if kernel != host.settings.default_kernel {
         find_kernel(host, &kernel).await?;
     }
@@ -119,7 +122,7 @@ pub(crate) async fn begin(
 }
 
 /// A path that a caller named: absolute, a regular file.
-pub(super) fn check_file(what: &'static str, path: &Path) -> Result<(), Error> {
+pub(crate) fn check_file(what: &'static str, path: &Path) -> Result<(), Error> {
     let bad = |problem: &str| Error::BadFile {
         what,
         path: path.to_owned(),

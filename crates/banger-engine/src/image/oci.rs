@@ -11,7 +11,7 @@ use hostkit::digest::Digest;
 use hostkit::rootfs_tar::Limits;
 
 use super::blobs::text;
-use super::kernels::{ensure_kernel, find_kernel};
+use super::kernels::{default_name, ensure_kernel, find_kernel};
 use super::make::{enter, reporter, row_of};
 use super::places::{image_dir, rootfs_path};
 use super::registry::name_it;
@@ -48,13 +48,16 @@ pub(super) struct Kernel {
 impl Kernel {
     /// The kernel asked for, which must be there, or the default one, which is made with the first image.
     pub(super) async fn of(host: &Host, asked_for: Option<String>) -> Result<Self, Error> {
-        let default = &host.settings.default_kernel;
-        if let Some(name) = asked_for.as_ref().filter(|name| *name != default) {
+        let configured = &host.settings.default_kernel;
+        if let Some(name) = asked_for.as_ref().filter(|name| *name != configured) {
             find_kernel(host, name).await?;
         }
         Ok(Self {
             asked_for: asked_for.is_some(),
-            name: asked_for.unwrap_or_else(|| default.clone()),
+            name: match asked_for {
+                Some(name) => name,
+                None => default_name(host).await?,
+            },
         })
     }
 }

@@ -14,6 +14,7 @@ pub(crate) mod kernel;
 pub(crate) mod net;
 pub(crate) mod op;
 pub(crate) mod run;
+pub(crate) mod runtime;
 pub(crate) mod ssh;
 pub(crate) mod ssh_config;
 pub(crate) mod ssh_proxy;
@@ -43,6 +44,9 @@ pub(crate) enum Command {
     /// Manage kernels, which images boot with
     #[command(subcommand, arg_required_else_help = true)]
     Kernel(kernel::Kernel),
+    /// Manage runtimes: the VMMs that Banger installs itself
+    #[command(subcommand, arg_required_else_help = true)]
+    Runtime(runtime::Runtime),
     /// Look at the network of machines
     #[command(subcommand, arg_required_else_help = true)]
     Net(net::Net),
@@ -79,6 +83,7 @@ impl Command {
             Self::Vm(command) => with_context(global, async |context| command.run(context).await),
             Self::Image(command) => with_context(global, async |context| command.run(context).await),
             Self::Kernel(command) => with_context(global, async |context| command.run(context).await),
+            Self::Runtime(command) => with_context(global, async |context| command.run(context).await),
             Self::Net(command) => with_context(global, async |context| command.run(context).await),
             Self::Op(command) => with_context(global, async |context| command.run(context).await),
             Self::Daemon(command) => with_context(global, async |context| command.run(context).await),

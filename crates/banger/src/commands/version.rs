@@ -110,6 +110,10 @@ fn render(versions: &Versions) -> String {
         if let Some(acceleration) = &vmm.acceleration {
             text = format!("{text}, {acceleration}");
         }
+        if let Some(origin) = &vmm.origin {
+            let digits: String = origin.sha256.chars().take(12).collect();
+            text = format!("{text}, installed from {} (sha256:{digits}…)", origin.source);
+        }
         if versions.chosen_vmm == Some(vmm.kind) {
             text.push_str(" (chosen)");
         }
@@ -165,11 +169,16 @@ mod tests {
                         problem: Some("firecracker was not found in /usr/local/bin, /usr/bin".into()),
                     },
                     acceleration: None,
+                    origin: None,
                 },
                 Vmm {
                     kind: VmmKind::Qemu,
                     component: found("7.2.0"),
                     acceleration: Some("tcg".into()),
+                    origin: Some(banger_api::types::Origin {
+                        source: "/tmp/qemu".into(),
+                        sha256: "ab".repeat(32),
+                    }),
                 },
             ],
             chosen_vmm: Some(VmmKind::Qemu),
@@ -179,7 +188,7 @@ mod tests {
         daemon:       1.2.2
         agent:        1.2.2
         firecracker:  not found
-        qemu:         7.2.0, tcg (chosen)
+        qemu:         7.2.0, tcg, installed from /tmp/qemu (sha256:abababababab…) (chosen)
         ");
     }
 }

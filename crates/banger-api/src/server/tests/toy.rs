@@ -72,6 +72,11 @@ impl Service for Toy {
         kernel_list(Empty) -> Vec<Kernel>;
         kernel_add(KernelAdd) -> Operation;
         kernel_remove(KernelRef) -> Kernel;
+        kernel_default(Empty) -> DefaultKernel;
+        kernel_set_default(KernelSetDefault) -> DefaultKernel;
+        runtime_list(Empty) -> Vec<Runtime>;
+        runtime_install(RuntimeInstall) -> Operation;
+        runtime_remove(RuntimeRef) -> Runtime;
         vm_create(VmCreate) -> Operation;
         vm_list(VmList) -> Vec<Vm>;
         vm_show(VmRef) -> Vm;

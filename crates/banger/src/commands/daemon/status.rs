@@ -186,6 +186,7 @@ mod tests {
                 kind: VmmKind::Qemu,
                 component: found("7.2.0"),
                 acceleration: Some("tcg".into()),
+                origin: None,
             }],
             chosen_vmm: Some(VmmKind::Qemu),
             chosen_vmm_reason: "firecracker was not found".into(),

@@ -1,6 +1,7 @@
 //! `banger kernel`: what images boot with.
 
 mod add;
+mod default;
 mod ls;
 mod rm;
 
@@ -15,6 +16,7 @@ pub(crate) enum Kernel {
     Ls(ls::Ls),
     Add(add::Add),
     Rm(rm::Rm),
+    Default(default::Default),
 }
 
 impl Kernel {
@@ -23,6 +25,7 @@ impl Kernel {
             Self::Ls(command) => command.run(context).await,
             Self::Add(command) => command.run(context).await,
             Self::Rm(command) => command.run(context).await,
+            Self::Default(command) => command.run(context).await,
         }
     }
 }

@@ -392,6 +392,34 @@ impl Service for Local {
     async fn kernel_add(&self, _: Caller, _: KernelAdd) -> Result<Operation, RpcError> {
         absent("kernel.add")
     }
+    async fn image_seed_show(&self, _: Caller, _: ImageSeeds) -> Result<Vec<ImageSeed>, RpcError> {
+        absent("image.seed_show")
+    }
+
+    async fn image_seed_refresh(&self, _: Caller, _: ImageSeeds) -> Result<Vec<ImageSeed>, RpcError> {
+        absent("image.seed_refresh")
+    }
+
+    async fn kernel_default(&self, _: Caller, _: Empty) -> Result<DefaultKernel, RpcError> {
+        absent("kernel.default")
+    }
+
+    async fn kernel_set_default(&self, _: Caller, _: KernelSetDefault) -> Result<DefaultKernel, RpcError> {
+        absent("kernel.set_default")
+    }
+
+    async fn runtime_list(&self, _: Caller, _: Empty) -> Result<Vec<Runtime>, RpcError> {
+        absent("runtime.list")
+    }
+
+    async fn runtime_install(&self, _: Caller, _: RuntimeInstall) -> Result<Operation, RpcError> {
+        absent("runtime.install")
+    }
+
+    async fn runtime_remove(&self, _: Caller, _: RuntimeRef) -> Result<Runtime, RpcError> {
+        absent("runtime.remove")
+    }
+
     async fn kernel_remove(&self, _: Caller, params: KernelRef) -> Result<Kernel, RpcError> {
         removable("kernel", &params.kernel)?;
         Ok(Kernel {
