@@ -146,7 +146,7 @@ fn what_the_images_home_has_wins() {
         busybox(
             "for f in .secret bin/other bin/tool .profile added; do /bin/busybox head -n 1 $f; echo; done"
         ),
-        "image\n\nimage\n\n#!/bin/sh\n\necho image\n\ntemplate"
+        "image\nimage\n#!/bin/sh\n\necho image\ntemplate"
     );
     // The template stands in for the skeleton; the set-up fills what nobody has.
     assert_eq!(
