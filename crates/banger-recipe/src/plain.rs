@@ -136,8 +136,8 @@ impl Reader<'_, '_> {
         }
         let from = self.from(table, base, &args);
         if let Some(value) = table.get("step") {
-            match value.get_ref() {
-                DeValue::Array(array) => {
+            match value.get_ref().as_array() {
+                Some(array) => {
                     for value in array.iter().take(MAX_STEPS) {
                         steps.extend(self.step(value));
                     }
@@ -145,7 +145,7 @@ impl Reader<'_, '_> {
                         self.wrong(value, format!("more than {MAX_STEPS} steps"), None);
                     }
                 }
-                _ => self.wrong(
+                None => self.wrong(
                     value,
                     "`step` is not a list of tables".to_owned(),
                     Some("write `[[step]]` before each"),
@@ -297,7 +297,9 @@ impl Reader<'_, '_> {
                 self.wrong(value, "`run` has no program".to_owned(), None);
                 None
             }
-            command => Some(StepKind::Run(Run { command, secrets })),
+            command @ (Command::Shell(_) | Command::Exec(_) | Command::Script(_)) => {
+                Some(StepKind::Run(Run { command, secrets }))
+            }
         }
     }
 
@@ -309,8 +311,8 @@ impl Reader<'_, '_> {
             mode: 0o400,
         };
         let mut target = None;
-        let id = match value.get_ref() {
-            DeValue::Table(table) => {
+        let id = match value.get_ref().as_table() {
+            Some(table) => {
                 self.only(table, "secret", &["id", "target", "required", "mode"]);
                 target = table.get("target").and_then(|value| self.word(value, "target"));
                 if let Some(value) = table.get("required") {
@@ -324,7 +326,7 @@ impl Reader<'_, '_> {
                     None => String::new(),
                 }
             }
-            _ => self.string(value, "a secret")?,
+            None => self.string(value, "a secret")?,
         };
         if let Err(message) = check_secret_id(&id) {
             self.wrong(value, message, None);
@@ -422,9 +424,9 @@ impl Reader<'_, '_> {
     fn expose(&mut self, value: &Value<'_>) -> Option<Vec<Word>> {
         let mut ports = Vec::new();
         for value in self.list(value, "expose")? {
-            ports.push(match value.get_ref() {
-                DeValue::Integer(number) => Word::literal(number.as_str()),
-                _ => self.word(value, "a port")?,
+            ports.push(match value.get_ref().as_integer() {
+                Some(number) => Word::literal(number.as_str()),
+                None => self.word(value, "a port")?,
             });
         }
         Some(ports)
@@ -451,15 +453,15 @@ impl Reader<'_, '_> {
 
     /// A string is for the shell, a list is a program and its arguments.
     fn command(&mut self, value: &Value<'_>, what: &str) -> Option<Command> {
-        let command = match value.get_ref() {
-            DeValue::Array(_) => {
+        let command = match value.get_ref().as_array() {
+            Some(_) => {
                 let mut argv = Vec::new();
                 for value in self.list(value, what)? {
                     argv.push(self.string(value, what)?);
                 }
                 Command::Exec(argv)
             }
-            _ => Command::Shell(self.string(value, what)?),
+            None => Command::Shell(self.string(value, what)?),
         };
         let bad = match &command {
             Command::Exec(argv) => {
@@ -476,13 +478,15 @@ impl Reader<'_, '_> {
 
     /// Permissions: `"0644"` or `0o644`.
     fn mode(&mut self, value: &Value<'_>) -> Option<u32> {
-        let mode = match value.get_ref() {
-            DeValue::String(text) => octal(text),
-            DeValue::Integer(number) if number.radix() == 8 => u32::from_str_radix(number.as_str(), 8)
-                .ok()
-                .filter(|mode| *mode <= 0o7777),
-            _ => None,
+        let text = value.get_ref().as_str().and_then(octal);
+        let number = || {
+            let number = value
+                .get_ref()
+                .as_integer()
+                .filter(|number| number.radix() == 8)?;
+            octal(number.as_str())
         };
+        let mode = text.or_else(number);
         if mode.is_none() {
             self.wrong(
                 value,
@@ -494,9 +498,9 @@ impl Reader<'_, '_> {
     }
 
     fn flag(&mut self, value: &Value<'_>, what: &str) -> Option<bool> {
-        match value.get_ref() {
-            DeValue::Boolean(flag) => Some(*flag),
-            _ => {
+        match value.get_ref().as_bool() {
+            Some(flag) => Some(flag),
+            None => {
                 self.wrong(value, format!("`{what}` is neither true nor false"), None);
                 None
             }
@@ -526,9 +530,9 @@ impl Reader<'_, '_> {
     }
 
     fn string(&mut self, value: &Value<'_>, what: &str) -> Option<String> {
-        match value.get_ref() {
-            DeValue::String(text) => Some(text.clone().into_owned()),
-            _ => {
+        match value.get_ref().as_str() {
+            Some(text) => Some(text.to_owned()),
+            None => {
                 self.wrong(value, format!("{} is not a string", quote(what)), None);
                 None
             }
@@ -537,13 +541,13 @@ impl Reader<'_, '_> {
 
     /// A list, or the one value that could be in it.
     fn list<'v, 't>(&mut self, value: &'v Value<'t>, what: &str) -> Option<Vec<&'v Value<'t>>> {
-        match value.get_ref() {
-            DeValue::Array(array) => Some(array.iter().collect()),
-            DeValue::Table(_) => {
-                self.wrong(value, format!("{} is not a list", quote(what)), None);
-                None
-            }
-            _ => Some(vec![value]),
+        if value.get_ref().is_table() {
+            self.wrong(value, format!("{} is not a list", quote(what)), None);
+            return None;
+        }
+        match value.get_ref().as_array() {
+            Some(array) => Some(array.iter().collect()),
+            None => Some(vec![value]),
         }
     }
 
@@ -563,9 +567,9 @@ impl Reader<'_, '_> {
     }
 
     fn tables<'v, 't>(&mut self, value: &'v Value<'t>, what: &str) -> Option<&'v DeTable<'t>> {
-        match value.get_ref() {
-            DeValue::Table(table) => Some(table),
-            _ => {
+        match value.get_ref().as_table() {
+            Some(table) => Some(table),
+            None => {
                 self.wrong(value, format!("`{what}` is not a table"), None);
                 None
             }

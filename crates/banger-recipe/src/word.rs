@@ -309,7 +309,7 @@ impl Expander<'_, '_> {
                 }
             }
             Some('@' | '*' | '#' | '?' | '-' | '$' | '!') if !self.rules.plain => {
-                name.extend(self.chars.next())
+                name.extend(self.chars.next());
             }
             Some(_) | None => {
                 while let Some(c) = self.chars.next_if(|c| c.is_alphanumeric() || *c == '_') {

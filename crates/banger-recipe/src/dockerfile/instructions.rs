@@ -272,7 +272,7 @@ impl Reader<'_, '_> {
             ("unpack", Some("false")) if add => copy.extract = false,
             ("from", Some(_)) => self.wrong(*offset, "ADD has no `--from`: COPY has".to_owned()),
             ("from" | "chown", _) | ("chmod", None) => {
-                self.wrong(*offset, format!("`--{name}` needs a value"))
+                self.wrong(*offset, format!("`--{name}` needs a value"));
             }
             (other, _) => self.unknown_flag(other, *offset),
         }
