@@ -205,15 +205,18 @@ async fn make_disk(
     });
     let tree = Arc::new(tree.await?);
     let made = ext4::make_filled(&tools, to, size, LABEL, &staging, &tree).await;
-    made.map_err(|e| match e {
-        ext4::Error::Command { .. } if contents.bytes() > size / 2 => Error::Contradiction {
+    made.map_err(|e| {
+        let too_small = matches!(e, ext4::Error::Command { .. }) && contents.bytes() > size / 2;
+        if !too_small {
+            return failed(e);
+        }
+        Error::Contradiction {
             problem: format!(
                 "a work disk of {} does not hold its template",
                 crate::limits::bytes(&size)
             ),
             hint: "make it larger: --work-disk".to_owned(),
-        },
-        e => failed(e),
+        }
     })
 }
 

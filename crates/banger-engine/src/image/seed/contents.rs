@@ -154,9 +154,16 @@ impl Contents {
     /// Of these contents.
     pub(super) fn fingerprint(&self) -> Fingerprint {
         let part = |digest: Digest| digest.to_string().chars().take(PART).collect::<String>();
-        let setup = [file("", 0, LAYOUT), file(".profile", 0o644, PROFILE), file(".bashrc", 0o644, BASHRC)];
+        let setup = [
+            file("", 0, LAYOUT),
+            file(".profile", 0o644, PROFILE),
+            file(".bashrc", 0o644, BASHRC),
+        ];
         Fingerprint {
-            key: self.key.as_ref().map(|key| part(Digest::of_bytes(key.as_bytes()))),
+            key: self
+                .key
+                .as_ref()
+                .map(|key| part(Digest::of_bytes(key.as_bytes()))),
             template: self.template.as_deref().map(|entries| part(digest_of(entries))),
             setup: part(digest_of(&setup)),
         }
@@ -257,7 +264,11 @@ fn digest_of(entries: &[Entry]) -> Digest {
             (entry.path.as_os_str().as_bytes(), [kind, a, b, c, d], contents)
         })
         .collect();
-    Digest::of_parts(parts.iter().flat_map(|(path, kind, contents)| [*path, kind.as_slice(), contents]))
+    Digest::of_parts(
+        parts
+            .iter()
+            .flat_map(|(path, kind, contents)| [*path, kind.as_slice(), contents]),
+    )
 }
 
 fn append(archive: &mut tar::Builder<Vec<u8>>, path: &Path, entry: &Entry) -> io::Result<()> {
@@ -285,9 +296,7 @@ fn append(archive: &mut tar::Builder<Vec<u8>>, path: &Path, entry: &Entry) -> io
 
 // ---- the template --------------------------------------------------------------------------------------------------
 
-const DIRECTORY: OFlags = OFlags::RDONLY
-    .union(OFlags::DIRECTORY)
-    .union(OFlags::CLOEXEC);
+const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
 /// Reads a template, its entries by name, directories before what is in them.
 fn read_template(top: &Path) -> Result<Vec<Entry>, Error> {
@@ -297,7 +306,8 @@ fn read_template(top: &Path) -> Result<Vec<Entry>, Error> {
         bytes: 0,
     };
     // The one link that is followed: the directory may be named by one.
-    let directory = openat(CWD, top, DIRECTORY, Mode::empty()).map_err(|e| walk.cannot("read", Path::new(""), e))?;
+    let directory =
+        openat(CWD, top, DIRECTORY, Mode::empty()).map_err(|e| walk.cannot("read", Path::new(""), e))?;
     walk.directory(&directory, Path::new(""), MAX_DEPTH)?;
     Ok(walk.entries)
 }
@@ -328,8 +338,15 @@ impl Walk<'_> {
         Ok(())
     }
 
-    fn entry(&mut self, directory: &OwnedFd, name: &std::ffi::CStr, path: &Path, depth: usize) -> Result<(), Error> {
-        let stat = statat(directory, name, AtFlags::SYMLINK_NOFOLLOW).map_err(|e| self.cannot("look at", path, e))?;
+    fn entry(
+        &mut self,
+        directory: &OwnedFd,
+        name: &std::ffi::CStr,
+        path: &Path,
+        depth: usize,
+    ) -> Result<(), Error> {
+        let stat = statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(|e| self.cannot("look at", path, e))?;
         let nofollow = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mut new = Entry {
             path: path.to_owned(),
@@ -351,17 +368,22 @@ impl Walk<'_> {
                 let opened = opened.map_err(|e| self.cannot("read", path, e))?;
                 let left = MAX_BYTES - self.bytes;
                 let mut contents = Vec::new();
-                let read = std::fs::File::from(opened).take(left + 1).read_to_end(&mut contents);
+                let read = std::fs::File::from(opened)
+                    .take(left + 1)
+                    .read_to_end(&mut contents);
                 read.map_err(|e| self.cannot("read", path, e))?;
                 let size = u64::try_from(contents.len()).unwrap_or(u64::MAX);
-                self.bound(size <= left, || format!("it holds more than {}", bytes(&MAX_BYTES)))?;
+                self.bound(size <= left, || {
+                    format!("it holds more than {}", bytes(&MAX_BYTES))
+                })?;
                 self.bytes += size;
                 new.kind = Kind::File(contents);
                 self.entries.push(new);
                 Ok(())
             }
             FileType::Symlink => {
-                let target = readlinkat(directory, name, Vec::new()).map_err(|e| self.cannot("read", path, e))?;
+                let target =
+                    readlinkat(directory, name, Vec::new()).map_err(|e| self.cannot("read", path, e))?;
                 new.mode = 0o777;
                 new.kind = Kind::Link(OsStr::from_bytes(target.to_bytes()).into());
                 self.entries.push(new);

@@ -27,7 +27,10 @@ fn entries(contents: &Contents) -> Vec<(String, u32, String)> {
     let mut archive = tar::Archive::new(archive.as_slice());
     let entries = archive.entries().unwrap().map(|entry| {
         let mut entry = entry.unwrap();
-        assert_eq!((entry.header().uid().unwrap(), entry.header().gid().unwrap()), (0, 0));
+        assert_eq!(
+            (entry.header().uid().unwrap(), entry.header().gid().unwrap()),
+            (0, 0)
+        );
         let mut text = String::new();
         entry.read_to_string(&mut text).unwrap();
         if let Some(target) = entry.link_name().unwrap() {
@@ -48,18 +51,36 @@ fn of(contents: &Contents, path: &str) -> Option<(u32, String)> {
 fn a_template_arrives_with_its_modes_and_links_are_links() {
     let dir = template();
     let contents = gather(Some(dir.path()), Some(KEY));
-    let is = |path: &str, mode, text: &str| assert_eq!(of(&contents, path), Some((mode, text.to_owned())), "{path}");
+    let is = |path: &str, mode, text: &str| {
+        assert_eq!(of(&contents, path), Some((mode, text.to_owned())), "{path}")
+    };
     is("seed/template/bin/tool", 0o750, "#!/bin/sh\n");
     is("seed/template/.vimrc", 0o644, "set ai");
     is("seed/template/users", 0o777, "-> /etc/passwd");
     is("seed/setup/.profile", 0o644, PROFILE);
-    is("seed/setup/.ssh/authorized_keys", 0o600, "ssh-ed25519 AAAAC3Nz banger\n");
+    is(
+        "seed/setup/.ssh/authorized_keys",
+        0o600,
+        "ssh-ed25519 AAAAC3Nz banger\n",
+    );
 }
 
 #[test]
 fn without_template_and_key_there_is_the_set_up_alone() {
-    let names: Vec<_> = entries(&gather(None, None)).into_iter().map(|entry| entry.0).collect();
-    assert_eq!(names, ["./", "seed", "seed/setup", "seed/setup/.profile", "seed/setup/.bashrc"]);
+    let names: Vec<_> = entries(&gather(None, None))
+        .into_iter()
+        .map(|entry| entry.0)
+        .collect();
+    assert_eq!(
+        names,
+        [
+            "./",
+            "seed",
+            "seed/setup",
+            "seed/setup/.profile",
+            "seed/setup/.bashrc"
+        ]
+    );
 }
 
 #[test]
@@ -84,11 +105,17 @@ fn a_fingerprint_covers_what_is_in_it_and_no_times() {
     assert_eq!(Fingerprint::parse(&first.to_string()), Some(first.clone()));
     assert_eq!(first.changes(&first), [""; 0]);
 
-    let old = fs::File::options().append(true).open(dir.path().join(".vimrc")).unwrap();
+    let old = fs::File::options()
+        .append(true)
+        .open(dir.path().join(".vimrc"))
+        .unwrap();
     old.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
     assert_eq!(fingerprint(Some(KEY)), first, "a time is nothing of it");
 
-    assert_eq!(fingerprint(Some("ssh-ed25519 BBBB")).changes(&first), ["the ssh key is another"]);
+    assert_eq!(
+        fingerprint(Some("ssh-ed25519 BBBB")).changes(&first),
+        ["the ssh key is another"]
+    );
     assert_eq!(fingerprint(None).changes(&first), ["the ssh key is another"]);
     let without = gather(None, Some(KEY)).fingerprint();
     assert_eq!(without.changes(&first), ["there is no template any more"]);
@@ -118,7 +145,13 @@ fn a_fingerprint_covers_what_is_in_it_and_no_times() {
 fn only_its_own_words_are_a_fingerprint() {
     let part = "0123456789abcdef";
     assert!(Fingerprint::parse(&format!("none-none-{part}")).is_some());
-    for bad in ["", "none-none-none", "none-none", "x-none-0123456789abcdef", "none-none-0123456789ABCDEF"] {
+    for bad in [
+        "",
+        "none-none-none",
+        "none-none",
+        "x-none-0123456789abcdef",
+        "none-none-0123456789ABCDEF",
+    ] {
         assert_eq!(Fingerprint::parse(bad), None, "{bad}");
     }
     assert_eq!(Fingerprint::parse(&format!("none-none-{part}-{part}")), None);
@@ -127,7 +160,9 @@ fn only_its_own_words_are_a_fingerprint() {
 #[test]
 fn what_cannot_be_a_template_is_named() {
     let problem = |path: &Path| match Contents::gather(Some(path), None).unwrap_err() {
-        Error::BadFile { path: named, problem, .. } => {
+        Error::BadFile {
+            path: named, problem, ..
+        } => {
             assert_eq!(named, path);
             problem
         }
@@ -146,7 +181,10 @@ fn what_cannot_be_a_template_is_named() {
     fs::remove_file(at("big")).unwrap();
 
     rustix::fs::mkfifoat(CWD, at("bin/pipe"), Mode::from_raw_mode(0o600)).unwrap();
-    assert_eq!(problem(dir.path()), "bin/pipe in it is neither file, directory nor symbolic link");
+    assert_eq!(
+        problem(dir.path()),
+        "bin/pipe in it is neither file, directory nor symbolic link"
+    );
     fs::remove_file(at("bin/pipe")).unwrap();
 
     let mut deep = at("");
@@ -175,8 +213,14 @@ fn the_set_up_is_a_shells() {
         let said = String::from_utf8_lossy(&ran.stdout).into_owned();
         let wrong = String::from_utf8_lossy(&ran.stderr).into_owned();
         if shell == "/bin/sh" {
-            assert!(ran.status.success() && wrong.is_empty(), "{shell}: {said} {wrong}");
-            assert!(said.starts_with("/usr/local/sbin:") && said.trim_end().ends_with("|linux"), "{said}");
+            assert!(
+                ran.status.success() && wrong.is_empty(),
+                "{shell}: {said} {wrong}"
+            );
+            assert!(
+                said.starts_with("/usr/local/sbin:") && said.trim_end().ends_with("|linux"),
+                "{said}"
+            );
         }
         assert!(wrong.is_empty(), "{shell}: {wrong}");
     }

@@ -39,10 +39,16 @@ async fn read(host: &Host, disk: &Path, path: &str) -> Option<String> {
 #[tokio::test]
 async fn disks_of_all_sizes_have_the_templates_files_and_one_seed_is_made_of_it() {
     let directory = tempfile::tempdir().unwrap();
-    let Some(host) = bench(directory.path()).await else { return };
+    let Some(host) = bench(directory.path()).await else {
+        return;
+    };
     let at = |name: &str| directory.path().join(name);
     let (a, b, c) = (at("a"), at("b"), at("c"));
-    let laid = tokio::join!(lay(&host, IMAGE, &a, 2 << 30), lay(&host, IMAGE, &b, SIZE), lay(&host, IMAGE, &c, 16 << 20));
+    let laid = tokio::join!(
+        lay(&host, IMAGE, &a, 2 << 30),
+        lay(&host, IMAGE, &b, SIZE),
+        lay(&host, IMAGE, &c, 16 << 20)
+    );
     laid.0.unwrap();
     laid.1.unwrap();
     laid.2.unwrap();
@@ -50,7 +56,10 @@ async fn disks_of_all_sizes_have_the_templates_files_and_one_seed_is_made_of_it(
         let metadata = std::fs::metadata(path).unwrap();
         assert_eq!(metadata.len(), size);
         assert!(metadata.blocks() * 512 < 8 << 20, "{} blocks", metadata.blocks());
-        assert_eq!(read(&host, path, "/seed/template/greeting").await.unwrap(), "hello");
+        assert_eq!(
+            read(&host, path, "/seed/template/greeting").await.unwrap(),
+            "hello"
+        );
         assert!(read(&host, path, "/seed/setup/.profile").await.is_some());
     }
     assert_eq!(files(&host).len(), 1);
@@ -59,7 +68,9 @@ async fn disks_of_all_sizes_have_the_templates_files_and_one_seed_is_made_of_it(
 #[tokio::test]
 async fn a_changed_template_is_another_seed_and_the_one_before_goes() {
     let directory = tempfile::tempdir().unwrap();
-    let Some(host) = bench(directory.path()).await else { return };
+    let Some(host) = bench(directory.path()).await else {
+        return;
+    };
     let look = async || show(&host, &[]).await.unwrap().pop().unwrap();
     let before = look().await;
     assert_eq!((before.made, before.stale.len()), (None, 0));
@@ -68,7 +79,10 @@ async fn a_changed_template_is_another_seed_and_the_one_before_goes() {
     lay(&host, IMAGE, &disk, SIZE).await.unwrap();
     let first = look().await;
     assert!(first.stale.is_empty());
-    assert_eq!(first.made.as_ref().map(|made| &made.fingerprint), first.wanted.as_ref());
+    assert_eq!(
+        first.made.as_ref().map(|made| &made.fingerprint),
+        first.wanted.as_ref()
+    );
     assert_eq!(first.names, ["debian"]);
 
     let greeting = directory.path().join("template/greeting");
@@ -78,11 +92,19 @@ async fn a_changed_template_is_another_seed_and_the_one_before_goes() {
     lay(&host, IMAGE, &next, SIZE).await.unwrap();
     assert!(look().await.stale.is_empty());
     assert_eq!(files(&host).len(), 1);
-    assert_eq!(read(&host, &disk, "/seed/template/greeting").await.unwrap(), "hello");
-    assert_eq!(read(&host, &next, "/seed/template/greeting").await.unwrap(), "good day");
+    assert_eq!(
+        read(&host, &disk, "/seed/template/greeting").await.unwrap(),
+        "hello"
+    );
+    assert_eq!(
+        read(&host, &next, "/seed/template/greeting").await.unwrap(),
+        "good day"
+    );
 
     let made = look().await.made.unwrap();
-    let refreshed = refresh(&host, &[IMAGE.to_owned(), "debian".to_owned()]).await.unwrap();
+    let refreshed = refresh(&host, &[IMAGE.to_owned(), "debian".to_owned()])
+        .await
+        .unwrap();
     let [refreshed] = refreshed.as_slice() else {
         panic!("one image, named twice: {refreshed:?}")
     };
@@ -96,7 +118,9 @@ async fn a_changed_template_is_another_seed_and_the_one_before_goes() {
 #[tokio::test]
 async fn a_template_that_is_gone_is_said_and_leaves_nothing() {
     let directory = tempfile::tempdir().unwrap();
-    let Some(host) = bench(directory.path()).await else { return };
+    let Some(host) = bench(directory.path()).await else {
+        return;
+    };
     std::fs::remove_dir_all(directory.path().join("template")).unwrap();
     let disk = directory.path().join("disk");
     let error = lay(&host, IMAGE, &disk, SIZE).await.unwrap_err();
@@ -109,7 +133,9 @@ async fn a_template_that_is_gone_is_said_and_leaves_nothing() {
 #[tokio::test]
 async fn a_small_disk_that_does_not_hold_its_template_is_refused() {
     let directory = tempfile::tempdir().unwrap();
-    let Some(host) = bench(directory.path()).await else { return };
+    let Some(host) = bench(directory.path()).await else {
+        return;
+    };
     std::fs::write(directory.path().join("template/large"), vec![1; 20 << 20]).unwrap();
     let disk = directory.path().join("disk");
     let error = lay(&host, IMAGE, &disk, 16 << 20).await.unwrap_err();
@@ -121,11 +147,20 @@ async fn a_small_disk_that_does_not_hold_its_template_is_refused() {
 async fn what_is_no_seed_of_an_image_is_garbage() {
     use crate::collect::{When, find, remove};
     let directory = tempfile::tempdir().unwrap();
-    let Some(host) = bench(directory.path()).await else { return };
-    lay(&host, IMAGE, &directory.path().join("disk"), SIZE).await.unwrap();
+    let Some(host) = bench(directory.path()).await else {
+        return;
+    };
+    lay(&host, IMAGE, &directory.path().join("disk"), SIZE)
+        .await
+        .unwrap();
     let seeds = seeds_dir(directory.path());
     let garbage = async |when| -> Vec<_> { find(&host, when).await.unwrap() };
-    assert!(garbage(When::Starting).await.iter().all(|one| !one.what.contains("seeds")));
+    assert!(
+        garbage(When::Starting)
+            .await
+            .iter()
+            .all(|one| !one.what.contains("seeds"))
+    );
 
     // Of an image that is gone, of a daemon that died at work on it, and before it removed the one before.
     let newest = files(&host);
@@ -140,14 +175,24 @@ async fn what_is_no_seed_of_an_image_is_garbage() {
         let mut found: Vec<_> = found.iter().filter(|one| one.what.contains("seeds")).collect();
         found.sort_by(|a, b| a.what.cmp(&b.what));
         let paths: Vec<_> = found.iter().map(|one| PathBuf::from(&one.what)).collect();
-        assert_eq!(paths, [seeds.join(".bgr-tmp-left"), seeds.join("gone"), former.clone()]);
+        assert_eq!(
+            paths,
+            [seeds.join(".bgr-tmp-left"), seeds.join("gone"), former.clone()]
+        );
     }
     // None of it while somebody is at work.
-    let held = [held::hold(&seeds.join(IMAGE)), held::hold(&seeds.join(".bgr-tmp-left"))];
+    let held = [
+        held::hold(&seeds.join(IMAGE)),
+        held::hold(&seeds.join(".bgr-tmp-left")),
+    ];
     let left = garbage(When::Running).await;
     assert_eq!(left.iter().filter(|one| one.what.contains("seeds")).count(), 1);
     drop(held);
-    for one in garbage(When::Running).await.iter().filter(|one| one.what.contains("seeds")) {
+    for one in garbage(When::Running)
+        .await
+        .iter()
+        .filter(|one| one.what.contains("seeds"))
+    {
         remove(&host, one).await.unwrap();
     }
     assert_eq!(files(&host), newest);
