@@ -7,6 +7,7 @@
 //!                                                                   environment.apply(&resolved)
 //! ```
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
@@ -20,6 +21,8 @@ pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bi
 pub const DEFAULT_SHELL: [&str; 2] = ["/bin/sh", "-c"];
 /// Variables, labels, ports and volumes that one image may have, each.
 const MAX_ENTRIES: usize = 4096;
+/// Bytes that all variables, all labels of an image may have, and that the words of one step may become.
+const MAX_BYTES: usize = 2 << 20;
 
 /// What an image says about how it is run: the part of its configuration that recipes change.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,6 +53,8 @@ pub struct Config {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Environment {
     config: Config,
+    /// Where a variable is in `config.env`; of several with one name, the last.
+    index: BTreeMap<String, usize>,
     /// Declared arguments that are worth something.
     args: BTreeMap<String, String>,
     /// This stage has a `CMD`: an `ENTRYPOINT` after it leaves it alone.
@@ -194,8 +199,11 @@ impl Environment {
         if !config.env.iter().any(|(name, _)| name == "PATH") {
             config.env.push(("PATH".to_owned(), DEFAULT_PATH.to_owned()));
         }
+        let names = config.env.iter().enumerate();
+        let index = names.map(|(place, (name, _))| (name.clone(), place)).collect();
         Self {
             config,
+            index,
             args: BTreeMap::new(),
             cmd_is_ours: false,
         }
@@ -206,6 +214,7 @@ impl Environment {
     pub fn on_stage(parent: &Self) -> Self {
         Self {
             config: parent.config.clone(),
+            index: parent.index.clone(),
             args: parent.args.clone(),
             cmd_is_ours: false,
         }
@@ -226,10 +235,13 @@ impl Environment {
     /// What a variable is worth: the environment's, else the build argument's.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&str> {
-        let set = self.config.env.iter().rev().find(|(known, _)| known == name);
-        set.map(|(_, value)| value)
-            .or_else(|| self.args.get(name))
-            .map(String::as_str)
+        self.env(name).or_else(|| self.args.get(name).map(String::as_str))
+    }
+
+    /// What a variable of the image is worth.
+    fn env(&self, name: &str) -> Option<&str> {
+        let (_, value) = self.config.env.get(*self.index.get(name)?)?;
+        Some(value)
     }
 
     /// The environment of a command: the image's variables, and the build arguments in force that none of them hides.
@@ -261,7 +273,13 @@ impl Environment {
         match change {
             Change::Env(pairs) => {
                 for (name, value) in pairs {
-                    set(&mut config.env, name, value);
+                    match self.index.get(name).and_then(|place| config.env.get_mut(*place)) {
+                        Some((_, old)) => old.clone_from(value),
+                        None => {
+                            self.index.insert(name.clone(), config.env.len());
+                            config.env.push((name.clone(), value.clone()));
+                        }
+                    }
                 }
             }
             Change::User(user) => config.user = Some(user.clone()),
@@ -291,6 +309,7 @@ impl Step {
         let settle = Settle {
             line: self.line,
             environment,
+            spent: Cell::new(0),
         };
         let action = settle.action(&self.kind)?;
         Ok(ResolvedStep {
@@ -304,6 +323,8 @@ impl Step {
 struct Settle<'a> {
     line: u32,
     environment: &'a Environment,
+    /// Bytes that the words so far became.
+    spent: Cell<usize>,
 }
 
 impl Settle<'_> {
@@ -323,7 +344,13 @@ impl Settle<'_> {
                         return Err(self.value(format!("`{name}` cannot be a variable's name")));
                     }
                 }
-                self.bounded(self.environment.config.env.len() + pairs.len(), "variables")?;
+                let old = self
+                    .environment
+                    .config
+                    .env
+                    .iter()
+                    .map(|(name, value)| (name, value));
+                self.fits(old, &pairs, "variables")?;
                 Change::Env(pairs)
             }
             StepKind::User(word) => Change::User(self.filled(word, "USER")?),
@@ -344,7 +371,7 @@ impl Settle<'_> {
                 if pairs.iter().any(|(name, _)| name.is_empty()) {
                     return Err(self.value("a label has no name".to_owned()));
                 }
-                self.bounded(self.environment.config.labels.len() + pairs.len(), "labels")?;
+                self.fits(self.environment.config.labels.iter(), &pairs, "labels")?;
                 Change::Label(pairs)
             }
             StepKind::Volume(words) => {
@@ -420,32 +447,23 @@ impl Settle<'_> {
     /// Each argument sees those before it.
     fn args(&self, args: &[Arg]) -> Result<Vec<(String, Option<String>)>, ResolveError> {
         let mut settled: Vec<(String, Option<String>)> = Vec::with_capacity(args.len());
+        let mut earlier: BTreeMap<String, String> = BTreeMap::new();
         for Arg { name, default, given } in args {
             let value = match (given, default) {
                 (Some(given), _) => Some(given.clone()),
                 (None, None) => None,
                 (None, Some(word)) => {
                     let lookup = |wanted: &str| {
-                        let env = self
-                            .environment
-                            .config
-                            .env
-                            .iter()
-                            .rev()
-                            .find(|(known, _)| known == wanted);
-                        let env = env.map(|(_, value)| value.as_str());
-                        let earlier = || {
-                            settled
-                                .iter()
-                                .rev()
-                                .find(|(known, value)| known == wanted && value.is_some())
-                        };
-                        env.or_else(|| earlier().and_then(|(_, value)| value.as_deref()))
+                        let env = self.environment.env(wanted);
+                        env.or_else(|| earlier.get(wanted).map(String::as_str))
                             .or_else(|| self.environment.get(wanted))
                     };
                     Some(self.expand(word, &lookup)?)
                 }
             };
+            if let Some(value) = &value {
+                earlier.insert(name.clone(), value.clone());
+            }
             settled.push((name.clone(), value));
         }
         Ok(settled)
@@ -519,11 +537,17 @@ impl Settle<'_> {
         word: &Word,
         lookup: &dyn Fn(&str) -> Option<&'v str>,
     ) -> Result<String, ResolveError> {
-        word.expand(lookup).map_err(|source| ResolveError::Word {
+        let error = |source| ResolveError::Word {
             line: self.line,
             word: word.raw().chars().take(80).collect(),
             source,
-        })
+        };
+        let value = word.expand(lookup).map_err(error)?;
+        self.spent.set(self.spent.get() + value.len());
+        match self.spent.get() > MAX_BYTES {
+            true => Err(error(WordError::Long)),
+            false => Ok(value),
+        }
     }
 
     fn bounded(&self, count: usize, what: &str) -> Result<(), ResolveError> {
@@ -531,6 +555,24 @@ impl Settle<'_> {
             true => Err(self.value(format!("more than {MAX_ENTRIES} {what}"))),
             false => Ok(()),
         }
+    }
+
+    /// Whether variables or labels, those that are there and those that come, are not too much.
+    fn fits<'e>(
+        &self,
+        old: impl Iterator<Item = (&'e String, &'e String)>,
+        new: &'e [(String, String)],
+        what: &str,
+    ) -> Result<(), ResolveError> {
+        let sizes = |(count, bytes): (usize, usize), (name, value): (&String, &String)| {
+            (count + 1, bytes + name.len() + value.len())
+        };
+        let new = new.iter().map(|(name, value)| (name, value));
+        let (count, bytes) = old.chain(new).fold((0, 0), sizes);
+        if bytes > MAX_BYTES {
+            return Err(self.value(format!("more than {MAX_BYTES} bytes of {what}")));
+        }
+        self.bounded(count, what)
     }
 
     fn value(&self, what: String) -> ResolveError {
@@ -565,13 +607,6 @@ fn absolute(workdir: &str, path: &str) -> String {
         }
     }
     format!("/{}", parts.join("/"))
-}
-
-fn set(env: &mut Vec<(String, String)>, name: &str, value: &str) {
-    match env.iter_mut().find(|(known, _)| known == name) {
-        Some((_, old)) => value.clone_into(old),
-        None => env.push((name.to_owned(), value.to_owned())),
-    }
 }
 
 /// Sorted, each once.

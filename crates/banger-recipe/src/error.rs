@@ -7,7 +7,7 @@ const MAX_PROBLEMS: usize = 64;
 /// Bytes of a recipe's own text that a message quotes.
 const MAX_QUOTE: usize = 80;
 
-/// A place in a recipe's text. Lines and columns count from 1, columns in characters.
+/// A place in a recipe's text. Lines and columns count from 1; columns are of bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Place {
     /// The line.

@@ -79,27 +79,23 @@ pub(crate) fn parse(
 }
 
 /// Where lines begin.
-struct Lines<'t> {
-    text: &'t str,
+struct Lines {
     starts: Vec<usize>,
 }
 
-impl<'t> Lines<'t> {
-    fn new(text: &'t str) -> Self {
+impl Lines {
+    fn new(text: &str) -> Self {
         let starts = [0]
             .into_iter()
             .chain(text.match_indices('\n').map(|(at, _)| at + 1))
             .collect();
-        Self { text, starts }
+        Self { starts }
     }
 
     fn place(&self, span: &Range<usize>) -> Place {
         let line = self.starts.partition_point(|start| *start <= span.start).max(1);
         let start = self.starts.get(line - 1).copied().unwrap_or_default();
-        let before = self
-            .text
-            .get(start..span.start)
-            .map_or(0, |before| before.chars().count());
+        let before = span.start.saturating_sub(start);
         let narrow = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
         Place {
             line: narrow(line),
@@ -109,7 +105,7 @@ impl<'t> Lines<'t> {
 }
 
 struct Reader<'t, 'p> {
-    lines: Lines<'t>,
+    lines: Lines,
     text: &'t str,
     problems: &'p mut Problems,
 }

@@ -227,8 +227,13 @@ impl Context {
             path
         };
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-        // Without NONBLOCK, opening a pipe waits for its other end.
-        let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        // Opening a pipe waits for its other end, but for this; with O_PATH nothing waits, and the kernel refuses it.
+        let wait = if flags.contains(OFlags::PATH) {
+            OFlags::empty()
+        } else {
+            OFlags::NONBLOCK
+        };
+        let flags = flags | wait | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         // EAGAIN: something was renamed meanwhile, somewhere in the system, and the kernel cannot tell.
         let mut tries = 0;
         loop {

@@ -2,15 +2,15 @@
 //!
 //! Each instruction keeps where its characters come from, so that a problem in the third line of a `RUN` is reported there.
 
-use super::words::document_marks;
+use super::words::{MAX_DOCUMENTS, document_marks};
 use crate::error::{Place, Problems, quote};
 
 /// Lines of a file.
 const MAX_LINES: usize = 50_000;
 /// Bytes of one instruction, its continuations joined, without here-documents.
 const MAX_INSTRUCTION: usize = 256 << 10;
-/// Here-documents of one instruction.
-const MAX_DOCUMENTS: usize = 32;
+/// Here-documents that nothing closes: each is looked for through the whole file.
+const MAX_UNCLOSED: u32 = 8;
 
 /// One instruction.
 #[derive(Debug)]
@@ -58,7 +58,7 @@ pub(super) struct Document {
 /// Where the pieces of an instruction come from.
 #[derive(Debug, Default)]
 pub(super) struct Map {
-    /// Offset in the joined text, line, and the bytes that precede the piece in its line.
+    /// In the order of the joined text.
     pieces: Vec<Piece>,
     /// Where `rest` begins in the joined text.
     rest: usize,
@@ -66,11 +66,12 @@ pub(super) struct Map {
 
 #[derive(Debug)]
 struct Piece {
+    /// Where it begins in the joined text.
     offset: usize,
     line: u32,
-    /// Characters before the piece in its line.
+    /// Bytes before the piece in its line.
     before: usize,
-    /// Char-boundary text is not kept; columns count bytes beyond `before`, which are characters in ASCII text.
+    /// Bytes of the piece. Columns count bytes, which are characters in most recipes.
     length: usize,
 }
 
@@ -104,6 +105,7 @@ pub(super) fn read(text: &str, problems: &mut Problems) -> (Vec<Instruction>, ch
         lines: &lines,
         next: first,
         escape,
+        unclosed: 0,
     };
     let mut instructions = Vec::new();
     while let Some(instruction) = reader.instruction(problems) {
@@ -152,6 +154,8 @@ struct Reader<'a> {
     /// The next line's index.
     next: usize,
     escape: char,
+    /// Here-documents that were not closed so far.
+    unclosed: u32,
 }
 
 impl<'a> Reader<'a> {
@@ -167,7 +171,7 @@ impl<'a> Reader<'a> {
         let mut too_long = false;
         loop {
             let Some((number, line)) = self.line() else {
-                match joined.is_empty() {
+                match joined.is_empty() && !too_long {
                     true => return None,
                     false => break,
                 }
@@ -194,16 +198,19 @@ impl<'a> Reader<'a> {
                     joined.push_str(piece);
                 }
             }
-            if !more && !joined.is_empty() {
+            if !more && (too_long || !joined.is_empty()) {
                 break;
             }
         }
         if too_long {
+            let place = map.place(0);
             problems.add_with(
-                map.place(0),
+                place,
                 "the instruction is too long",
                 format!("{MAX_INSTRUCTION} bytes are allowed"),
             );
+            // As many times as such instructions fit into a recipe: less than a handful.
+            return self.instruction(problems);
         }
         let keyword_end = joined.find(char::is_whitespace).unwrap_or(joined.len());
         let (written, after) = joined.split_at(keyword_end);
@@ -277,7 +284,10 @@ impl<'a> Reader<'a> {
                     format!("a line with nothing but {} ends it", quote(&document.name)),
                 );
                 // What follows is the recipe, more likely than the document: its own problems are worth reading.
-                self.next = begin;
+                self.unclosed += 1;
+                if self.unclosed < MAX_UNCLOSED {
+                    self.next = begin;
+                }
                 return;
             }
             instruction.documents.push(document);

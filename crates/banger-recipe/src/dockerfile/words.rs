@@ -4,6 +4,8 @@
 
 use crate::error::quote;
 
+/// Here-documents of one instruction.
+pub(super) const MAX_DOCUMENTS: usize = 32;
 /// Words of one instruction.
 const MAX_WORDS: usize = 4096;
 
@@ -25,7 +27,7 @@ pub(super) fn bare(text: &str) -> Result<Vec<Piece>, Wrong> {
         match (c.is_whitespace(), begin) {
             (true, Some(from)) => {
                 let word = text.get(from..offset).unwrap_or_default();
-                push(&mut pieces, word.to_owned(), from)?;
+                push(&mut pieces, word.to_owned(), from, MAX_WORDS)?;
                 begin = None;
             }
             (false, None) => begin = Some(offset),
@@ -37,6 +39,10 @@ pub(super) fn bare(text: &str) -> Result<Vec<Piece>, Wrong> {
 
 /// Words between white space that is neither quoted nor escaped; quotes and escapes stay in them.
 pub(super) fn quoted(text: &str, escape: char) -> Result<Vec<Piece>, Wrong> {
+    quoted_words(text, escape, MAX_WORDS)
+}
+
+fn quoted_words(text: &str, escape: char, max: usize) -> Result<Vec<Piece>, Wrong> {
     let mut pieces = Vec::new();
     let mut word = String::new();
     let mut begin = None;
@@ -55,6 +61,7 @@ pub(super) fn quoted(text: &str, escape: char) -> Result<Vec<Piece>, Wrong> {
                     &mut pieces,
                     std::mem::take(&mut word),
                     begin.take().unwrap_or(offset),
+                    max,
                 )?;
                 continue;
             }
@@ -68,13 +75,13 @@ pub(super) fn quoted(text: &str, escape: char) -> Result<Vec<Piece>, Wrong> {
         }
     }
     if let Some(begin) = begin {
-        push(&mut pieces, word, begin)?;
+        push(&mut pieces, word, begin, max)?;
     }
     Ok(pieces)
 }
 
-fn push(pieces: &mut Vec<Piece>, text: String, offset: usize) -> Result<(), Wrong> {
-    if pieces.len() == MAX_WORDS {
+fn push(pieces: &mut Vec<Piece>, text: String, offset: usize, max: usize) -> Result<(), Wrong> {
+    if pieces.len() >= max {
         return Err((offset, format!("more than {MAX_WORDS} words in one instruction")));
     }
     pieces.push(Piece { text, offset });
@@ -205,8 +212,10 @@ pub(super) fn document_marks(text: &str, escape: char) -> Vec<Mark> {
     if json(text.get(begin..).unwrap_or_default()).is_some() {
         return Vec::new();
     }
-    let words = quoted(text, escape).unwrap_or_default();
-    words.into_iter().filter_map(|word| mark(&word, escape)).collect()
+    let words = quoted_words(text, escape, usize::MAX).unwrap_or_default();
+    let marks = words.into_iter().filter_map(|word| mark(&word, escape));
+    // One more than there may be shows that there are too many.
+    marks.take(MAX_DOCUMENTS + 1).collect()
 }
 
 fn mark(word: &Piece, escape: char) -> Option<Mark> {
