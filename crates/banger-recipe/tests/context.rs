@@ -371,21 +371,26 @@ fn digests_are_of_what_counts() {
     let first = make();
     let before = digest(first.path());
     assert_eq!(digest(make().path()), before, "times do not count");
-    let changes: [(&str, fn(&Path)); 7] = [
+    type Change = fn(&Path);
+    let changes: [(&str, Change); 7] = [
         ("content", |path| {
-            fs::write(path.join("a"), "content of A").unwrap()
+            fs::write(path.join("a"), "content of A").unwrap();
         }),
         ("mode", |path| {
-            fs::set_permissions(path.join("a"), fs::Permissions::from_mode(0o755)).unwrap()
+            fs::set_permissions(path.join("a"), fs::Permissions::from_mode(0o755)).unwrap();
         }),
         ("directory's mode", |path| {
-            fs::set_permissions(path.join("d"), fs::Permissions::from_mode(0o700)).unwrap()
+            fs::set_permissions(path.join("d"), fs::Permissions::from_mode(0o700)).unwrap();
         }),
-        ("name", |path| fs::rename(path.join("a"), path.join("b")).unwrap()),
+        ("name", |path| {
+            fs::rename(path.join("a"), path.join("b")).unwrap();
+        }),
         ("place", |path| {
-            fs::rename(path.join("d/b"), path.join("b")).unwrap()
+            fs::rename(path.join("d/b"), path.join("b")).unwrap();
         }),
-        ("another", |path| fs::create_dir(path.join("e")).unwrap()),
+        ("another", |path| {
+            fs::create_dir(path.join("e")).unwrap();
+        }),
         ("link", |path| {
             fs::remove_file(path.join("l")).unwrap();
             symlink("b", path.join("l")).unwrap();
