@@ -155,7 +155,7 @@ contract! {
         "image.pull" image_pull(ImagePull) -> Operation;
         /// Begins to take an image out of an OCI layout or a docker archive.
         "image.import" image_import(ImageImport) -> Operation;
-        /// Begins to write an image to a file, an OCI archive.
+        /// Begins to write an image to a file: an OCI archive, or its root file system as a tar archive.
         "image.export" image_export(ImageExport) -> Operation;
         /// Begins to read images again and compare them with their digests. Fails with what is damaged.
         "image.verify" image_verify(ImageVerify) -> Operation;

@@ -9,6 +9,7 @@ use banger_api::contract::{Caller, Events, StreamHandler, openrpc};
 use banger_api::types::*;
 use banger_api::{RpcError, Service};
 use banger_engine::fetch::Pin;
+use banger_engine::image::export;
 use banger_engine::image::import::Import;
 use banger_engine::image::kernels::KernelSource as EngineKernelSource;
 use banger_engine::image::make::Source;
@@ -254,9 +255,13 @@ impl Service for Rpc {
     }
 
     async fn image_export(&self, caller: Caller, params: ImageExport) -> Result<Operation, RpcError> {
-        let ImageExport { image, path } = params;
+        let ImageExport { image, path, format } = params;
         let path = validate::host_path(caller, self.facts.owner, "path", path)?;
-        let begun = self.engine.export_image(&image, path).await;
+        let format = match format {
+            ExportFormat::Oci => export::Format::Oci,
+            ExportFormat::Tar => export::Format::Tar,
+        };
+        let begun = self.engine.export_image(&image, path, format).await;
         begun.map(convert::operation).map_err(convert::error)
     }
 

@@ -13,6 +13,7 @@ mod firecracker_busybox;
 mod gc;
 mod hardship;
 mod images;
+mod images_local;
 mod interrupt;
 mod lifecycle;
 mod many;

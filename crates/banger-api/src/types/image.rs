@@ -97,10 +97,24 @@ pub struct ImageImport {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ImageExport {
-    /// Name, id, or `sha256:` with the first six or more digits of its digest. It must be of OCI: pulled or imported.
+    /// Name, id, or `sha256:` with the first six or more digits of its digest.
     pub image: String,
-    /// Absolute path of the OCI archive, which must not be there.
+    /// Absolute path of the archive, which must not be there.
     pub path: String,
+    /// What is written.
+    #[serde(default)]
+    pub format: ExportFormat,
+}
+
+/// What an image is written as.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ExportFormat {
+    /// An OCI archive, which `docker load` reads as well. Layers are those that the image came with, or one of all of it.
+    #[default]
+    Oci,
+    /// Its root file system as a tar archive.
+    Tar,
 }
 
 /// Parameters of `image.verify`.

@@ -322,9 +322,14 @@ impl Engine {
         import::begin(&self.host, import).await
     }
 
-    /// Begins to write an image to a file, an OCI archive, that is not there yet.
-    pub async fn export_image(&self, reference: &str, path: PathBuf) -> Result<Operation, Error> {
-        export::begin(&self.host, reference, path).await
+    /// Begins to write an image to a file that is not there yet.
+    pub async fn export_image(
+        &self,
+        reference: &str,
+        path: PathBuf,
+        format: export::Format,
+    ) -> Result<Operation, Error> {
+        export::begin(&self.host, reference, path, format).await
     }
 
     /// Begins to read images again, those named or all, and to compare them with their digests.

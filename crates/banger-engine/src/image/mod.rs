@@ -4,7 +4,7 @@ pub(crate) mod blobs;
 pub mod busybox;
 pub mod config;
 pub mod debian;
-pub(crate) mod export;
+pub mod export;
 pub mod import;
 pub mod initramfs;
 pub mod kernel;
