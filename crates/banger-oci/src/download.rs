@@ -36,7 +36,7 @@ const URL_LIMIT: usize = 2048;
 
 /// Where a file is: `https://HOST[:PORT]/PATH[?QUERY]`, or `http://`. Holds no credentials.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Url(Uri);
+pub struct Url(Box<Uri>);
 
 /// A text is no [`Url`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -63,7 +63,7 @@ impl FromStr for Url {
         if authority.host().is_empty() {
             return Err(UrlError("it names no host"));
         }
-        Ok(Self(uri))
+        Ok(Self(Box::new(uri)))
     }
 }
 
@@ -320,35 +320,46 @@ impl Transfer<'_> {
     /// One attempt at what is missing. `size` is what was announced first, `got` how far any attempt came.
     async fn attempt(&self, size: &mut Option<u64>, got: &mut u64) -> Result<Outcome, DownloadError> {
         let digest = self.pinned.sha256;
-        let (mut from, mut reply) = self.ask(self.blobs.begun(&digest)).await?;
-        let announced = self.length(from, &reply)?;
-        if let Some(expected) = size.filter(|&expected| expected != announced) {
-            return Err(self.other_size(expected, announced));
-        }
-        if size.replace(announced).is_none() {
-            self.tell(Event::Layers(&[(digest, announced)]))?;
+        // The length is needed to begin, and is not known before the first answer.
+        let first = match *size {
+            None => {
+                let asked = self.blobs.begun(&digest);
+                let (from, reply) = self.ask(asked).await?;
+                *size = Some(self.length(from, &reply)?);
+                Some((asked, from, reply))
+            }
+            Some(_) => None,
+        };
+        let total = size.unwrap_or_default();
+        if first.is_some() {
+            self.tell(Event::Layers(&[(digest, total)]))?;
         }
         let waiting = |done: u64| {
             // A watcher that wants no more is heard at the next piece of ours.
-            self.tell_bytes(done.min(announced), announced).ok();
+            self.tell_bytes(done.min(total), total).ok();
         };
-        let begun = self.blobs.begin(digest, announced, waiting).await;
+        let begun = self.blobs.begin(digest, total, waiting).await;
         let mut incoming = match begun.map_err(DownloadError::Blob)? {
             Begun::There => return Ok(Outcome::Done),
             Begun::Incoming(incoming) => incoming,
         };
-        if from != incoming.offset() && from > 0 {
-            // Somebody has got further meanwhile, or there was more than the file is long.
-            (from, reply) = self.ask(incoming.offset()).await?;
+        let offset = incoming.offset();
+        // All of it may be there, of a download that was broken off before it was verified.
+        if offset < total {
+            let (from, reply) = match first {
+                Some((asked, from, reply)) if asked == offset => (from, reply),
+                // The first attempt's end was still being written, or somebody has got further.
+                Some(_) | None => self.ask(offset).await?,
+            };
             let now = self.length(from, &reply)?;
-            if now != announced {
-                return Err(self.other_size(announced, now));
+            if now != total {
+                return Err(self.other_size(total, now));
             }
+            if from != offset {
+                incoming.restart().await.map_err(DownloadError::Blob)?;
+            }
+            self.receive(&mut incoming, reply, total, got).await?;
         }
-        if from != incoming.offset() {
-            incoming.restart().await.map_err(DownloadError::Blob)?;
-        }
-        self.receive(&mut incoming, reply, announced, got).await?;
         match incoming.finish().await {
             Ok(()) => Ok(Outcome::Done),
             Err(BlobError::Digest { resumed: true, .. }) => Ok(Outcome::BadBeginning),
@@ -384,7 +395,7 @@ impl Transfer<'_> {
                 let range = HeaderValue::try_from(format!("bytes={from}-"));
                 headers.extend(range.ok().map(|range| (RANGE, range)));
             }
-            let asked = self.http.get(self.pinned.url.0.clone(), &headers).await;
+            let asked = self.http.get(Uri::clone(&self.pinned.url.0), &headers).await;
             let reply = asked.map_err(|error| self.http_error(error))?;
             match reply.status.as_u16() {
                 200 => return Ok((0, reply)),

@@ -23,6 +23,8 @@ fn garbage(daemon: &Daemon, dry_run: bool) -> Vec<Value> {
 fn tidy_daemon(bed: &Testbed) -> Daemon {
     let daemon = Daemon::start(bed, Settings::prepared());
     garbage(&daemon, false);
+    // What the first installation makes.
+    std::fs::create_dir_all(daemon.state().join("runtimes/firecracker")).expect("a directory");
     daemon
 }
 
@@ -73,9 +75,10 @@ fn litter(daemon: &Daemon) -> Vec<(&'static str, std::path::PathBuf)> {
         ("kernel", state.join("kernels/nobodys")),
         ("kernel", state.join("kernels/.bgr-tmp-litter")),
         ("initramfs", state.join("initramfs/.bgr-tmp-litter")),
+        ("runtime", state.join("runtimes/firecracker/.bgr-tmp-litter")),
     ];
     for (_, directory) in &all {
-        std::fs::create_dir(directory).expect("make litter");
+        std::fs::create_dir_all(directory).expect("make litter");
         std::fs::write(directory.join("file"), vec![1; 5000]).expect("write litter");
     }
     let archive = state.join("initramfs").join(archive);

@@ -15,6 +15,7 @@ mod hardship;
 mod images;
 mod images_local;
 mod interrupt;
+mod kernels;
 mod lifecycle;
 mod many;
 mod names;

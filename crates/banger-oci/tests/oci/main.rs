@@ -7,6 +7,7 @@
 
 mod access;
 mod archives;
+mod downloads;
 mod hostile;
 mod pulling;
 mod raw;

@@ -88,6 +88,7 @@ impl Bench {
         for (method, params) in [
             ("image.remove", json!({"image": "small"})),
             ("image.remove", json!({"image": "small-too"})),
+            ("kernel.set_default", json!({})),
             ("kernel.remove", json!({"kernel": "another"})),
         ] {
             let removed = Wire::connect(&self.daemon).call(method, &params);

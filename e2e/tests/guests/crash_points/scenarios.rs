@@ -340,6 +340,8 @@ fn kernels(bench: &Bench, wire: &mut Wire) -> Option<()> {
         "kernel.add",
         &json!({"name": "another", "source": {"file": file}}),
     )?;
+    asked(wire, "kernel.set_default", &json!({"kernel": "another"}))?;
+    asked(wire, "kernel.set_default", &json!({}))?;
     asked(wire, "kernel.remove", &json!({"kernel": "another"}))?;
     Some(())
 }
