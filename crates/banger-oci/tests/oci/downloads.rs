@@ -172,7 +172,11 @@ async fn who_says_no_more_gets_no_more_and_the_beginning_stays() {
     let pinned = pinned(&server, &bytes);
     let enough = |event: Event<'_>| match event {
         Event::Bytes { done, .. } if done > 1 << 20 => ControlFlow::Break(()),
-        _ => ControlFlow::Continue(()),
+        Event::Bytes { .. }
+        | Event::Layers(_)
+        | Event::Again { .. }
+        | Event::NextSource { .. }
+        | Event::Step { .. } => ControlFlow::Continue(()),
     };
     let error = download(&settings(), &pinned, &blobs, &enough).await.unwrap_err();
     assert!(matches!(error, DownloadError::Cancelled), "{error}");

@@ -77,6 +77,9 @@ mod tests {
             installed: "2026-02-01T00:00:00Z".parse().unwrap(),
         };
         let now: Timestamp = "2026-02-01T00:01:00Z".parse().unwrap();
-        insta::assert_snapshot!(render(&[runtime], now), @"");
+        insta::assert_snapshot!(render(&[runtime], now), @r"
+        RUNTIME       VERSION   SIZE   CURRENT   USED BY   SHA-256        SOURCE                  AGE
+        firecracker   1.12.1    3MiB   yes       1         abababababab   /root/firecracker.tgz   1m
+        ");
     }
 }
