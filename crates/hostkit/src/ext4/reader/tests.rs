@@ -205,10 +205,8 @@ async fn what_was_put_in_is_read() {
 fn packed(reader: &Reader) -> Vec<u8> {
     let mut writer = Writer::new(Vec::new());
     for entry in all(reader).unwrap() {
-        let contents = match entry.node.kind {
-            Kind::File { .. } => Some(reader.contents(&entry).unwrap()),
-            _ => None,
-        };
+        let is_file = matches!(entry.node.kind, Kind::File { .. });
+        let contents = is_file.then(|| reader.contents(&entry).unwrap());
         let contents = contents.as_ref().map(|contents| contents as &dyn Source);
         writer
             .entry(&entry.path, &entry.node, contents, |_| Ok(()))
