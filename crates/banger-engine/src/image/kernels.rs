@@ -307,9 +307,10 @@ fn kernel_error(name: &str, source: &KernelSource, e: KernelError) -> Error {
         ) => Error::BadSource {
             what: "kernel",
             text: pin.url.to_string(),
-            problem: match &e {
-                KernelError::NoKernelInPackage { .. } => "the package holds no kernel".to_owned(),
-                _ => std::error::Error::source(&e).map_or_else(|| e.to_string(), chain),
+            problem: match std::error::Error::source(&e) {
+                Some(cause) => chain(cause),
+                // A package without a kernel: what it is called here says nothing to anybody.
+                None => "the package holds no kernel".to_owned(),
             },
         },
         _ => Error::Make {

@@ -212,7 +212,12 @@ fn unpack(source: &Source, file: &Path, work: &Path, cancel: &Cancel) -> Result<
     let mut out = created.map_err(failed)?;
     archive::extract(from, &mut out, cancel).map_err(|error| match error {
         ArchiveError::Write(source) => io_error("write", &program)(source),
-        error => source.refused(chain(&error)),
+        error @ (ArchiveError::Unknown
+        | ArchiveError::Lacking
+        | ArchiveError::Several
+        | ArchiveError::TooMany
+        | ArchiveError::TooLong
+        | ArchiveError::Read(_)) => source.refused(chain(&error)),
     })?;
     // Whatever the umask left out: the VMM is run by this user alone, but read by who looks.
     fs::set_permissions(&program, Permissions::from_mode(0o755)).map_err(io_error("write", &program))?;
