@@ -155,6 +155,10 @@ contract! {
         "image.pull" image_pull(ImagePull) -> Operation;
         /// Begins to take an image out of an OCI layout or a docker archive.
         "image.import" image_import(ImageImport) -> Operation;
+        /// Begins to build an image from a recipe. What is wrong with the recipe is the call's error.
+        "image.build" image_build(ImageBuild) -> Operation;
+        /// Empties the cache of steps that builds have done.
+        "image.build_prune" image_build_prune(Empty) -> BuildCache;
         /// Begins to write an image to a file: an OCI archive, or its root file system as a tar archive.
         "image.export" image_export(ImageExport) -> Operation;
         /// Begins to read images again and compare them with their digests. Fails with what is damaged.
@@ -247,6 +251,8 @@ contract! {
         "guest.download" guest_download(DownloadOpen);
         /// One connection to the sshd of the guest's image, as bytes.
         "guest.ssh" guest_ssh(SshOpen);
+        /// What a build says, as bytes.
+        "image.build_log" image_build_log(BuildLog);
         /// The machine's serial console, as bytes.
         "vm.logs" vm_logs(LogsOpen);
     }

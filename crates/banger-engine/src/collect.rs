@@ -24,6 +24,7 @@ use crate::error::{Error, chain, io};
 use crate::held;
 use crate::host::Host;
 use crate::id;
+use crate::image::build::cache;
 use crate::image::work;
 use crate::image::{places, registry, seed};
 use crate::ledger::{self, Owner};
@@ -145,6 +146,7 @@ struct Found {
     kernels: Vec<(PathBuf, String)>,
     runtimes: Vec<(PathBuf, String)>,
     initramfs: Vec<(PathBuf, String)>,
+    builds: Vec<(PathBuf, String)>,
     /// Of images, by id.
     seeds: Vec<(PathBuf, String)>,
     blobs: Listing,
@@ -289,6 +291,7 @@ async fn list(host: &Host) -> Result<Found, Error> {
         kernels: entries(&places::kernels_dir(state))?,
         runtimes: entries(&runtime::directory(state))?,
         initramfs: entries(&places::initramfs_dir(state))?,
+        builds: entries(&cache::directory(state))?,
         seeds: entries(&places::seeds_dir(state))?,
         blobs: blobs::list(host).await?,
     })
@@ -520,6 +523,11 @@ async fn directories(host: &Host, found: &Found, known: &Known, when: When, garb
     for (path, name) in &found.runtimes {
         if name.starts_with(work::PREFIX) {
             push(GarbageKind::Runtime, path, UNFINISHED);
+        }
+    }
+    for (path, name) in &found.builds {
+        if name.starts_with(work::PREFIX) {
+            push(GarbageKind::Image, path, UNFINISHED);
         }
     }
     for (path, name) in &found.initramfs {

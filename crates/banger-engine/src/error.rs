@@ -103,6 +103,22 @@ pub enum Error {
         /// The way out.
         hint: String,
     },
+    /// A recipe that cannot be built from.
+    #[error(transparent)]
+    Recipe(Box<banger_recipe::Errors>),
+    /// A step of a build that failed.
+    #[error("line {line}: `{text}` ended with exit code {code}")]
+    Step {
+        /// Of the recipe.
+        line: u32,
+        /// As written.
+        text: String,
+        /// As a shell has it.
+        code: u8,
+    },
+    /// An operation that was part of this one.
+    #[error("{}", .0.message)]
+    Part(Report),
     /// A file that cannot be what it was given for.
     #[error("{} cannot be used as a {what}: {problem}", path.display())]
     BadFile {
@@ -389,6 +405,8 @@ impl Error {
             | Self::OutOfRange { .. }
             | Self::Shrink { .. }
             | Self::Contradiction { .. }
+            | Self::Recipe(_)
+            | Self::Step { .. }
             | Self::BadFile { .. }
             | Self::BadSource { .. } => Kind::InvalidArgument,
             Self::Download { source, .. } => crate::fetch::kind(source),
@@ -399,6 +417,7 @@ impl Error {
                 Kind::MissingPrerequisite
             }
             Self::NoRoom { .. } | Self::Store(StoreError::Exhausted { .. }) => Kind::OutOfResources,
+            Self::Part(report) => report.kind,
             Self::Port { kind, .. } => *kind,
             Self::Oci { source, .. } => oci::kind(source),
             Self::Launch { .. } | Self::DiedStarting { .. } => Kind::StartFailed,
@@ -471,6 +490,7 @@ impl Error {
                  machine goes over to another image with `banger vm reset --image`"
                     .to_owned(),
             ),
+            Self::Part(report) => report.hint.clone(),
             Self::Ambiguous { .. } => Some("give more of the digest".to_owned()),
             Self::NotRunning { vm } => Some(format!("start it: banger vm start {vm}")),
             Self::Agent { vm, .. } => Some(format!("`banger vm health {vm}` says what is wrong")),
@@ -526,6 +546,8 @@ impl Error {
             Self::Missing { .. }
             | Self::BadName { .. }
             | Self::OutOfRange { .. }
+            | Self::Recipe(_)
+            | Self::Step { .. }
             | Self::BadFile { .. }
             | Self::BadSource { .. }
             | Self::Launch { .. }
@@ -544,6 +566,7 @@ impl Error {
         match self {
             Self::DiedStarting { console, .. } | Self::Silent { console, .. } => console.clone(),
             Self::Ambiguous { matches, .. } => matches.clone(),
+            Self::Part(report) => report.details.clone(),
             Self::Damaged { damaged, .. } => damaged.clone(),
             Self::Preflight { problems, .. } if problems.len() > 1 => problems
                 .iter()
@@ -558,6 +581,8 @@ impl Error {
             | Self::OutOfRange { .. }
             | Self::Shrink { .. }
             | Self::Contradiction { .. }
+            | Self::Recipe(_)
+            | Self::Step { .. }
             | Self::BadFile { .. }
             | Self::BadSource { .. }
             | Self::Download { .. }

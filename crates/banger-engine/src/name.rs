@@ -3,6 +3,7 @@
 use banger_oci::Reference;
 
 use crate::error::Error;
+use crate::image::build::RESERVED;
 
 /// A machine's name is a DNS label (RFC 1123), because it becomes the guest's host name.
 pub(crate) fn machine(name: &str) -> Result<(), Error> {
@@ -89,6 +90,8 @@ pub(crate) fn label(key: &str, value: &str) -> Result<(), Error> {
         "the key must have 1 to 63 characters"
     } else if !key.bytes().all(fits) {
         "only a-z, 0-9 and `.`, `_`, `/`, `-` may be in the key"
+    } else if key.starts_with(RESERVED) {
+        "labels that begin with `banger.` are Banger's own"
     } else if value.len() > 255 {
         "the value is longer than 255 bytes"
     } else if value.chars().any(char::is_control) {

@@ -545,6 +545,11 @@ impl Progress {
         });
     }
 
+    /// The operation's id.
+    pub fn id(&self) -> String {
+        self.entry.now.borrow().id.clone()
+    }
+
     /// What it works on, where that is only known on the way; the store learns of it with the next change that is kept.
     pub fn subject(&self, name: &str) {
         self.entry.change(|op| name.clone_into(&mut op.subject));

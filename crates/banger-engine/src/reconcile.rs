@@ -12,6 +12,7 @@ use crate::collect;
 use crate::crash::Write;
 use crate::error::{Error, chain, io};
 use crate::host::Host;
+use crate::image::build;
 use crate::ledger::Owner;
 use crate::vm::change::RanWith;
 use crate::vm::console::{self, Ending};
@@ -111,6 +112,12 @@ async fn take_up(scene: &Scene<'_>, row: VmRow, tally: &mut Tally) {
             return;
         }
     };
+    if row.labels.contains_key(build::LABEL) {
+        // Its build ended with the daemon that was at it.
+        tally.undone += 1;
+        task::spawn(host.clone(), machines, row, Begin::Remove);
+        return;
+    }
     let next = match phase.clone() {
         // Nobody was told that it exists.
         Phase::Creating => {

@@ -9,6 +9,7 @@ use banger_api::contract::{Caller, Events, StreamHandler, openrpc};
 use banger_api::types::*;
 use banger_api::{RpcError, Service};
 use banger_engine::fetch::Pin;
+use banger_engine::image::build::{Build, Secret};
 use banger_engine::image::export;
 use banger_engine::image::import::Import;
 use banger_engine::image::kernels::KernelSource as EngineKernelSource;
@@ -254,6 +255,53 @@ impl Service for Rpc {
         begun.map(convert::operation).map_err(convert::error)
     }
 
+    async fn image_build(&self, caller: Caller, params: ImageBuild) -> Result<Operation, RpcError> {
+        let ImageBuild {
+            name,
+            recipe,
+            file,
+            context,
+            base,
+            args,
+            secrets,
+            target,
+            no_cache,
+            kernel,
+            keep_failed,
+            vcpus,
+            memory,
+            disk,
+        } = params;
+        let context = match context {
+            Some(path) => Some(validate::host_path(caller, self.facts.owner, "context", path)?),
+            None => None,
+        };
+        let secret = |(id, value): (String, BuildSecret)| (id, Secret(value.0.into_bytes()));
+        let build = Build {
+            name,
+            recipe,
+            file,
+            base,
+            context,
+            args,
+            secrets: secrets.into_iter().map(secret).collect(),
+            target,
+            no_cache,
+            kernel,
+            keep_failed,
+            vcpus,
+            memory,
+            disk,
+        };
+        let begun = self.engine.build_image(build).await;
+        begun.map(convert::operation).map_err(convert::error)
+    }
+
+    async fn image_build_prune(&self, _: Caller, _: Empty) -> Result<BuildCache, RpcError> {
+        let (steps, bytes) = self.engine.prune_builds().await.map_err(convert::error)?;
+        Ok(BuildCache { steps, bytes })
+    }
+
     async fn image_export(&self, caller: Caller, params: ImageExport) -> Result<Operation, RpcError> {
         let ImageExport { image, path, format } = params;
         let path = validate::host_path(caller, self.facts.owner, "path", path)?;
@@ -414,6 +462,7 @@ impl Service for Rpc {
             expires,
             allow: convert::allow_of(&allow),
             publish: validate::publish(&publish)?,
+            build: None,
         };
         self.engine
             .create_vm(new)
@@ -731,6 +780,14 @@ impl Service for Rpc {
             .map_err(|e| convert::agent_error(&vm, &e))?;
         let session = self.session(vm);
         Ok(Box::new(|stream| Box::pin(session.download(stream, download))))
+    }
+
+    async fn image_build_log(&self, _: Caller, params: BuildLog) -> Result<StreamHandler, RpcError> {
+        let BuildLog { operation, follow } = params;
+        let chunks = self.engine.build_log(&operation, follow).await;
+        let chunks = chunks.map_err(convert::error)?;
+        let session = self.session(operation);
+        Ok(Box::new(|stream| Box::pin(session.logs(stream, chunks))))
     }
 
     async fn vm_logs(&self, _: Caller, params: LogsOpen) -> Result<StreamHandler, RpcError> {

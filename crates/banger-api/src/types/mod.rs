@@ -3,6 +3,7 @@
 //! Parameter types refuse unknown fields, so that a misspelt option is an error and not a silent default. Result types
 //! do not, so that an older client can read a newer daemon's answer.
 
+mod build;
 mod change;
 mod daemon;
 mod figures;
@@ -18,6 +19,7 @@ mod vm;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use build::*;
 pub use change::*;
 pub use daemon::*;
 pub use figures::*;

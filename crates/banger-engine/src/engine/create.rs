@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use super::{Engine, ports};
 use crate::crash::Write;
 use crate::error::{Error, chain};
-use crate::image::{kernels, registry};
+use crate::image::{build, kernels, registry};
 use crate::net::allow::Allow;
 use crate::operation::{Operation, Progress};
 use crate::ports::Publication;
@@ -63,6 +63,8 @@ pub struct NewVm {
     pub allow: Allow,
     /// Its ports that are published.
     pub publish: Vec<Publication>,
+    /// The build that it is made for, by its operation; none for what people ask for.
+    pub build: Option<String>,
 }
 
 impl Engine {
@@ -187,7 +189,14 @@ impl Engine {
         let needed = limits::boot_memory(&self.host, &kernel);
         limits::boots(u64::from(memory_mib) << 20, &kernel, needed)?;
         let wanted = new.system_disk.or(defaults.system_disk);
-        let system_disk = system_disk::choose(&self.host, wanted, &image.id, disk).await?;
+        let mut labels = new.labels.clone();
+        let system_disk = match &new.build {
+            Some(operation) => {
+                labels.insert(build::LABEL.to_owned(), operation.clone());
+                system_disk::choose_plain(&self.host, &image.id, disk)?
+            }
+            None => system_disk::choose(&self.host, wanted, &image.id, disk).await?,
+        };
         let row = VmRow {
             id: id::new(),
             name: new.name.clone().unwrap_or_default(),
@@ -198,7 +207,7 @@ impl Engine {
             memory_mib,
             disk,
             vmm: new.vmm.map(|kind| kind.as_str().to_owned()),
-            labels: new.labels.clone(),
+            labels,
             ephemeral: new.ephemeral,
             phase: phase_text(&Phase::Creating)?,
             created: Timestamp::now(),

@@ -5,6 +5,7 @@
 //!
 //! What is about machines' lives is beside: `create`, `change` (start to remove, settings), `describe`, `ports`.
 
+mod build;
 mod change;
 mod create;
 mod describe;

@@ -2,6 +2,7 @@
 
 pub(crate) mod blobs;
 pub mod busybox;
+pub mod build;
 pub mod config;
 pub mod debian;
 pub mod export;

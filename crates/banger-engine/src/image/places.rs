@@ -28,11 +28,13 @@ pub(crate) fn seeds_dir(state: &Path) -> PathBuf {
 }
 
 /// All directories that the engine expects in the state directory.
-pub(crate) fn directories(state: &Path) -> [PathBuf; 4] {
+pub(crate) fn directories(state: &Path) -> [PathBuf; 6] {
     [
         images_dir(state),
         kernels_dir(state),
         initramfs_dir(state),
+        super::build::cache::directory(state),
+        super::build::log::directory(state),
         crate::vm::state::machines_dir(state),
     ]
 }

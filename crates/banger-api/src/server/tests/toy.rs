@@ -64,6 +64,8 @@ impl Service for Toy {
         image_bootstrap(ImageBootstrap) -> Operation;
         image_pull(ImagePull) -> Operation;
         image_import(ImageImport) -> Operation;
+        image_build(ImageBuild) -> Operation;
+        image_build_prune(Empty) -> BuildCache;
         image_export(ImageExport) -> Operation;
         image_verify(ImageVerify) -> Operation;
         image_seed_show(ImageSeeds) -> Vec<ImageSeed>;
@@ -191,6 +193,10 @@ impl Service for Toy {
 
     async fn guest_download(&self, _: Caller, _: DownloadOpen) -> Result<StreamHandler, RpcError> {
         Err(RpcError::new(ErrorKind::NotFound, "no download"))
+    }
+
+    async fn image_build_log(&self, _: Caller, _: BuildLog) -> Result<StreamHandler, RpcError> {
+        Err(RpcError::new(ErrorKind::NotFound, "no logs"))
     }
 
     async fn vm_logs(&self, _: Caller, _: LogsOpen) -> Result<StreamHandler, RpcError> {

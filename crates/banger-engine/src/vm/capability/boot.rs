@@ -8,7 +8,7 @@ use super::{Capability, Start};
 use crate::doctor::Check;
 use crate::error::Error;
 use crate::host::Host;
-use crate::image::initramfs;
+use crate::image::{build, initramfs};
 
 pub(crate) struct BootFiles;
 
@@ -67,6 +67,11 @@ impl Capability for BootFiles {
         // Absent when adopting, where nothing boots.
         spec.boot.initramfs = start.initramfs.get().cloned().unwrap_or_default();
         spec.boot.args.push(format!("banger.hostname={}", start.row.name));
+        if start.row.labels.contains_key(build::LABEL) {
+            // Its disk becomes an image: nothing is to run but the recipe's commands, and nothing of us is to be on it.
+            let arguments = ["banger.init=agent", "banger.traces=none"].map(str::to_owned);
+            spec.boot.args.extend(arguments);
+        }
     }
 
     async fn doctor(&self, host: &Arc<Host>) -> Vec<Check> {

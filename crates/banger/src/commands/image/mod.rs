@@ -1,6 +1,7 @@
 //! `banger image`: what machines start from.
 
 mod bootstrap;
+mod build;
 mod export;
 mod find;
 mod import;
@@ -29,6 +30,7 @@ pub(crate) enum Image {
     Import(import::Import),
     Register(register::Register),
     Bootstrap(bootstrap::Bootstrap),
+    Build(build::Build),
     Export(export::Export),
     Tag(tag::Tag),
     Rm(rm::Rm),
@@ -48,6 +50,7 @@ impl Image {
             Self::Import(command) => command.run(context).await,
             Self::Register(command) => command.run(context).await,
             Self::Bootstrap(command) => command.run(context).await,
+            Self::Build(command) => command.run(context).await,
             Self::Export(command) => command.run(context).await,
             Self::Tag(command) => command.run(context).await,
             Self::Rm(command) => command.run(context).await,

@@ -148,6 +148,12 @@ pub(crate) async fn choose(
     Ok(SystemDiskKind::Overlay)
 }
 
+/// The kind for a machine that builds an image: a file by itself, which holds all that the guest sees.
+pub(crate) fn choose_plain(host: &Host, image: &str, disk: u64) -> Result<SystemDiskKind, Error> {
+    holds(host, SystemDiskKind::Reflink, image, disk)?;
+    Ok(SystemDiskKind::Reflink)
+}
+
 /// The row's kind.
 pub(crate) fn kind_of(row: &VmRow) -> Result<SystemDiskKind, Error> {
     SystemDiskKind::parse(&row.system_disk).ok_or_else(|| Error::Host {
