@@ -87,6 +87,10 @@ fn files(directory: &Path, what: &str, all: &mut BTreeSet<String>) {
             if what == "state" && transient {
                 continue;
             }
+            // What builds have said and done is kept.
+            if what == "state" && (relative.starts_with("builds/") || relative.ends_with(".delta")) {
+                continue;
+            }
             // What the command line has told its user once today.
             if what == "runtime" && relative.starts_with("told") {
                 continue;

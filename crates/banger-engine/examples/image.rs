@@ -51,7 +51,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         ["kernel-deb", dir, package] => {
             println!(
                 "{:#?}",
-                kernel::add_from_deb(Path::new(dir), package, &dirs, &progress).await?
+                kernel::add_from_deb(Path::new(dir), package, kernel::Follow::Depends, &dirs, &progress)
+                    .await?
             );
         }
         ["kernel-file", dir, file] => {

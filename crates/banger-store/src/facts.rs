@@ -14,7 +14,8 @@ pub fn find(tx: &Transaction<'_>, key: &str) -> Result<Option<String>, StoreErro
 
 /// Forgets a fact.
 pub fn remove(tx: &Transaction<'_>, key: &str) -> Result<(), StoreError> {
-    tx.prepare_cached("DELETE FROM facts WHERE key = ?1")?.execute([key])?;
+    tx.prepare_cached("DELETE FROM facts WHERE key = ?1")?
+        .execute([key])?;
     Ok(())
 }
 

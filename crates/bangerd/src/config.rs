@@ -429,6 +429,7 @@ mod tests {
             ("vhost_device_vsock", vhost_device_vsock),
             ("agent.path", path),
             ("docker_config", docker_config),
+            ("template", template),
             ("ca", ca.or(local.ca)),
         ] {
             assert!(value.is_some(), "{key} is not in the default file");

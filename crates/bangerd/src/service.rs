@@ -378,7 +378,11 @@ impl Service for Rpc {
         default.map(convert::default_kernel).map_err(convert::error)
     }
 
-    async fn kernel_set_default(&self, _: Caller, params: KernelSetDefault) -> Result<DefaultKernel, RpcError> {
+    async fn kernel_set_default(
+        &self,
+        _: Caller,
+        params: KernelSetDefault,
+    ) -> Result<DefaultKernel, RpcError> {
         let default = self.engine.set_default_kernel(params.kernel).await;
         default.map(convert::default_kernel).map_err(convert::error)
     }

@@ -121,7 +121,10 @@ fn dying_while_creating_changing_and_removing() {
 
 #[test]
 fn dying_while_making_images_and_kernels() {
-    die_everywhere(&["images", "imports and names", "seeds", "kernels"], Deaths::Every);
+    die_everywhere(
+        &["images", "imports and names", "seeds", "kernels"],
+        Deaths::Every,
+    );
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! End-to-end tests. Each suite is a module; what they share is the crate `e2e`.
 
 mod bad_input;
+mod builds;
 mod cp;
 mod crash_points;
 mod disk_full;

@@ -139,7 +139,9 @@ fn trim(root: &OwnedFd) {
     if done != 0 {
         let error = io::Error::last_os_error();
         if error.raw_os_error() != Some(libc::EOPNOTSUPP) {
-            log::line(format_args!("failed to discard what is free on the system disk: {error}"));
+            log::line(format_args!(
+                "failed to discard what is free on the system disk: {error}"
+            ));
         }
     }
 }

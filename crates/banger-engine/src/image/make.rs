@@ -25,7 +25,13 @@ use crate::vm::lifecycle::taken;
 use crate::{id, name};
 
 /// Operations that make an image: one at a time of a name.
-pub(super) const MAKERS: &[&str] = &["image.register", "image.bootstrap", "image.pull", "image.import", "image.build"];
+pub(super) const MAKERS: &[&str] = &[
+    "image.register",
+    "image.bootstrap",
+    "image.pull",
+    "image.import",
+    "image.build",
+];
 
 /// What an image is made from.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,8 +1,8 @@
 //! Images and kernels: what machines are made of.
 
 pub(crate) mod blobs;
-pub mod busybox;
 pub mod build;
+pub mod busybox;
 pub mod config;
 pub mod debian;
 pub mod export;

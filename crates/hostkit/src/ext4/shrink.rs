@@ -34,6 +34,9 @@ pub async fn shrink(tools: &E2fsTools, path: &Path) -> Result<u64, MendError> {
     }
     let resize = tools.resize2fs.command().arg("-M").arg(&absolute);
     run(resize).await.map_err(|source| failed(path, source))?;
+    // Where it was mounted is nobody's business.
+    let forget = tools.tune2fs.command().args(["-M", "/"]).arg(&absolute);
+    run(forget).await.map_err(|source| failed(path, source))?;
     let size = superblock::check(path)?.size;
     let opened = File::options().write(true).open(path);
     let cut = opened.and_then(|file| file.set_len(size));

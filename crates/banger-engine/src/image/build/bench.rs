@@ -155,8 +155,7 @@ impl Bench {
         let settled = self.guest.settle(FROZEN, SETTLING).await;
         settled.map_err(|e| self.failed(e))?;
         let (pieces, disk) = (std::mem::take(&mut self.pieces), self.disk.clone());
-        let made =
-            work::blocking(move |cancel| cache::difference(pieces, &before, &disk, to, cancel)).await;
+        let made = work::blocking(move |cancel| cache::difference(pieces, &before, &disk, to, cancel)).await;
         let thawed = self.guest.thaw(THAWING).await;
         let (pieces, made) = made.map_err(crate::error::io("keep what changed on", &self.disk))?;
         thawed.map_err(|e| self.failed(e))?;
@@ -184,7 +183,11 @@ async fn remove(engine: &Engine, name: &str) {
         Err(e) => Err(e),
     };
     if let Err(e) = removed {
-        tracing::warn!(vm = name, error = crate::error::chain(&e), "build machine not removed");
+        tracing::warn!(
+            vm = name,
+            error = crate::error::chain(&e),
+            "build machine not removed"
+        );
     }
 }
 

@@ -40,7 +40,7 @@ pub(super) enum Source<'a> {
     /// A stage that is done.
     Disk(&'a Disk),
     /// An image.
-    Image(ImageRow),
+    Image(Box<ImageRow>),
 }
 
 /// The files of a step.
@@ -335,26 +335,24 @@ fn unpacked(packed: File, compression: Compression, out: &mut File) -> io::Resul
         let path = below(&entry.path()?)?;
         let mut header = entry.header().clone();
         let kind = header.entry_type();
-        match kind {
-            EntryType::Directory if path == Path::new(TOP) => {}
-            EntryType::Symlink => {
-                let target = entry.link_name()?.unwrap_or_default().into_owned();
-                archive.append_link(&mut header, path, target)?;
-            }
-            EntryType::Link => {
-                let target = below(&entry.link_name()?.unwrap_or_default())?;
-                archive.append_link(&mut header, path, target)?;
-            }
-            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
-                header.set_entry_type(EntryType::Regular);
-                header.set_size(entry.size());
-                archive.append_data(&mut header, path, &mut entry)?;
-            }
-            EntryType::Directory | EntryType::Char | EntryType::Block | EntryType::Fifo => {
-                header.set_size(0);
-                archive.append_data(&mut header, path, io::empty())?;
-            }
-            _ => {}
+        let is_other =
+            kind.is_dir() || kind.is_character_special() || kind.is_block_special() || kind.is_fifo();
+        if path == Path::new(TOP) {
+            continue;
+        }
+        if kind.is_symlink() {
+            let target = entry.link_name()?.unwrap_or_default().into_owned();
+            archive.append_link(&mut header, path, target)?;
+        } else if kind.is_hard_link() {
+            let target = below(&entry.link_name()?.unwrap_or_default())?;
+            archive.append_link(&mut header, path, target)?;
+        } else if kind.is_file() || kind.is_contiguous() || kind.is_gnu_sparse() {
+            header.set_entry_type(EntryType::Regular);
+            header.set_size(entry.size());
+            archive.append_data(&mut header, path, &mut entry)?;
+        } else if is_other {
+            header.set_size(0);
+            archive.append_data(&mut header, path, io::empty())?;
         }
     }
     archive.finish()?;

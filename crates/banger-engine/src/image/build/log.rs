@@ -40,7 +40,11 @@ pub(super) struct Log {
 impl Log {
     pub(super) fn create(state: &Path, progress: &Progress) -> Result<Self, Error> {
         let path = path(state, &progress.id());
-        let file = File::options().append(true).create_new(true).mode(0o600).open(&path);
+        let file = File::options()
+            .append(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&path);
         Ok(Self {
             file: file.map_err(io("create", &path))?,
             written: 0,
@@ -77,7 +81,10 @@ impl Log {
 
 /// Removes the oldest logs.
 pub(super) fn forget_old(state: &Path) {
-    let entries = std::fs::read_dir(directory(state)).into_iter().flatten().flatten();
+    let entries = std::fs::read_dir(directory(state))
+        .into_iter()
+        .flatten()
+        .flatten();
     let mut logs: Vec<_> = entries
         .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
         .collect();

@@ -135,7 +135,10 @@ fn check(build: &Build, recipe: &Recipe) -> Result<(), Error> {
     }
     if recipe.needs_context() && build.context.is_none() {
         return refuse(
-            format!("{} copies files, and there is no directory to copy from", build.file),
+            format!(
+                "{} copies files, and there is no directory to copy from",
+                build.file
+            ),
             "give it: banger image build … DIR",
         );
     }

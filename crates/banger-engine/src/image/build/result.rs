@@ -56,7 +56,11 @@ pub(super) fn config_of(row: &ImageRow) -> Config {
 
 fn image_config(config: &Config) -> ImageConfig {
     ImageConfig {
-        env: config.env.iter().map(|(name, value)| format!("{name}={value}")).collect(),
+        env: config
+            .env
+            .iter()
+            .map(|(name, value)| format!("{name}={value}"))
+            .collect(),
         user: config.user.clone(),
         workdir: config.workdir.clone(),
         entrypoint: config.entrypoint.clone(),
@@ -90,7 +94,11 @@ pub(super) async fn make(
     let kernel = kernel.unwrap_or(&disk.image.kernel);
     let config = image_config(config);
     let text = serde_json::to_string(&config).map_err(|e| failed(Box::new(e)))?;
-    let parts = [disk.state.as_bytes().as_slice(), kernel.as_bytes(), text.as_bytes()];
+    let parts = [
+        disk.state.as_bytes().as_slice(),
+        kernel.as_bytes(),
+        text.as_bytes(),
+    ];
     let source = format!("{SOURCE}{}", Digest::of_parts(parts));
     let rows = host.store.read(images::list).await?;
     if let Some(there) = rows.into_iter().find(|row| row.source == source) {

@@ -177,7 +177,9 @@ impl<'a> Builder<'a> {
         let pulling = begun.id.clone();
         let pulled = self.progress.or_cancelled(ended(self.engine, begun)).await;
         if self.progress.is_cancelled() {
-            self.engine.cancel_operation(&pulling, "the build it was for").await?;
+            self.engine
+                .cancel_operation(&pulling, "the build it was for")
+                .await?;
         }
         pulled?;
         Ok(registry::find(host, reference).await?.row)
@@ -219,7 +221,12 @@ impl<'a> Builder<'a> {
         };
         let at = self.at(stage)?;
         let before = at.disk.state;
-        let key = key(&before, resolved, &at.environment, files.as_ref().map(Files::digest));
+        let key = key(
+            &before,
+            resolved,
+            &at.environment,
+            files.as_ref().map(Files::digest),
+        );
         if !self.build.no_cache
             && self.bench.is_none()
             && let Some(made) = self.cache.find(&key)
@@ -316,7 +323,7 @@ impl<'a> Builder<'a> {
             }
             From::Image(reference) => {
                 let image = self.image(&reference.clone()).await?;
-                files::Source::Image(image)
+                files::Source::Image(Box::new(image))
             }
         };
         let to = self.cache.new_difference();
@@ -408,7 +415,7 @@ impl Command<'_> {
         }
         match status? {
             ExitStatus::Code(0) => Ok(()),
-            status => Err(Error::Step {
+            status @ (ExitStatus::Code(_) | ExitStatus::Signal { .. }) => Err(Error::Step {
                 line: step.line,
                 text: step.text.clone(),
                 code: status.shell_code(),

@@ -52,7 +52,7 @@ fn a_template_arrives_with_its_modes_and_links_are_links() {
     let dir = template();
     let contents = gather(Some(dir.path()), Some(KEY));
     let is = |path: &str, mode, text: &str| {
-        assert_eq!(of(&contents, path), Some((mode, text.to_owned())), "{path}")
+        assert_eq!(of(&contents, path), Some((mode, text.to_owned())), "{path}");
     };
     is("seed/template/bin/tool", 0o750, "#!/bin/sh\n");
     is("seed/template/.vimrc", 0o644, "set ai");
@@ -159,14 +159,16 @@ fn only_its_own_words_are_a_fingerprint() {
 
 #[test]
 fn what_cannot_be_a_template_is_named() {
-    let problem = |path: &Path| match Contents::gather(Some(path), None).unwrap_err() {
-        Error::BadFile {
+    let problem = |path: &Path| {
+        let refused = Contents::gather(Some(path), None).unwrap_err();
+        let Error::BadFile {
             path: named, problem, ..
-        } => {
-            assert_eq!(named, path);
-            problem
-        }
-        e => panic!("{e}"),
+        } = refused
+        else {
+            panic!("{refused}");
+        };
+        assert_eq!(named, path);
+        problem
     };
     let dir = template();
     assert!(problem(&dir.path().join("nowhere")).contains("No such file"));
@@ -197,6 +199,10 @@ fn what_cannot_be_a_template_is_named() {
 
 /// By the shells that there are: neither complains, and a prompt says where one is.
 #[test]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a shell of the test's, which ends at once"
+)]
 fn the_set_up_is_a_shells() {
     let home = tempfile::tempdir().unwrap();
     fs::write(home.path().join(".profile"), PROFILE).unwrap();

@@ -272,7 +272,10 @@ async fn show(client: &Client, log: BuildLog) -> Result<(), CliError> {
             Ok(Some(_) | None) => return Ok(()),
             Err(error) => {
                 let reason = crate::error::chain(&error);
-                return Err(CliError::new(Kind::Unreachable, format!("lost the build's log: {reason}")));
+                return Err(CliError::new(
+                    Kind::Unreachable,
+                    format!("lost the build's log: {reason}"),
+                ));
             }
         }
     }
@@ -298,7 +301,10 @@ async fn enter(
         say!("{machine} is as the failed step left it: banger exec -it {machine} -- sh");
         return Ok(());
     }
-    say!("a shell in {machine}, as the failed step of {} left it; its end removes it", operation.operation);
+    say!(
+        "a shell in {machine}, as the failed step of {} left it; its end removes it",
+        operation.operation
+    );
     let streams = Streams {
         stdin: true,
         terminal: terminal::stdin_is_terminal(),

@@ -377,6 +377,15 @@ impl Service for Local {
     async fn image_import(&self, _: Caller, _: ImageImport) -> Result<Operation, RpcError> {
         absent("image.import")
     }
+    async fn image_build(&self, _: Caller, _: ImageBuild) -> Result<Operation, RpcError> {
+        absent("image.build")
+    }
+    async fn image_build_prune(&self, _: Caller, _: Empty) -> Result<BuildCache, RpcError> {
+        absent("image.build_prune")
+    }
+    async fn image_build_log(&self, _: Caller, _: BuildLog) -> Result<StreamHandler, RpcError> {
+        absent("image.build_log")
+    }
     async fn image_export(&self, _: Caller, _: ImageExport) -> Result<Operation, RpcError> {
         absent("image.export")
     }
