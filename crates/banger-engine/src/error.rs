@@ -226,6 +226,8 @@ pub enum Error {
         seconds: u64,
         /// The last lines of its console.
         console: Vec<String>,
+        /// What its processes have used of the processor: whether the guest works, waits, or never ran.
+        busy: Vec<String>,
     },
     /// The guest's agent answered, but failed or does not fit.
     #[error("the agent of machine {vm:?} failed")]
@@ -564,7 +566,8 @@ impl Error {
 
     fn details(&self) -> Vec<String> {
         match self {
-            Self::DiedStarting { console, .. } | Self::Silent { console, .. } => console.clone(),
+            Self::DiedStarting { console, .. } => console.clone(),
+            Self::Silent { console, busy, .. } => console.iter().chain(busy).cloned().collect(),
             Self::Ambiguous { matches, .. } => matches.clone(),
             Self::Part(report) => report.details.clone(),
             Self::Damaged { damaged, .. } => damaged.clone(),
@@ -690,6 +693,7 @@ mod tests {
                 vm: "dev".into(),
                 seconds: 1,
                 console: console.iter().map(|line| (*line).to_owned()).collect(),
+                busy: Vec::new(),
             }
             .report();
             assert_eq!(report.details, console);

@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 
 use banger_agent_api::{AgentClient, AgentError, HelloLine, read_hello_line};
 use banger_store::vms::VmRow;
-use banger_vmm::{AdoptError, Carrier, Machine, UserNetwork, VmmKind};
+use banger_vmm::{AdoptError, Carrier, Machine, ProcessRecord, UserNetwork, VmmKind};
+use hostkit::process::Process;
 use jiff::Timestamp;
 use tokio::net::UnixListener;
 
@@ -43,6 +44,16 @@ pub(crate) struct Started {
     pub(crate) running: Running,
     /// Its published ports, which wait for the guest.
     pub(crate) reserved: Vec<Reserved>,
+}
+
+/// What each process of a machine has used of the processor.
+fn busy(machine: &dyn Machine) -> Vec<String> {
+    let used = |record: &ProcessRecord| {
+        let usage = Process::open(record.id).ok()?.usage().ok()?;
+        let seconds = (usage.user + usage.system).as_secs_f64();
+        Some(format!("{} has used {seconds:.1} s of processor time", record.role))
+    };
+    machine.processes().iter().filter_map(used).collect()
 }
 
 /// Starts a machine and waits for its agent. On an error the caller collects the run.
@@ -159,6 +170,7 @@ pub(crate) async fn start(
                 vm: row.name.clone(),
                 seconds: timeout.as_secs(),
                 console: console::last_lines(&paths.console()),
+                busy: busy(machine.as_ref()),
             });
         }
     };
