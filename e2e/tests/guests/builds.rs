@@ -257,6 +257,10 @@ fn a_step_that_fails_is_said_logged_and_can_be_entered() {
         kinds.any(|op| op["kind"] == "image.build" && op["state"] == "failed"),
         "{operations}"
     );
+    let last = operations.as_array().expect("a list").iter().find(|op| op["kind"] == "image.build");
+    let id = last.expect("a build")["id"].as_str().expect("an id").to_owned();
+    assert!(daemon.banger(["op", "logs", &id]).ok().contains("to the log"));
+    daemon.banger(["op", "logs", "nothing"]).fails(3);
     truth::assert_true(&daemon);
     daemon.finish();
 }

@@ -5,11 +5,11 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use banger_api::client::Client;
 use banger_api::types::{BuildLog, BuildSecret, ExecOpen, ImageBuild, OperationRef, VmRemove};
 use clap::{Args, ValueEnum};
 
 use crate::args::{EnvVar, absolute, parse_size};
+use crate::commands::op::logs;
 use crate::context::Context;
 use crate::error::{CliError, Kind};
 use crate::interrupt::Interrupts;
@@ -199,7 +199,7 @@ impl Build {
         };
         let mut said = Box::pin(async {
             if !self.quiet {
-                show(&client, log).await?;
+                logs::copy(&client, log, rustix::stdio::stderr()).await?;
             }
             Ok::<_, CliError>(())
         });
@@ -258,27 +258,6 @@ fn shown(file: &Path, directory: &Path) -> String {
         .unwrap_or(file)
         .to_string_lossy()
         .into_owned()
-}
-
-/// Prints what a build says, until its end.
-async fn show(client: &Client, log: BuildLog) -> Result<(), CliError> {
-    use banger_api::frame::Frame;
-    let mut stream = client.image_build_log(log).await?;
-    loop {
-        match stream.next().await {
-            // Where nobody looks any more, the build goes on.
-            Ok(Some(Frame::Data(bytes))) => drop(stdio::write_all(rustix::stdio::stderr(), &bytes)),
-            Ok(Some(Frame::Error(error))) => return Err(error.into()),
-            Ok(Some(_) | None) => return Ok(()),
-            Err(error) => {
-                let reason = crate::error::chain(&error);
-                return Err(CliError::new(
-                    Kind::Unreachable,
-                    format!("lost the build's log: {reason}"),
-                ));
-            }
-        }
-    }
 }
 
 /// A shell in the machine of a failed step, which is removed afterwards; or only its name.

@@ -1,6 +1,7 @@
 //! `banger op`: operations, which are everything that takes time.
 
 mod cancel;
+pub(crate) mod logs;
 mod ls;
 mod show;
 mod watch;
@@ -15,6 +16,7 @@ use crate::error::CliError;
 pub(crate) enum Op {
     Ls(ls::Ls),
     Show(show::Show),
+    Logs(logs::Logs),
     Watch(watch::Watch),
     Cancel(cancel::Cancel),
 }
@@ -24,6 +26,7 @@ impl Op {
         match self {
             Self::Ls(command) => command.run(context).await,
             Self::Show(command) => command.run(context).await,
+            Self::Logs(command) => command.run(context).await,
             Self::Watch(command) => command.run(context).await,
             Self::Cancel(command) => command.run(context).await,
         }
