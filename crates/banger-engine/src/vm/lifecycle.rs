@@ -51,7 +51,10 @@ fn busy(machine: &dyn Machine) -> Vec<String> {
     let used = |record: &ProcessRecord| {
         let usage = Process::open(record.id).ok()?.usage().ok()?;
         let seconds = (usage.user + usage.system).as_secs_f64();
-        Some(format!("{} has used {seconds:.1} s of processor time", record.role))
+        Some(format!(
+            "{} has used {seconds:.1} s of processor time",
+            record.role
+        ))
     };
     machine.processes().iter().filter_map(used).collect()
 }

@@ -99,6 +99,14 @@ impl Bench {
                 "{removed:?}"
             );
         }
+        // Else the first machine would have its home made of a seed that is made for it, and no other would.
+        let of = json!({"images": ["busybox"]});
+        let seeds = Wire::connect(&self.daemon).call("image.seed_show", &of);
+        let seed = &seeds.expect("how it stands with seeds")[0];
+        if seed["made"].is_null() || !seed["stale"].is_null() {
+            let made = Wire::connect(&self.daemon).call("image.seed_refresh", &of);
+            made.expect("a seed");
+        }
         if before == Before::Mapped {
             if self.state().is_some() {
                 good("vm.remove", json!({"vm": VM, "force": true}));

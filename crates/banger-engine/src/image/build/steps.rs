@@ -42,6 +42,8 @@ pub(super) struct Builder<'a> {
     bench: Option<Bench>,
     machine: String,
     steps: usize,
+    /// What is at work, for people.
+    said: String,
 }
 
 /// What has become of a stage.
@@ -80,6 +82,7 @@ impl<'a> Builder<'a> {
             bench: None,
             machine: build.keep_failed.clone().unwrap_or_else(made_up),
             steps: 0,
+            said: String::new(),
         })
     }
 
@@ -190,6 +193,7 @@ impl<'a> Builder<'a> {
         let said = format!("#{} line {line}: {how}{text}", self.steps);
         self.progress.message(&said);
         self.log.line(&said);
+        self.said = said;
     }
 
     async fn step(&mut self, stage: usize, step: &Step) -> Result<(), Error> {
@@ -298,6 +302,7 @@ impl<'a> Builder<'a> {
     async fn machine(&self, stage: usize) -> Result<Bench, Error> {
         let disk = &self.at(stage)?.disk;
         self.progress.stage_now("machine");
+        self.progress.message(&self.said);
         let plan = Plan {
             name: &self.machine,
             operation: self.progress.id(),
@@ -311,6 +316,7 @@ impl<'a> Builder<'a> {
         // Not dropped in the middle: what it makes is to be known here.
         let bench = Bench::start(self.engine, plan).await?;
         self.progress.stage_now("steps");
+        self.progress.message(&self.said);
         Ok(bench)
     }
 
