@@ -15,6 +15,11 @@ use crate::{human, table};
 /// `banger ssh`. A work disk is a copy of it, to which the image's own home is added when the machine boots first; what the
 /// image has wins. It is made anew by itself when template or key have changed. Work disks that exist never change.
 #[derive(Debug, Subcommand)]
+#[command(after_help = "\
+Examples:
+  banger image seed show
+  banger image seed refresh --all
+")]
 pub(crate) enum Seed {
     Show(Show),
     Refresh(Refresh),
