@@ -98,25 +98,25 @@ impl Word {
         &self.raw
     }
 
+    /// How it is to be read; none where it stands for itself.
+    fn rules(&self) -> Option<Rules> {
+        let (escape, quotes, plain) = match self.style {
+            Style::Docker { escape } => (escape, true, false),
+            Style::Document => ('\\', false, false),
+            Style::Plain => ('\\', false, true),
+            Style::Literal => return None,
+        };
+        Some(Rules {
+            escape,
+            quotes,
+            plain,
+        })
+    }
+
     /// The word with its variables substituted and its quotes removed. A variable without value is worth nothing.
     pub fn expand<'v>(&self, lookup: &dyn Fn(&str) -> Option<&'v str>) -> Result<String, WordError> {
-        let rules = match self.style {
-            Style::Docker { escape } => Rules {
-                escape,
-                quotes: true,
-                plain: false,
-            },
-            Style::Document => Rules {
-                escape: '\\',
-                quotes: false,
-                plain: false,
-            },
-            Style::Plain => Rules {
-                escape: '\\',
-                quotes: false,
-                plain: true,
-            },
-            Style::Literal => return Ok(self.raw.clone()),
+        let Some(rules) = self.rules() else {
+            return Ok(self.raw.clone());
         };
         let mut expander = Expander {
             chars: self.raw.chars().peekable(),
@@ -129,23 +129,8 @@ impl Word {
 
     /// Whether the word can be substituted at all, whatever its variables are worth.
     pub fn check(&self) -> Result<(), WordError> {
-        let rules = match self.style {
-            Style::Docker { escape } => Rules {
-                escape,
-                quotes: true,
-                plain: false,
-            },
-            Style::Document => Rules {
-                escape: '\\',
-                quotes: false,
-                plain: false,
-            },
-            Style::Plain => Rules {
-                escape: '\\',
-                quotes: false,
-                plain: true,
-            },
-            Style::Literal => return Ok(()),
+        let Some(rules) = self.rules() else {
+            return Ok(());
         };
         let lookup = |_: &str| None;
         let mut expander = Expander {
