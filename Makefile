@@ -48,6 +48,11 @@ test: ## Every test, real guests included
 	@$(MAKE) --no-print-directory build
 	@cargo xtask test
 
+.PHONY: fuzz
+fuzz: ## Fuzz what reads hostile bytes; longer: cargo xtask fuzz --seconds 600
+	@scripts/setup.sh test
+	@cargo xtask fuzz
+
 .PHONY: bench
 bench: setup build ## Measure against the raw VMM, print a table, keep it under target/bench
 	cargo build --locked --release --package banger-agent-api --example agent-call

@@ -25,6 +25,8 @@ need make make
 need qemu-system-x86_64 qemu-system-x86
 need mmdebstrap mmdebstrap
 need mke2fs e2fsprogs
+# Disk images of QEMU's, to register.
+need qemu-img qemu-utils
 # What the network's bridge and `banger ssh` take of the host.
 need nft nftables
 need ssh openssh-client
@@ -38,6 +40,8 @@ if [[ $EUID -ne 0 ]]; then
 fi
 if [[ ${1:-} == test ]]; then
     need zstd zstd
+    # libFuzzer.
+    need g++ g++
     need unzip unzip
     # File systems that share blocks, for system disks of that kind.
     need mkfs.xfs xfsprogs
@@ -47,6 +51,8 @@ if [[ ${1:-} == test ]]; then
     need ip iproute2
     # The user-mode network of machines without privileges, where it is installed.
     need passt passt
+    # Tables of partitions, made by others.
+    need sfdisk fdisk
     need rsync rsync
     # Images made and unpacked by others, to compare with.
     need umoci umoci

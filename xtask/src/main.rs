@@ -4,6 +4,7 @@
 
 mod demo;
 mod firewalls;
+mod fuzz;
 mod host;
 mod layout;
 mod leftovers;
@@ -21,6 +22,8 @@ usage: cargo xtask CHORE
 
   demo         from a built stage to a command that ran in a microVM
   clean-demo   undo that
+  fuzz [TARGET…] [--seconds N]
+               coverage-guided fuzzing of what reads hostile bytes, 15 s each where nothing is said
   proto        generate the guest protocol's code anew; --check only compares (needs --features proto)
   stage        put the release together under target/stage
   testbed      fetch and unpack what only the tests need, under target/testbed
@@ -34,6 +37,7 @@ fn main() -> ExitCode {
     let result = match chore.as_deref() {
         Some("demo") => demo::demo().map(|()| ExitCode::SUCCESS),
         Some("clean-demo") => demo::clean().map(|()| ExitCode::SUCCESS),
+        Some("fuzz") => fuzz::fuzz(&rest).map(|clean| ExitCode::from(u8::from(!clean))),
         #[cfg(feature = "proto")]
         Some("proto") => proto::run(rest.iter().any(|a| a == "--check"))
             .map(|()| ExitCode::SUCCESS)

@@ -9,6 +9,7 @@ use std::io::{BufRead, BufReader, IsTerminal};
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 
+use crate::fuzz;
 use crate::host;
 use crate::layout;
 use crate::leftovers;
@@ -43,7 +44,17 @@ pub(crate) fn test(arguments: &[String]) -> Result<ExitCode> {
     let binaries = std::env::join_paths(host::test_binaries()?)?;
     runner.env("BANGER_TEST_HOSTKIT", binaries);
     runner.env("TMPDIR", &this_run.directory);
-    let (passed, closing) = run(&mut runner, nextest)?;
+    // Beside the tests, at the lowest priority; a run of chosen tests is without. Its error as text: it crosses threads.
+    let fuzzing = arguments
+        .is_empty()
+        .then(|| std::thread::spawn(|| fuzz::fuzz(&[]).map_err(|error| error.to_string())));
+    let outcome = run(&mut runner, nextest);
+    let fuzzed = match fuzzing.map(std::thread::JoinHandle::join) {
+        None => true,
+        Some(Ok(result)) => result?,
+        Some(Err(_)) => return Err("the fuzzer's thread panicked".into()),
+    };
+    let (passed, closing) = outcome?;
 
     report_skips(&bed, &skips);
     let left = this_run.end();
@@ -51,13 +62,16 @@ pub(crate) fn test(arguments: &[String]) -> Result<ExitCode> {
     if let Some(line) = closing {
         println!("{line}");
     }
+    if !fuzzed {
+        eprintln!("error: fuzzing found something (above), kept under target/fuzz/crashes");
+    }
     if !left.is_empty() {
         eprintln!("error: the tests left behind:");
         for line in &left {
             eprintln!("  {line}");
         }
     }
-    Ok(if passed && left.is_empty() {
+    Ok(if passed && fuzzed && left.is_empty() {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE

@@ -12,6 +12,7 @@ use crate::forward::{ForwardInput, ForwardOutput, Listening, Transport, start_fo
 use crate::info::{AgentInfo, is_word};
 use crate::proto;
 use crate::proto::agent_client::AgentClient as Rpc;
+use crate::session::{SessionOutput, follow_session, start_session};
 use crate::ssh::{SshInput, SshOutput, start_ssh};
 use crate::transfer::{Download, Upload, start_download, start_upload};
 use crate::version::{MIN_PROTOCOL_VERSION, PROTOCOL_VERSION};
@@ -225,6 +226,60 @@ impl AgentClient {
     /// release, or no connection.
     pub async fn ssh(&self, start: proto::SshStart) -> Result<(SshInput, SshOutput), AgentError> {
         start_ssh(self.rpc.clone(), start).await
+    }
+
+    /// Starts a session, a command that belongs to no connection; its process id. It gets neither standard input nor a
+    /// terminal. The id is the caller's choice: 1 to [`MAX_SESSION_ID`](crate::MAX_SESSION_ID) of a-z, 0-9 and `-`.
+    ///
+    /// # Errors
+    ///
+    /// [`AgentError::Failed`] as for [`exec`](Self::exec), and where the id is taken or there are too many;
+    /// [`AgentError::Unsupported`] by an agent of an older release; no connection, or no answer within `deadline`.
+    pub async fn session_start(
+        &self,
+        id: &str,
+        command: proto::ExecStart,
+        deadline: Duration,
+    ) -> Result<u32, AgentError> {
+        start_session(self.rpc.clone(), id, command, deadline).await
+    }
+
+    /// What a session has written after its first `offset` bytes, and what it writes from now on, until it ends.
+    ///
+    /// # Errors
+    ///
+    /// [`FailureKind::NoSuchSession`](crate::FailureKind::NoSuchSession), [`AgentError::Unsupported`], or no connection.
+    pub async fn session_follow(&self, id: &str, offset: u64) -> Result<SessionOutput, AgentError> {
+        follow_session(self.rpc.clone(), id, offset).await
+    }
+
+    /// Sends a signal (1 to 64, Linux numbers) to a session's process group.
+    ///
+    /// # Errors
+    ///
+    /// [`FailureKind::NoSuchCommand`](crate::FailureKind::NoSuchCommand) where it has ended, `NoSuchSession`; no
+    /// connection, or no answer within `deadline`.
+    pub async fn session_signal(&self, id: &str, number: u8, deadline: Duration) -> Result<(), AgentError> {
+        let request = proto::SessionSignalRequest {
+            id: id.to_owned(),
+            number: number.into(),
+        };
+        let mut rpc = self.rpc.clone();
+        unary("session signal", deadline, rpc.session_signal(request)).await?;
+        Ok(())
+    }
+
+    /// Makes the guest forget a session that has ended.
+    ///
+    /// # Errors
+    ///
+    /// [`FailureKind::SessionRuns`](crate::FailureKind::SessionRuns) where it has not, `NoSuchSession`; no connection, or
+    /// no answer within `deadline`.
+    pub async fn session_remove(&self, id: &str, deadline: Duration) -> Result<(), AgentError> {
+        let request = proto::SessionRemoveRequest { id: id.to_owned() };
+        let mut rpc = self.rpc.clone();
+        unary("session remove", deadline, rpc.session_remove(request)).await?;
+        Ok(())
     }
 
     /// Figures of the guest as a whole.

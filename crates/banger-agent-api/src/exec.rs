@@ -235,7 +235,7 @@ async fn receive(stream: &mut Streaming<proto::ExecOutput>) -> Result<Option<Out
     }
 }
 
-fn exit_status(exited: &proto::ExecExited) -> Result<ExitStatus, AgentError> {
+pub(crate) fn exit_status(exited: &proto::ExecExited) -> Result<ExitStatus, AgentError> {
     match exited.how {
         Some(How::Code(code)) => u8::try_from(code)
             .map(ExitStatus::Code)

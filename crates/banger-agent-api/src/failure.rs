@@ -59,6 +59,12 @@ pub enum FailureKind {
     Reset,
     /// The image has no sshd.
     NoSshServer,
+    /// A session of this id is there already.
+    SessionExists,
+    /// There is no session of this id: it was removed, or the agent was started anew since.
+    NoSuchSession,
+    /// The session has not ended.
+    SessionRuns,
 }
 
 impl FailureKind {
@@ -86,6 +92,9 @@ impl FailureKind {
             Self::TimedOut => proto::FailureKind::TimedOut,
             Self::Reset => proto::FailureKind::Reset,
             Self::NoSshServer => proto::FailureKind::NoSshServer,
+            Self::SessionExists => proto::FailureKind::SessionExists,
+            Self::NoSuchSession => proto::FailureKind::NoSuchSession,
+            Self::SessionRuns => proto::FailureKind::SessionRuns,
         }
     }
 
@@ -113,6 +122,9 @@ impl FailureKind {
             proto::FailureKind::TimedOut => Self::TimedOut,
             proto::FailureKind::Reset => Self::Reset,
             proto::FailureKind::NoSshServer => Self::NoSshServer,
+            proto::FailureKind::SessionExists => Self::SessionExists,
+            proto::FailureKind::NoSuchSession => Self::NoSuchSession,
+            proto::FailureKind::SessionRuns => Self::SessionRuns,
         }
     }
 
@@ -125,8 +137,11 @@ impl FailureKind {
             | Self::UnknownUser
             | Self::UnknownGroup
             | Self::NoSuchCommand
+            | Self::NoSuchSession
             | Self::PathNotFound
             | Self::ParentNotFound => Code::NotFound,
+            Self::SessionExists => Code::AlreadyExists,
+            Self::SessionRuns => Code::FailedPrecondition,
             Self::NotExecutable | Self::ReadOnly => Code::PermissionDenied,
             Self::WorkdirUnusable | Self::IsADirectory | Self::NotADirectory => Code::FailedPrecondition,
             Self::Incomplete | Self::Reset => Code::Aborted,
@@ -161,7 +176,10 @@ impl FailureKind {
             | Self::Unreachable
             | Self::TimedOut
             | Self::Reset
-            | Self::NoSshServer => None,
+            | Self::NoSshServer
+            | Self::SessionExists
+            | Self::NoSuchSession
+            | Self::SessionRuns => None,
         }
     }
 }
@@ -240,7 +258,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const KINDS: [FailureKind; 22] = [
+    const KINDS: [FailureKind; 25] = [
         FailureKind::InvalidRequest,
         FailureKind::Busy,
         FailureKind::System,
@@ -263,6 +281,9 @@ mod tests {
         FailureKind::TimedOut,
         FailureKind::Reset,
         FailureKind::NoSshServer,
+        FailureKind::SessionExists,
+        FailureKind::NoSuchSession,
+        FailureKind::SessionRuns,
     ];
 
     proptest! {

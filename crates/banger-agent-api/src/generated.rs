@@ -494,6 +494,76 @@ pub struct SettleReply {}
 pub struct ThawRequest {}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ThawReply {}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SessionStartRequest {
+    /// Chosen by the host, 1 to 64 of a-z, 0-9 and "-"; one of a boot's that is used again names a session that is there.
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    /// Neither `stdin` nor `terminal`: standard input is /dev/null.
+    #[prost(message, optional, tag = "2")]
+    pub command: ::core::option::Option<ExecStart>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SessionStartReply {
+    #[prost(uint32, tag = "1")]
+    pub pid: u32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SessionFollowRequest {
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    /// Bytes of the session's output, both streams together, which the caller has already.
+    #[prost(uint64, tag = "2")]
+    pub offset: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SessionOutput {
+    #[prost(oneof = "session_output::Output", tags = "1, 2")]
+    pub output: ::core::option::Option<session_output::Output>,
+}
+/// Nested message and enum types in `SessionOutput`.
+pub mod session_output {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Output {
+        #[prost(message, tag = "1")]
+        Piece(super::SessionPiece),
+        /// Sent last.
+        #[prost(message, tag = "2")]
+        Exited(super::ExecExited),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SessionPiece {
+    /// Bytes that were written before these, by both streams together. More than the caller has: what is between is lost.
+    #[prost(uint64, tag = "1")]
+    pub offset: u64,
+    /// When it was read, in milliseconds since 1970 by the guest's clock.
+    #[prost(uint64, tag = "2")]
+    pub time_ms: u64,
+    /// Of standard error.
+    #[prost(bool, tag = "3")]
+    pub error: bool,
+    /// At most 64 KiB.
+    #[prost(bytes = "bytes", tag = "4")]
+    pub data: ::prost::bytes::Bytes,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SessionSignalRequest {
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    /// The guest kernel's number, 1 to 64.
+    #[prost(uint32, tag = "2")]
+    pub number: u32,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SessionSignalReply {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SessionRemoveRequest {
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SessionRemoveReply {}
 /// Who is process 1 in the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -711,6 +781,12 @@ pub enum FailureKind {
     Reset = 33,
     /// Ssh. The image has no sshd.
     NoSshServer = 40,
+    /// Sessions. One of this id is there already.
+    SessionExists = 50,
+    /// There is none of this id: it was removed, or the agent was started anew since.
+    NoSuchSession = 51,
+    /// Remove: it has not ended.
+    SessionRuns = 52,
 }
 impl FailureKind {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -742,6 +818,9 @@ impl FailureKind {
             Self::TimedOut => "FAILURE_KIND_TIMED_OUT",
             Self::Reset => "FAILURE_KIND_RESET",
             Self::NoSshServer => "FAILURE_KIND_NO_SSH_SERVER",
+            Self::SessionExists => "FAILURE_KIND_SESSION_EXISTS",
+            Self::NoSuchSession => "FAILURE_KIND_NO_SUCH_SESSION",
+            Self::SessionRuns => "FAILURE_KIND_SESSION_RUNS",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -770,6 +849,9 @@ impl FailureKind {
             "FAILURE_KIND_TIMED_OUT" => Some(Self::TimedOut),
             "FAILURE_KIND_RESET" => Some(Self::Reset),
             "FAILURE_KIND_NO_SSH_SERVER" => Some(Self::NoSshServer),
+            "FAILURE_KIND_SESSION_EXISTS" => Some(Self::SessionExists),
+            "FAILURE_KIND_NO_SUCH_SESSION" => Some(Self::NoSuchSession),
+            "FAILURE_KIND_SESSION_RUNS" => Some(Self::SessionRuns),
             _ => None,
         }
     }
@@ -1188,6 +1270,108 @@ pub mod agent_client {
                 .insert(GrpcMethod::new("banger.agent.v1.Agent", "Thaw"));
             self.inner.unary(req, path, codec).await
         }
+        /// Starts a command that belongs to no connection: a session. It goes on whoever comes and goes, and what it writes is
+        /// kept for SessionFollow. Since 0.3.
+        pub async fn session_start(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SessionStartRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SessionStartReply>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/banger.agent.v1.Agent/SessionStart",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("banger.agent.v1.Agent", "SessionStart"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// What a session has written, from where the caller is, and then what it writes; last how it ended. The session does
+        /// not wait for callers: where one is slow or away, the oldest that is kept makes room. Since 0.3.
+        pub async fn session_follow(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SessionFollowRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::SessionOutput>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/banger.agent.v1.Agent/SessionFollow",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("banger.agent.v1.Agent", "SessionFollow"));
+            self.inner.server_streaming(req, path, codec).await
+        }
+        /// Sends a signal to the process group of a session's command. Since 0.3.
+        pub async fn session_signal(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SessionSignalRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SessionSignalReply>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/banger.agent.v1.Agent/SessionSignal",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("banger.agent.v1.Agent", "SessionSignal"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Forgets a session that has ended, and what it wrote. Since 0.3.
+        pub async fn session_remove(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SessionRemoveRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SessionRemoveReply>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/banger.agent.v1.Agent/SessionRemove",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("banger.agent.v1.Agent", "SessionRemove"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Makes the guest reboot, which ends its VMM. The reply says that it has begun; its end is the VMM's exit.
         pub async fn shutdown(
             &mut self,
@@ -1331,6 +1515,46 @@ pub mod agent_server {
             &self,
             request: tonic::Request<super::ThawRequest>,
         ) -> std::result::Result<tonic::Response<super::ThawReply>, tonic::Status>;
+        /// Starts a command that belongs to no connection: a session. It goes on whoever comes and goes, and what it writes is
+        /// kept for SessionFollow. Since 0.3.
+        async fn session_start(
+            &self,
+            request: tonic::Request<super::SessionStartRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SessionStartReply>,
+            tonic::Status,
+        >;
+        /// Server streaming response type for the SessionFollow method.
+        type SessionFollowStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::SessionOutput, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// What a session has written, from where the caller is, and then what it writes; last how it ended. The session does
+        /// not wait for callers: where one is slow or away, the oldest that is kept makes room. Since 0.3.
+        async fn session_follow(
+            &self,
+            request: tonic::Request<super::SessionFollowRequest>,
+        ) -> std::result::Result<
+            tonic::Response<Self::SessionFollowStream>,
+            tonic::Status,
+        >;
+        /// Sends a signal to the process group of a session's command. Since 0.3.
+        async fn session_signal(
+            &self,
+            request: tonic::Request<super::SessionSignalRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SessionSignalReply>,
+            tonic::Status,
+        >;
+        /// Forgets a session that has ended, and what it wrote. Since 0.3.
+        async fn session_remove(
+            &self,
+            request: tonic::Request<super::SessionRemoveRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SessionRemoveReply>,
+            tonic::Status,
+        >;
         /// Makes the guest reboot, which ends its VMM. The reply says that it has begun; its end is the VMM's exit.
         async fn shutdown(
             &self,
@@ -2010,6 +2234,187 @@ pub mod agent_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ThawSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/banger.agent.v1.Agent/SessionStart" => {
+                    #[allow(non_camel_case_types)]
+                    struct SessionStartSvc<T: Agent>(pub Arc<T>);
+                    impl<
+                        T: Agent,
+                    > tonic::server::UnaryService<super::SessionStartRequest>
+                    for SessionStartSvc<T> {
+                        type Response = super::SessionStartReply;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::SessionStartRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Agent>::session_start(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SessionStartSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/banger.agent.v1.Agent/SessionFollow" => {
+                    #[allow(non_camel_case_types)]
+                    struct SessionFollowSvc<T: Agent>(pub Arc<T>);
+                    impl<
+                        T: Agent,
+                    > tonic::server::ServerStreamingService<super::SessionFollowRequest>
+                    for SessionFollowSvc<T> {
+                        type Response = super::SessionOutput;
+                        type ResponseStream = T::SessionFollowStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::SessionFollowRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Agent>::session_follow(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SessionFollowSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/banger.agent.v1.Agent/SessionSignal" => {
+                    #[allow(non_camel_case_types)]
+                    struct SessionSignalSvc<T: Agent>(pub Arc<T>);
+                    impl<
+                        T: Agent,
+                    > tonic::server::UnaryService<super::SessionSignalRequest>
+                    for SessionSignalSvc<T> {
+                        type Response = super::SessionSignalReply;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::SessionSignalRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Agent>::session_signal(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SessionSignalSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/banger.agent.v1.Agent/SessionRemove" => {
+                    #[allow(non_camel_case_types)]
+                    struct SessionRemoveSvc<T: Agent>(pub Arc<T>);
+                    impl<
+                        T: Agent,
+                    > tonic::server::UnaryService<super::SessionRemoveRequest>
+                    for SessionRemoveSvc<T> {
+                        type Response = super::SessionRemoveReply;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::SessionRemoveRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Agent>::session_remove(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SessionRemoveSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -42,6 +42,8 @@ mod forward;
 #[cfg(feature = "client")]
 mod requests;
 #[cfg(feature = "client")]
+mod session;
+#[cfg(feature = "client")]
 mod ssh;
 #[cfg(feature = "client")]
 mod transfer;
@@ -73,6 +75,8 @@ pub use figures::{BootState, DiskRole, DiskSizes, FileSystem, GuestStats, Interf
 pub use forward::{ForwardClosed, ForwardInput, ForwardOutput, Listener, Listening, Transport};
 #[cfg(feature = "client")]
 pub use hello::{ReadHelloError, read_hello_line};
+#[cfg(feature = "client")]
+pub use session::{SessionEvent, SessionOutput};
 #[cfg(feature = "client")]
 pub use ssh::{SshInput, SshOutput};
 #[cfg(feature = "client")]
@@ -133,6 +137,12 @@ pub const MAX_FLOWS: u32 = 128;
 
 /// ssh connections that may be open in one guest at a time; each has an sshd.
 pub const MAX_SSH: u32 = 64;
+
+/// Sessions of one guest, ended ones that have not been removed among them.
+pub const MAX_SESSIONS: usize = 256;
+
+/// Bytes of a session's id.
+pub const MAX_SESSION_ID: usize = 64;
 
 /// Listening sockets that are taken from one answer.
 pub const MAX_LISTENERS: usize = 128;

@@ -27,6 +27,7 @@ mod grow;
 mod listen;
 mod log;
 mod server;
+mod session;
 mod sparse;
 mod ssh;
 mod supervise;

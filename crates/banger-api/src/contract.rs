@@ -147,8 +147,11 @@ contract! {
         /// Takes a name away from an image, which goes with its last one; by id or digest it goes at once. Not while a machine
         /// uses it. The answer has the name that was taken, and the names that are left.
         "image.remove" image_remove(ImageRef) -> Image;
-        /// Begins to register a root file system (ext4 image or tar, plain or compressed) as an image.
+        /// Begins to register a root file system as an image: an ext4 file stays the caller's, all else is copied.
         "image.register" image_register(ImageRegister) -> Operation;
+        /// Begins to copy a registered file, which is not needed any more when it is done. One that is the daemon's own
+        /// already is a success.
+        "image.promote" image_promote(ImageRef) -> Operation;
         /// Begins to make a bootstrap image from packages.
         "image.bootstrap" image_bootstrap(ImageBootstrap) -> Operation;
         /// Begins to get an image from a registry. One that is there and current is a success at once.
@@ -223,6 +226,18 @@ contract! {
         "vm.unpublish" vm_unpublish(VmUnpublish) -> Vec<Publication>;
         /// Asks the guest's agent for an answer and measures the round trip.
         "vm.ping" vm_ping(VmRef) -> VmPing;
+        /// Starts a command in the guest that goes on whoever comes and goes.
+        "session.start" session_start(SessionStart) -> Session;
+        /// Sessions of a machine, or of all, in the order in which they were started.
+        "session.list" session_list(SessionsOf) -> Vec<Session>;
+        /// One session.
+        "session.show" session_show(SessionRef) -> Session;
+        /// Waits for a session's end; how it ended.
+        "session.wait" session_wait(SessionRef) -> Session;
+        /// Sends a signal to a session's process group.
+        "session.signal" session_signal(SessionSignal) -> Empty;
+        /// Forgets a session that has ended, and what it wrote.
+        "session.remove" session_remove(SessionRemove) -> Session;
         /// The key with which an ssh client logs in to machines, and the machines' host keys.
         "ssh.identity" ssh_identity(SshIdentityOf) -> SshIdentity;
         /// Makes the client's key anew. The former is refused from the next connection on.
@@ -251,6 +266,8 @@ contract! {
         "guest.download" guest_download(DownloadOpen);
         /// One connection to the sshd of the guest's image, as bytes.
         "guest.ssh" guest_ssh(SshOpen);
+        /// What a session wrote: frames of standard output and standard error.
+        "session.logs" session_logs(SessionLogs);
         /// What a build says, as bytes.
         "image.build_log" image_build_log(BuildLog);
         /// The machine's serial console, as bytes.

@@ -28,6 +28,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     ]
     .map(PathBuf::from)
     .into();
+    let options = debian::DebianOptions::default();
     let started = Instant::now();
     let progress = Reporter::new(
         move |Progress {
@@ -76,13 +77,13 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         ["debian", dir] => {
             println!(
                 "{:#?}",
-                debian::bootstrap(Path::new(dir), &dirs, &progress).await?
+                debian::bootstrap(Path::new(dir), &options, &dirs, &progress).await?
             );
         }
         // What is left after the work was given up: nothing should be, a moment later.
         ["debian-dropped", dir, seconds] => {
             let patience = Duration::from_secs(seconds.parse()?);
-            let work = debian::bootstrap(Path::new(dir), &dirs, &progress);
+            let work = debian::bootstrap(Path::new(dir), &options, &dirs, &progress);
             println!("{}", tokio::time::timeout(patience, work).await.is_err());
         }
         ["tar", dir, archive] => {

@@ -143,12 +143,22 @@ named! {
         Publish = "publish",
         /// Ports of a machine are published no longer.
         Unpublish = "unpublish",
+        /// A session is about to be started.
+        SessionInsert = "session-insert",
+        /// A session has ended.
+        SessionEnd = "session-end",
+        /// A session is forgotten.
+        SessionRemove = "session-remove",
         /// An image is entered.
         ImageInsert = "image-insert",
         /// An image gets a name, which another one may lose.
         ImageName = "image-name",
         /// An image loses a name, with the last one its row.
         ImageRemove = "image-remove",
+        /// A registered file was read and is known again.
+        ImageRecognised = "image-recognised",
+        /// A registered image is Banger's own.
+        ImagePromote = "image-promote",
         /// A kernel is entered.
         KernelInsert = "kernel-insert",
         /// A kernel is struck.
@@ -183,6 +193,10 @@ named! {
         TreeRemoving = "tree-removing",
         /// It is gone.
         TreeRemoved = "tree-removed",
+        /// A copy of a registered file is on the disk, under its unfinished name.
+        CopySynced = "copy-synced",
+        /// It has taken the place of the link.
+        CopyPublished = "copy-published",
         /// All blobs of an image are there, the image is not.
         BlobsThere = "blobs-there",
         /// Blobs that no image refers to any more are about to be removed.

@@ -8,7 +8,7 @@ use hostkit::exec::Tool;
 use crate::crash::Write;
 use crate::error::chain;
 use crate::host::Host;
-use crate::image::registry;
+use crate::image::{registered, registry};
 use crate::vm::capability;
 
 /// Outcome of a check.
@@ -87,7 +87,7 @@ pub(crate) async fn run(host: &Arc<Host>) -> Vec<Check> {
     checks.push(crate::guest::ssh::doctor(host));
     checks.push(crate::space::pressure(host));
     checks.push(store(host).await);
-    checks.push(images(host).await);
+    checks.extend(images(host).await);
     for capability in capability::ALL {
         checks.extend(capability.doctor(host).await);
     }
@@ -244,18 +244,33 @@ async fn store(host: &Host) -> Check {
     }
 }
 
-async fn images(host: &Host) -> Check {
+async fn images(host: &Host) -> Vec<Check> {
+    let group = "images";
     match registry::list(host).await {
-        Ok(images) if images.is_empty() => Check::warning(
-            "images",
+        Ok(images) if images.is_empty() => vec![Check::warning(
+            group,
             "images",
             "there are none",
             "banger image bootstrap debian",
-        ),
+        )],
         Ok(images) => {
             let names: Vec<_> = images.iter().map(|image| image.row.name()).collect();
-            Check::fine("images", "images", names.join(", "))
+            let mut checks = vec![Check::fine(group, "images", names.join(", "))];
+            let state = &host.settings.state_dir;
+            // Those that are files of the user's, and are not what was registered any more.
+            let problems = images
+                .iter()
+                .filter_map(|image| registered::obstacle(state, &image.row));
+            checks.extend(problems.map(|problem| {
+                Check::warning(
+                    group,
+                    "registered",
+                    problem.message,
+                    problem.fix.unwrap_or_default(),
+                )
+            }));
+            checks
         }
-        Err(e) => Check::failure("images", "images", chain(&e), "see the daemon's log"),
+        Err(e) => vec![Check::failure(group, "images", chain(&e), "see the daemon's log")],
     }
 }

@@ -185,6 +185,16 @@ pub enum Error {
         /// All of them.
         problems: Vec<Problem>,
     },
+    /// A session is not in the state that is needed.
+    #[error("session {session:?} of machine {vm:?} {refusal}")]
+    Session {
+        /// Machine's name.
+        vm: String,
+        /// Session's name.
+        session: String,
+        /// Where it stands.
+        refusal: &'static str,
+    },
     /// The machine is not running, and must be for this.
     #[error("machine {vm:?} is not running")]
     NotRunning {
@@ -278,6 +288,18 @@ pub enum Error {
         of: usize,
         /// Which, whose, and what is wrong.
         damaged: Vec<String>,
+    },
+    /// A registered file is not what it was.
+    #[error("image {image:?} cannot be used: {} {problem}", path.display())]
+    Registered {
+        /// The image's name.
+        image: String,
+        /// The user's file.
+        path: PathBuf,
+        /// `is missing`.
+        problem: String,
+        /// The machines of the image.
+        machines: Vec<String>,
     },
     /// Less room than is kept free.
     #[error(
@@ -413,11 +435,13 @@ impl Error {
             | Self::BadSource { .. } => Kind::InvalidArgument,
             Self::Download { source, .. } => crate::fetch::kind(source),
             Self::DefaultKernel { .. } => Kind::InUse,
-            Self::Refused { .. } | Self::NotRunning { .. } => Kind::WrongState,
+            Self::Refused { .. } | Self::NotRunning { .. } | Self::Session { .. } => Kind::WrongState,
             Self::Busy { .. } | Self::AtWork { .. } => Kind::Busy,
-            Self::Preflight { .. } | Self::Asset { .. } | Self::NoVmm { .. } | Self::Unavailable { .. } => {
-                Kind::MissingPrerequisite
-            }
+            Self::Preflight { .. }
+            | Self::Asset { .. }
+            | Self::NoVmm { .. }
+            | Self::Unavailable { .. }
+            | Self::Registered { .. } => Kind::MissingPrerequisite,
             Self::NoRoom { .. } | Self::Store(StoreError::Exhausted { .. }) => Kind::OutOfResources,
             Self::Part(report) => report.kind,
             Self::Port { kind, .. } => *kind,
@@ -492,7 +516,17 @@ impl Error {
                  machine goes over to another image with `banger vm reset --image`"
                     .to_owned(),
             ),
+            Self::Registered { image, .. } => Some(crate::image::registered::way_out(image)),
             Self::Part(report) => report.hint.clone(),
+            Self::Session { vm, session, refusal } => Some(match *refusal {
+                "has ended" => format!("`banger session show {vm} {session}` says how"),
+                _ => format!("`banger session signal {vm} {session}` ends it, `banger session rm --force` kills it"),
+            }),
+            Self::Missing {
+                what: "session",
+                near: None,
+                ..
+            } => Some("`banger session ls VM` lists those of a machine".to_owned()),
             Self::Ambiguous { .. } => Some("give more of the digest".to_owned()),
             Self::NotRunning { vm } => Some(format!("start it: banger vm start {vm}")),
             Self::Agent { vm, .. } => Some(format!("`banger vm health {vm}` says what is wrong")),
@@ -513,6 +547,7 @@ impl Error {
                     "`--replace` gives the name to the new one; machines of the former keep what they have".to_owned(),
                 ),
                 "kernel" => Some(format!("`banger kernel rm {name}` frees the name")),
+                "session" => Some("give another name, or free this one: `banger session rm`".to_owned()),
                 _ => None,
             },
             Self::Busy { .. } => Some("wait for what it is doing, then try again".to_owned()),
@@ -571,6 +606,9 @@ impl Error {
             Self::Ambiguous { matches, .. } => matches.clone(),
             Self::Part(report) => report.details.clone(),
             Self::Damaged { damaged, .. } => damaged.clone(),
+            Self::Registered { machines, .. } if !machines.is_empty() => {
+                vec![format!("machines of it: {}", machines.join(", "))]
+            }
             Self::Preflight { problems, .. } if problems.len() > 1 => problems
                 .iter()
                 .map(|p| match &p.fix {
@@ -579,6 +617,7 @@ impl Error {
                 })
                 .collect(),
             Self::Preflight { .. }
+            | Self::Registered { .. }
             | Self::Missing { .. }
             | Self::BadName { .. }
             | Self::OutOfRange { .. }
@@ -591,6 +630,7 @@ impl Error {
             | Self::Download { .. }
             | Self::DefaultKernel { .. }
             | Self::Refused { .. }
+            | Self::Session { .. }
             | Self::Busy { .. }
             | Self::AtWork { .. }
             | Self::NotRunning { .. }

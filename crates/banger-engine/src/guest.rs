@@ -2,9 +2,12 @@
 
 pub mod ssh;
 
-use banger_agent_api::AgentClient;
+use std::collections::BTreeMap;
+
+use banger_agent_api::{AgentClient, proto};
 
 use crate::error::Error;
+use crate::image::config::ImageConfig;
 use crate::vm::task::Handle;
 
 /// The client of a running machine's agent. The machine may end at any time; calls then fail with what the protocol says.
@@ -13,6 +16,37 @@ pub(crate) fn client(handle: &Handle) -> Result<AgentClient, Error> {
     view.guest
         .clone()
         .ok_or_else(|| Error::NotRunning { vm: handle.name() })
+}
+
+/// A command of somebody's.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Command {
+    /// Program and arguments.
+    pub argv: Vec<String>,
+    /// On top of the user's and the image's.
+    pub env: BTreeMap<String, String>,
+    /// Absent: the image's, or the user's home.
+    pub workdir: Option<String>,
+    /// Absent: the image's, or root.
+    pub user: Option<String>,
+}
+
+impl Command {
+    /// As it is asked of the agent: what is not said is as the machine's image says. With neither standard input nor a
+    /// terminal.
+    #[must_use]
+    pub fn start(self, image: ImageConfig) -> proto::ExecStart {
+        let mut env = image.environment();
+        env.extend(self.env);
+        proto::ExecStart {
+            argv: self.argv,
+            env,
+            workdir: self.workdir.or(image.workdir).unwrap_or_default(),
+            user: self.user.or(image.user).unwrap_or_default(),
+            stdin: false,
+            terminal: None,
+        }
+    }
 }
 
 /// An answer to a ping.

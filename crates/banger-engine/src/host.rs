@@ -11,6 +11,7 @@ use crate::net::Network;
 use crate::operation::Operations;
 use crate::ports::Ports;
 use crate::rows::Rows;
+use crate::session::Sessions;
 use crate::settings::Settings;
 use crate::vmms::Vmms;
 
@@ -27,6 +28,7 @@ pub(crate) struct Host {
     pub(crate) keys: Keys,
     pub(crate) blobs: BlobStore,
     pub(crate) seeds: Seeds,
+    pub(crate) sessions: Sessions,
 }
 
 #[cfg(test)]
@@ -84,7 +86,7 @@ pub(crate) mod tests {
         .write(move |tx| {
             tx.execute_batch(
                 "INSERT INTO kernels VALUES ('debian', '6.1', 'elf', '', 1, 1, 1, '', '2026-01-01T00:00:00Z');
-                 INSERT INTO images VALUES ('image', 'debian', '', 1, 1, '', '2026-01-01T00:00:00Z', NULL, NULL, NULL);
+                 INSERT INTO images VALUES ('image', 'debian', '', 1, 1, '', '2026-01-01T00:00:00Z', NULL, NULL, NULL, NULL, NULL, NULL);
                  INSERT INTO image_names VALUES ('debian', 'image');",
             )?;
             banger_store::vms::insert(tx, &machine)
@@ -101,6 +103,7 @@ pub(crate) mod tests {
             keys: Keys::open(&settings),
             blobs: BlobStore::open(directory).unwrap(),
             seeds: Seeds::default(),
+            sessions: Sessions::default(),
             ports: Ports::default(),
             vmms: Vmms::new(&settings),
             operations: Operations::open(rows.clone()).await.unwrap(),

@@ -38,6 +38,7 @@ pub mod ports;
 mod reconcile;
 mod rows;
 pub mod runtime;
+pub mod session;
 mod settings;
 mod space;
 pub mod vm;

@@ -7,6 +7,11 @@ use crate::image::build::RESERVED;
 
 /// A machine's name is a DNS label (RFC 1123), because it becomes the guest's host name.
 pub(crate) fn machine(name: &str) -> Result<(), Error> {
+    label_of_dns(name).map_err(|problem| bad("machine", name, problem))
+}
+
+/// What is wrong with a label, which has to begin with a letter here.
+fn label_of_dns(name: &str) -> Result<(), &'static str> {
     let problem = if name.is_empty() {
         "it is empty"
     } else if name.len() > 63 {
@@ -23,7 +28,12 @@ pub(crate) fn machine(name: &str) -> Result<(), Error> {
     } else {
         return Ok(());
     };
-    Err(bad("machine", name, problem))
+    Err(problem)
+}
+
+/// A session's name is made as a machine's is.
+pub(crate) fn session(name: &str) -> Result<(), Error> {
+    label_of_dns(name).map_err(|problem| bad("session", name, problem))
 }
 
 /// An image's name is a reference as in OCI: a repository, perhaps with its registry, perhaps with a tag or a digest.

@@ -76,6 +76,7 @@ impl Agent for Older {
     type DownloadStream = BoxStream<proto::DownloadOutput>;
     type ForwardStream = BoxStream<proto::ForwardOutput>;
     type SshStream = BoxStream<proto::SshOutput>;
+    type SessionFollowStream = BoxStream<proto::SessionOutput>;
 
     async fn ping(&self, _: Request<proto::PingRequest>) -> Result<Response<proto::PingReply>, Status> {
         let uptime_ms = UPTIME.as_millis().try_into().unwrap();
@@ -123,6 +124,34 @@ impl Agent for Older {
     }
 
     async fn settle(&self, _: Request<proto::SettleRequest>) -> Result<Response<proto::SettleReply>, Status> {
+        unknown()
+    }
+
+    async fn session_start(
+        &self,
+        _: Request<proto::SessionStartRequest>,
+    ) -> Result<Response<proto::SessionStartReply>, Status> {
+        unknown()
+    }
+
+    async fn session_follow(
+        &self,
+        _: Request<proto::SessionFollowRequest>,
+    ) -> Result<Response<Self::SessionFollowStream>, Status> {
+        unknown()
+    }
+
+    async fn session_signal(
+        &self,
+        _: Request<proto::SessionSignalRequest>,
+    ) -> Result<Response<proto::SessionSignalReply>, Status> {
+        unknown()
+    }
+
+    async fn session_remove(
+        &self,
+        _: Request<proto::SessionRemoveRequest>,
+    ) -> Result<Response<proto::SessionRemoveReply>, Status> {
         unknown()
     }
 

@@ -12,7 +12,7 @@ use crate::collect;
 use crate::crash::Write;
 use crate::error::{Error, chain, io};
 use crate::host::Host;
-use crate::image::build;
+use crate::image::{build, registered};
 use crate::ledger::Owner;
 use crate::vm::change::RanWith;
 use crate::vm::console::{self, Ending};
@@ -52,6 +52,10 @@ pub(crate) async fn run(host: &Arc<Host>, machines: &Machines) -> Result<(), Err
     let (orphans, stay) = collect::sweep(host).await;
     tally.orphans += orphans;
     tally.failed += stay;
+    if let Err(e) = registered::settle(host).await {
+        tally.failed += 1;
+        tracing::error!(error = chain(&e), "promotions of images not looked at");
+    }
     let (rows, unreadable) = host.store.read(banger_store::vms::list).await?;
     for row in unreadable {
         tally.failed += 1;

@@ -16,16 +16,18 @@
 
 use std::fmt;
 use std::str::FromStr;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use hostkit::digest::Digest;
 use hyper::Uri;
-use hyper::header::{CONTENT_RANGE, HeaderMap, HeaderValue, RANGE, RETRY_AFTER};
+use hyper::header::{CONTENT_RANGE, HeaderMap, HeaderValue, RANGE};
 
 use crate::blobs::{Begun, BlobError, Blobs, Incoming};
 use crate::error::Retry;
 use crate::progress::{Event, Progress};
-use crate::registry::{ConnectError, Http, HttpError, Registries, Reply, begins_at, is_loopback};
+use crate::registry::{
+    ConnectError, Http, HttpError, Registries, Reply, begins_at, is_loopback, retry_after,
+};
 
 /// After how many failures the pauses grow no more.
 const DOUBLINGS: u32 = 4;
@@ -406,7 +408,7 @@ impl Transfer<'_> {
                         host: self.host(),
                         status,
                         url: self.pinned.url.clone(),
-                        after: retry_after(&reply.headers),
+                        after: retry_after(&reply.headers, SystemTime::now()),
                     });
                 }
             }
@@ -490,12 +492,6 @@ impl Transfer<'_> {
 fn of_range(headers: &HeaderMap) -> Option<u64> {
     let range = headers.get(CONTENT_RANGE)?.to_str().ok()?;
     range.rsplit_once('/')?.1.trim().parse().ok()
-}
-
-/// Seconds; a date is possible too and not honoured.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let seconds = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
-    Some(Duration::from_secs(seconds))
 }
 
 #[cfg(test)]

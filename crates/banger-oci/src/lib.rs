@@ -27,6 +27,8 @@ mod blobs;
 mod config;
 pub mod download;
 mod error;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod image;
 mod manifest;
 mod media;

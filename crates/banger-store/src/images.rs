@@ -32,6 +32,19 @@ pub struct ImageRow {
     pub index_digest: Option<String>,
     /// What it says of its processes, as JSON, the engine's.
     pub config: Option<String>,
+    /// The user's file that the root file system is; none where it is Banger's own.
+    pub registered: Option<RegisteredFile>,
+}
+
+/// A file of the user's, and by what it is known to be the same still, besides the row's size.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RegisteredFile {
+    /// Absolute, without symbolic links.
+    pub path: String,
+    /// Its inode's number.
+    pub inode: u64,
+    /// When its contents were changed last: nanoseconds since 1970-01-01T00:00:00Z.
+    pub modified: i64,
 }
 
 impl ImageRow {
@@ -53,6 +66,7 @@ pub struct BlobRow {
 
 /// In the order of [`parse`].
 const COLUMNS: &str = "id, kernel, sha256, size, used, source, created, digest, index_digest, config, \
+     file_path, file_inode, file_modified, \
      (SELECT json_group_array(name) FROM (SELECT name FROM image_names WHERE image = images.id ORDER BY name))";
 
 fn parse(row: &Row<'_>) -> rusqlite::Result<(ImageRow, String)> {
@@ -68,8 +82,16 @@ fn parse(row: &Row<'_>) -> rusqlite::Result<(ImageRow, String)> {
         digest: row.get(7)?,
         index_digest: row.get(8)?,
         config: row.get(9)?,
+        registered: match row.get(10)? {
+            Some(path) => Some(RegisteredFile {
+                path,
+                inode: row.get::<_, i64>(11)?.cast_unsigned(),
+                modified: row.get(12)?,
+            }),
+            None => None,
+        },
     };
-    Ok((image, row.get(10)?))
+    Ok((image, row.get(13)?))
 }
 
 fn whole((mut image, names): (ImageRow, String)) -> Result<ImageRow, StoreError> {
@@ -127,7 +149,8 @@ pub fn insert(tx: &Transaction<'_>, row: &ImageRow, blobs: &[BlobRow]) -> Result
             name: row.kernel.clone(),
         });
     }
-    tx.prepare_cached("INSERT INTO images VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)")?
+    let file = row.registered.as_ref();
+    tx.prepare_cached("INSERT INTO images VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)")?
         .execute(params![
             row.id,
             row.kernel,
@@ -139,6 +162,9 @@ pub fn insert(tx: &Transaction<'_>, row: &ImageRow, blobs: &[BlobRow]) -> Result
             row.digest,
             row.index_digest,
             row.config,
+            file.map(|file| &file.path),
+            file.map(|file| file.inode.cast_signed()),
+            file.map(|file| file.modified),
         ])
         .map_err(|e| exists_or(e, "image", row.name()))?;
     for name in &row.names {
@@ -165,6 +191,36 @@ pub fn give_name(tx: &Transaction<'_>, name: &str, id: &str) -> Result<Option<Im
         former.names.retain(|other| other != name);
     }
     Ok(former)
+}
+
+/// The root file system is the user's file as it is by now.
+pub fn set_registered(tx: &Transaction<'_>, id: &str, file: &RegisteredFile) -> Result<(), StoreError> {
+    let changed = tx
+        .prepare_cached(
+            "UPDATE images SET file_path = ?2, file_inode = ?3, file_modified = ?4 WHERE id = ?1",
+        )?
+        .execute(params![id, file.path, file.inode.cast_signed(), file.modified])?;
+    there(id, changed)
+}
+
+/// The root file system is Banger's own from now on, and takes so many bytes on the host.
+pub fn set_managed(tx: &Transaction<'_>, id: &str, used: u64) -> Result<(), StoreError> {
+    let changed = tx
+        .prepare_cached(
+            "UPDATE images SET file_path = NULL, file_inode = NULL, file_modified = NULL, used = ?2 WHERE id = ?1",
+        )?
+        .execute(params![id, signed(used)])?;
+    there(id, changed)
+}
+
+fn there(id: &str, changed: usize) -> Result<(), StoreError> {
+    match changed {
+        0 => Err(StoreError::Missing {
+            what: "image",
+            name: id.to_owned(),
+        }),
+        _ => Ok(()),
+    }
 }
 
 /// Takes a name away; whether any image had it.

@@ -20,6 +20,7 @@ pub mod ledger;
 mod migrate;
 pub mod operations;
 pub mod publications;
+pub mod sessions;
 pub mod vms;
 
 use std::path::{Path, PathBuf};

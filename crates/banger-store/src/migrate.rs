@@ -13,6 +13,8 @@ const STEPS: &[M<'static>] = &[
     M::up(include_str!("migrations/003_publications.sql")),
     M::up(include_str!("migrations/004_network.sql")),
     M::up(include_str!("migrations/005_images.sql")),
+    M::up(include_str!("migrations/006_sessions.sql")),
+    M::up(include_str!("migrations/007_registered.sql")),
 ];
 
 /// Brings the schema up to date. An existing file is copied to `banger.db.schema-N` first, so that an upgrade can be
@@ -140,9 +142,11 @@ mod tests {
         assert_eq!(images.len(), 1);
         assert_eq!((images[0].id.as_str(), images[0].name()), ("i", "debian"));
         assert_eq!((&images[0].digest, &images[0].config), (&None, &None));
+        assert_eq!(images[0].registered, None);
         assert_eq!(crate::images::used_by(&tx, "i").unwrap(), ["dev"]);
         assert_eq!(crate::leases::find(&tx, &vm.id).unwrap(), None);
         assert_eq!(crate::publications::list(&tx).unwrap().0, []);
+        assert_eq!(crate::sessions::list(&tx).unwrap(), []);
     }
 
     #[test]

@@ -34,6 +34,7 @@ fn image(id: &str, name: &str) -> images::ImageRow {
         digest: None,
         index_digest: None,
         config: None,
+        registered: None,
     }
 }
 
@@ -440,6 +441,44 @@ async fn an_image_has_any_number_of_names() {
     assert_eq!(find("i2").await.unwrap().unwrap().names, ["debian:12"]);
     store.write(|tx| images::remove(tx, "i2")).await.unwrap();
     assert_eq!(find("debian:12").await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn an_image_is_a_users_file_until_it_is_ours() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = filled(&dir.path().join("banger.db")).await;
+    let get = async || store.read(|tx| images::get(tx, "i2")).await.unwrap().unwrap();
+    let file = images::RegisteredFile {
+        path: "/home/me/root.ext4".into(),
+        inode: u64::MAX,
+        modified: -1,
+    };
+    let row = images::ImageRow {
+        registered: Some(file.clone()),
+        ..image("i2", "mine")
+    };
+    let entered = row.clone();
+    let entering = store.write(move |tx| images::insert(tx, &entered, &[]));
+    entering.await.unwrap();
+    assert_eq!(get().await, row);
+    let file = images::RegisteredFile { modified: 7, ..file };
+    let again = file.clone();
+    let setting = store.write(move |tx| images::set_registered(tx, "i2", &again));
+    setting.await.unwrap();
+    assert_eq!(get().await.registered, Some(file.clone()));
+    store.write(|tx| images::set_managed(tx, "i2", 77)).await.unwrap();
+    assert_eq!((get().await.registered, get().await.used), (None, 77));
+    for gone in [
+        store.write(|tx| images::set_managed(tx, "i9", 1)).await,
+        store
+            .write(move |tx| images::set_registered(tx, "i9", &file))
+            .await,
+    ] {
+        assert!(
+            matches!(gone, Err(StoreError::Missing { what: "image", .. })),
+            "{gone:?}"
+        );
+    }
 }
 
 #[tokio::test]

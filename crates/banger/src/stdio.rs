@@ -48,12 +48,21 @@ pub(crate) fn write_all(fd: BorrowedFd<'_>, mut bytes: &[u8]) -> io::Result<()> 
 
 /// Writes a result to standard output.
 pub(crate) fn write_out(bytes: &[u8]) -> Result<(), WriteError> {
-    write_all(rustix::stdio::stdout(), bytes).map_err(|error| {
+    write_to(rustix::stdio::stdout(), "output", bytes)
+}
+
+/// Writes to standard error what is a result there.
+pub(crate) fn write_err(bytes: &[u8]) -> Result<(), WriteError> {
+    write_to(rustix::stdio::stderr(), "error", bytes)
+}
+
+fn write_to(fd: BorrowedFd<'_>, name: &str, bytes: &[u8]) -> Result<(), WriteError> {
+    write_all(fd, bytes).map_err(|error| {
         if error.kind() == ErrorKind::BrokenPipe {
             WriteError::Closed
         } else {
             WriteError::Failed(CliError::general(format!(
-                "failed to write to standard output: {error}"
+                "failed to write to standard {name}: {error}"
             )))
         }
     })

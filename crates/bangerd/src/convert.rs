@@ -4,6 +4,7 @@
 mod figures;
 pub(crate) mod network;
 mod ports;
+mod session;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -25,6 +26,7 @@ use banger_engine::{Allow, Applies, Change, Garbage, Kind, Preflight, Report, Re
 use banger_vmm::VmmKind;
 pub(crate) use figures::{boot_state, health, stats};
 pub(crate) use ports::{ports, publication, publication_of, published, unpublish_of};
+pub(crate) use session::session;
 
 // ---- errors --------------------------------------------------------------------------------------------------------
 
@@ -410,6 +412,8 @@ pub(crate) fn image(image: Image) -> types::Image {
         used_by,
         blobs,
         shared,
+        shared_blocks,
+        registered,
     } = image;
     types::Image {
         name: row.name().to_owned(),
@@ -420,6 +424,11 @@ pub(crate) fn image(image: Image) -> types::Image {
         config: config.map(image_config),
         blobs,
         shared,
+        shared_blocks,
+        registered: registered.map(|file| types::RegisteredFile {
+            path: file.path.display().to_string(),
+            problem: file.problem,
+        }),
         kernel: row.kernel,
         sha256: row.sha256,
         size: row.size,

@@ -14,6 +14,7 @@ use banger_agent_api::{
 };
 use banger_api::frame::{ExitStatus, Frame, FrameReader, FrameStream, FrameWriter};
 use banger_api::{ErrorKind, RpcError};
+use banger_engine::session::Piece;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -164,13 +165,28 @@ impl Session {
         finish(&mut writer, ended).await;
     }
 
+    /// Serves `session.logs`.
+    pub(crate) async fn session_logs(self, stream: FrameStream, pieces: mpsc::Receiver<Piece>) {
+        let frame = |piece: Piece| match piece.error {
+            true => Frame::Stderr(piece.data),
+            false => Frame::Stdout(piece.data),
+        };
+        self.send_all(stream, pieces, frame).await;
+    }
+
     /// Serves `vm.logs`.
-    pub(crate) async fn logs(self, stream: FrameStream, mut chunks: mpsc::Receiver<Vec<u8>>) {
+    pub(crate) async fn logs(self, stream: FrameStream, chunks: mpsc::Receiver<Vec<u8>>) {
+        let frame = |chunk| Frame::Data(Bytes::from(chunk));
+        self.send_all(stream, chunks, frame).await;
+    }
+
+    /// Sends what comes as frames, and then the end.
+    async fn send_all<T>(self, stream: FrameStream, mut from: mpsc::Receiver<T>, frame: fn(T) -> Frame) {
         let (reader, mut writer) = stream.split();
         let ended = tokio::select! {
             ended = async {
-                while let Some(chunk) = chunks.recv().await {
-                    if writer.send(Frame::Data(Bytes::from(chunk))).await.is_err() {
+                while let Some(next) = from.recv().await {
+                    if writer.send(frame(next)).await.is_err() {
                         return Ended::Gone;
                     }
                 }

@@ -9,19 +9,22 @@ use banger_api::contract::{Caller, Events, StreamHandler, openrpc};
 use banger_api::types::*;
 use banger_api::{RpcError, Service};
 use banger_engine::fetch::Pin;
+use banger_engine::guest::Command;
 use banger_engine::image::build::{Build, Secret};
+use banger_engine::image::debian::{DebianOptions, Distribution};
 use banger_engine::image::export;
 use banger_engine::image::import::Import;
 use banger_engine::image::kernels::KernelSource as EngineKernelSource;
 use banger_engine::image::make::Source;
 use banger_engine::image::registry::Search;
 use banger_engine::runtime;
+use banger_engine::session::{NewSession, Part};
 use banger_engine::{Engine, NewVm, SetVm};
 use jiff::Timestamp;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::guest_stream::Session;
+use crate::guest_stream;
 use crate::{convert, process, validate};
 
 /// Changes of an operation that may wait for a slow watcher. What changes meanwhile is seen as one change.
@@ -84,8 +87,8 @@ impl Rpc {
         }
     }
 
-    fn session(&self, vm: String) -> Session {
-        Session {
+    fn session(&self, vm: String) -> guest_stream::Session {
+        guest_stream::Session {
             vm,
             stopping: self.stopping.clone(),
         }
@@ -203,24 +206,51 @@ impl Service for Rpc {
         let ImageRegister {
             name,
             path,
+            partition,
             kernel,
             replace,
         } = params;
         let path = validate::host_path(caller, self.facts.owner, "path", path)?;
-        let begun = self.engine.register_image(name, path, kernel, replace).await;
+        let begun = self
+            .engine
+            .register_image(name, path, partition, kernel, replace)
+            .await;
+        begun.map(convert::operation).map_err(convert::error)
+    }
+
+    async fn image_promote(&self, _: Caller, params: ImageRef) -> Result<Operation, RpcError> {
+        let begun = self.engine.promote_image(&params.image).await;
         begun.map(convert::operation).map_err(convert::error)
     }
 
     async fn image_bootstrap(&self, _: Caller, params: ImageBootstrap) -> Result<Operation, RpcError> {
         let ImageBootstrap {
             source,
+            suite,
+            mirror,
+            packages,
             name,
             kernel,
             replace,
         } = params;
         let source = match source {
-            BootstrapSource::Debian => Source::Debian,
-            BootstrapSource::Busybox => Source::Busybox,
+            BootstrapSource::Debian => Some(Distribution::Debian),
+            BootstrapSource::Ubuntu => Some(Distribution::Ubuntu),
+            BootstrapSource::Busybox => None,
+        };
+        validate::packages(&packages)?;
+        let source = match source {
+            Some(distribution) => Source::Packages(DebianOptions {
+                distribution,
+                suite,
+                mirror,
+                packages,
+                ..DebianOptions::default()
+            }),
+            None if suite.is_some() || mirror.is_some() || !packages.is_empty() => {
+                return Err(validate::only_of_packages());
+            }
+            None => Source::Busybox,
         };
         let begun = self.engine.bootstrap_image(source, name, kernel, replace).await;
         begun.map(convert::operation).map_err(convert::error)
@@ -536,6 +566,61 @@ impl Service for Rpc {
         Ok(gone.into_iter().map(convert::publication).collect())
     }
 
+    async fn session_start(&self, _: Caller, params: SessionStart) -> Result<Session, RpcError> {
+        let SessionStart {
+            vm,
+            name,
+            command,
+            env,
+            workdir,
+            user,
+            ends_machine,
+        } = params;
+        let command = Command {
+            argv: command,
+            env,
+            workdir,
+            user,
+        };
+        validate::command(&command)?;
+        let new = NewSession {
+            name,
+            command,
+            ends_machine,
+        };
+        let started = self.engine.start_session(&vm, new).await;
+        started.map(convert::session).map_err(convert::error)
+    }
+
+    async fn session_list(&self, _: Caller, params: SessionsOf) -> Result<Vec<Session>, RpcError> {
+        let sessions = self.engine.sessions(params.vm.as_deref()).await;
+        let sessions = sessions.map_err(convert::error)?;
+        Ok(sessions.into_iter().map(convert::session).collect())
+    }
+
+    async fn session_show(&self, _: Caller, params: SessionRef) -> Result<Session, RpcError> {
+        let session = self.engine.session(&params.vm, &params.session).await;
+        session.map(convert::session).map_err(convert::error)
+    }
+
+    async fn session_wait(&self, _: Caller, params: SessionRef) -> Result<Session, RpcError> {
+        let ended = self.engine.wait_session(&params.vm, &params.session).await;
+        ended.map(convert::session).map_err(convert::error)
+    }
+
+    async fn session_signal(&self, _: Caller, params: SessionSignal) -> Result<Empty, RpcError> {
+        let SessionSignal { vm, session, signal } = params;
+        validate::signal(signal)?;
+        let sent = self.engine.signal_session(&vm, &session, signal).await;
+        sent.map(|()| Empty {}).map_err(convert::error)
+    }
+
+    async fn session_remove(&self, _: Caller, params: SessionRemove) -> Result<Session, RpcError> {
+        let SessionRemove { vm, session, force } = params;
+        let removed = self.engine.remove_session(&vm, &session, force).await;
+        removed.map(convert::session).map_err(convert::error)
+    }
+
     async fn net_status(&self, _: Caller, Empty {}: Empty) -> Result<NetStatus, RpcError> {
         let status = self.engine.network().await;
         status.map(convert::network::status).map_err(convert::error)
@@ -708,7 +793,6 @@ impl Service for Rpc {
     }
 
     async fn guest_exec(&self, _: Caller, params: ExecOpen) -> Result<StreamHandler, RpcError> {
-        validate::command(&params)?;
         let ExecOpen {
             vm,
             command,
@@ -718,16 +802,17 @@ impl Service for Rpc {
             stdin,
             terminal,
         } = params;
+        let command = Command {
+            argv: command,
+            env,
+            workdir,
+            user,
+        };
+        validate::command(&command)?;
+        terminal.as_ref().map_or(Ok(()), validate::terminal)?;
         // What the caller does not say, the machine's image does.
         let image = self.engine.image_config(&vm).await.map_err(convert::error)?;
-        let image = image.unwrap_or_default();
-        let mut variables = image.environment();
-        variables.extend(env);
         let start = proto::ExecStart {
-            argv: command,
-            env: variables,
-            workdir: workdir.or(image.workdir).unwrap_or_default(),
-            user: user.or(image.user).unwrap_or_default(),
             stdin,
             terminal: terminal.map(|Terminal { term, rows, columns }| proto::Terminal {
                 term,
@@ -736,6 +821,7 @@ impl Service for Rpc {
                     cols: columns.into(),
                 }),
             }),
+            ..command.start(image.unwrap_or_default())
         };
         let client = self.guest(&vm)?;
         let (input, output) = client
@@ -792,6 +878,21 @@ impl Service for Rpc {
         let chunks = chunks.map_err(convert::error)?;
         let session = self.session(operation);
         Ok(Box::new(|stream| Box::pin(session.logs(stream, chunks))))
+    }
+
+    async fn session_logs(&self, _: Caller, params: SessionLogs) -> Result<StreamHandler, RpcError> {
+        let SessionLogs {
+            vm,
+            session,
+            follow,
+            tail,
+            since,
+        } = params;
+        let part = Part { tail, since, follow };
+        let pieces = self.engine.session_logs(&vm, &session, part).await;
+        let pieces = pieces.map_err(convert::error)?;
+        let session = self.session(vm);
+        Ok(Box::new(|stream| Box::pin(session.session_logs(stream, pieces))))
     }
 
     async fn vm_logs(&self, _: Caller, params: LogsOpen) -> Result<StreamHandler, RpcError> {

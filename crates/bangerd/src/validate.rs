@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 
 use banger_agent_api::{MAX_ARG_STRLEN, MAX_ARGS, MAX_ARGS_BYTES, MAX_PATH};
 use banger_api::contract::Caller;
-use banger_api::types::{ExecOpen, PublishPort};
+use banger_api::types::{PublishPort, Terminal};
 use banger_api::{ErrorKind, RpcError};
+use banger_engine::guest::Command;
 use banger_engine::ports::Publication;
 use jiff::Timestamp;
 
@@ -72,6 +73,23 @@ pub(crate) fn host_path(caller: Caller, owner: u32, what: &str, path: String) ->
     }
 }
 
+/// Packages of one image.
+const MAX_PACKAGES: usize = 256;
+
+/// Refuses more packages than one image is asked for. What their names may be is the engine's to say.
+pub(crate) fn packages(packages: &[String]) -> Result<(), RpcError> {
+    match packages.len() <= MAX_PACKAGES {
+        true => Ok(()),
+        false => Err(invalid(format!("packages: there are more than {MAX_PACKAGES}"))),
+    }
+}
+
+/// What an image has that is not made of packages.
+pub(crate) fn only_of_packages() -> RpcError {
+    invalid("busybox has no suite, mirror or packages".to_owned())
+        .hint("leave them out, or make debian or ubuntu")
+}
+
 /// Who may have the daemon run another program than those of its host, as its own user.
 pub(crate) fn may_install(caller: Caller, owner: u32) -> Result<(), RpcError> {
     if caller.uid == 0 || caller.uid == owner {
@@ -108,24 +126,40 @@ fn text(what: &str, text: &str, limit: usize) -> Result<(), RpcError> {
     }
 }
 
+/// A signal's number.
+pub(crate) fn signal(number: u8) -> Result<(), RpcError> {
+    match number {
+        1..=64 => Ok(()),
+        _ => Err(invalid(format!(
+            "there is no signal {number}: they go from 1 to 64"
+        ))),
+    }
+}
+
 /// A path in a guest.
 pub(crate) fn guest_path(what: &str, path: &str) -> Result<(), RpcError> {
     text(what, path, MAX_PATH)
 }
 
 /// A command with all that goes with it, within the guest kernel's limits.
-pub(crate) fn command(open: &ExecOpen) -> Result<(), RpcError> {
-    match open.command.first() {
+pub(crate) fn command(command: &Command) -> Result<(), RpcError> {
+    let Command {
+        argv: command,
+        env,
+        workdir,
+        user,
+    } = command;
+    match command.first() {
         None => return Err(invalid("command is empty").hint("name a program to run")),
         Some(program) => text("the command's program", program, MAX_PATH)?,
     }
-    if let Some(argument) = open.command.iter().find(|argument| argument.contains('\0')) {
+    if let Some(argument) = command.iter().find(|argument| argument.contains('\0')) {
         return Err(invalid(format!(
             "the argument {:?} holds a zero byte",
             shorten(argument)
         )));
     }
-    for (name, value) in &open.env {
+    for (name, value) in env {
         if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
             let name = shorten(name);
             return Err(invalid(format!(
@@ -133,8 +167,8 @@ pub(crate) fn command(open: &ExecOpen) -> Result<(), RpcError> {
             )));
         }
     }
-    let entries = open.command.iter().map(|argument| argument.len() + 1);
-    let entries = entries.chain(open.env.iter().map(|(name, value)| name.len() + value.len() + 2));
+    let entries = command.iter().map(|argument| argument.len() + 1);
+    let entries = entries.chain(env.iter().map(|(name, value)| name.len() + value.len() + 2));
     let (mut count, mut bytes) = (0, 0);
     for entry in entries {
         count += 1;
@@ -152,17 +186,20 @@ pub(crate) fn command(open: &ExecOpen) -> Result<(), RpcError> {
         ))
         .hint("send them through standard input, to xargs"));
     }
-    if let Some(workdir) = &open.workdir {
+    if let Some(workdir) = workdir {
         guest_path("workdir", workdir)?;
     }
-    if let Some(user) = &open.user {
+    if let Some(user) = user {
         text("user", user, 256)?;
     }
-    if let Some(terminal) = &open.terminal {
-        text("terminal.term", &terminal.term, 128)?;
-        if terminal.rows == 0 || terminal.columns == 0 {
-            return Err(invalid("a terminal has at least one row and one column"));
-        }
+    Ok(())
+}
+
+/// A terminal that somebody looks at.
+pub(crate) fn terminal(terminal: &Terminal) -> Result<(), RpcError> {
+    text("terminal.term", &terminal.term, 128)?;
+    if terminal.rows == 0 || terminal.columns == 0 {
+        return Err(invalid("a terminal has at least one row and one column"));
     }
     Ok(())
 }
@@ -173,10 +210,6 @@ fn shorten(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
-    use banger_api::types::Terminal;
-
     use super::*;
 
     #[test]
@@ -190,15 +223,10 @@ mod tests {
         is_there(&path).unwrap();
     }
 
-    fn open(command: &[&str]) -> ExecOpen {
-        ExecOpen {
-            vm: "dev".into(),
-            command: command.iter().map(ToString::to_string).collect(),
-            env: BTreeMap::new(),
-            workdir: None,
-            user: None,
-            stdin: false,
-            terminal: None,
+    fn open(argv: &[&str]) -> Command {
+        Command {
+            argv: argv.iter().map(ToString::to_string).collect(),
+            ..Command::default()
         }
     }
 
@@ -206,7 +234,7 @@ mod tests {
     fn commands() {
         assert_eq!(command(&open(&["true"])), Ok(()));
         assert_eq!(command(&open(&["echo", "", "a b", "é"])), Ok(()));
-        let env = |name: &str, value: &str| ExecOpen {
+        let env = |name: &str, value: &str| Command {
             env: [(name.into(), value.into())].into(),
             ..open(&["a"])
         };
@@ -216,15 +244,18 @@ mod tests {
         let full: Vec<&str> = std::iter::once("a")
             .chain(std::iter::repeat_n(&long[1..], 9))
             .collect();
-        let terminal = |rows, columns| ExecOpen {
-            terminal: Some(Terminal {
+        let at = |rows, columns| {
+            terminal(&Terminal {
                 term: "xterm".into(),
                 rows,
                 columns,
-            }),
-            ..open(&["a"])
+            })
         };
-        assert_eq!(command(&terminal(1, 1)), Ok(()));
+        assert_eq!(at(1, 1), Ok(()));
+        for (rows, columns) in [(0, 1), (1, 0)] {
+            let refused = at(rows, columns).unwrap_err().message;
+            assert_eq!(refused, "a terminal has at least one row and one column");
+        }
         let refusals: Vec<String> = [
             open(&[]),
             open(&[""]),
@@ -236,15 +267,14 @@ mod tests {
             env("", "x"),
             env("A=B", "x"),
             env("A", "\0"),
-            ExecOpen {
+            Command {
                 workdir: Some(String::new()),
                 ..open(&["a"])
             },
-            ExecOpen {
+            Command {
                 user: Some(String::new()),
                 ..open(&["a"])
             },
-            terminal(0, 80),
         ]
         .iter()
         .map(|open| command(open).unwrap_err().message)

@@ -45,6 +45,36 @@ pub fn copy(from: &File, to: &File, mut watch: impl FnMut(u64) -> io::Result<()>
     Ok(Copied::Bytes(copied))
 }
 
+/// Copies `length` bytes of `from`, from `start` on, to the beginning of the empty file `to`, and leaves its holes out. `watch`
+/// as for [`copy`]. Returns the bytes that were copied.
+pub fn copy_part(
+    from: &File,
+    start: u64,
+    length: u64,
+    to: &File,
+    mut watch: impl FnMut(u64) -> io::Result<()>,
+) -> io::Result<u64> {
+    let end = start
+        .checked_add(length)
+        .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+    to.set_len(length)?;
+    let mut buffer = vec![0; PIECE];
+    let (mut at, mut copied) = (start, 0);
+    while let Some((data, hole)) = next_data(from, at, end)? {
+        at = data;
+        while at < hole {
+            let want = usize::try_from(hole - at).unwrap_or(PIECE).min(PIECE);
+            let piece = buffer.get_mut(..want).unwrap_or_default();
+            from.read_exact_at(piece, at)?;
+            to.write_all_at(piece, at - start)?;
+            at += want as u64;
+            copied += want as u64;
+            watch(copied)?;
+        }
+    }
+    Ok(copied)
+}
+
 /// The next run of allocated bytes at or after `at`.
 pub(crate) fn next_data(file: &File, at: u64, len: u64) -> io::Result<Option<(u64, u64)>> {
     if at >= len {
@@ -68,6 +98,24 @@ mod tests {
     use std::os::unix::fs::MetadataExt;
 
     use super::*;
+
+    #[test]
+    fn a_part_arrives_alone() {
+        let (from, to) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+        from.set_len(64 << 20).unwrap();
+        from.write_all_at(b"before", (1 << 20) - 6).unwrap();
+        from.write_all_at(&[7; 4096], 5 << 20).unwrap();
+        from.write_all_at(b"endafter", (9 << 20) - 3).unwrap();
+        copy_part(&from, 1 << 20, 8 << 20, &to, |_| Ok(())).unwrap();
+        let (mut a, mut b) = (vec![0; 8 << 20], vec![1; 8 << 20]);
+        from.read_exact_at(&mut a, 1 << 20).unwrap();
+        to.read_exact_at(&mut b, 0).unwrap();
+        assert!(a == b);
+        let found = to.metadata().unwrap();
+        assert_eq!(found.len(), 8 << 20);
+        assert!(found.blocks() * 512 < 1 << 20, "its holes are holes");
+        copy_part(&from, u64::MAX, 2, &to, |_| Ok(())).unwrap_err();
+    }
 
     #[test]
     fn data_and_holes_arrive_as_they_were() {

@@ -27,7 +27,21 @@ pub fn probe(directory: &Path) -> io::Result<bool> {
     };
     // Something to share, of a whole block: some file systems clone nothing at all without being asked.
     from.write_all(&[1; 4096])?;
-    match rustix::fs::ioctl_ficlone(&to, &from) {
+    tried(&from, &to)
+}
+
+/// Whether files in this directory can share the blocks of `from`, which may be on another file system. Tried out with a file
+/// that never has a name.
+pub fn probe_from(from: &File, directory: &Path) -> io::Result<bool> {
+    match tempfile_in(directory) {
+        Ok(to) => tried(from, &to),
+        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn tried(from: &File, to: &File) -> io::Result<bool> {
+    match rustix::fs::ioctl_ficlone(to, from) {
         Ok(()) => Ok(true),
         // What a file system without it answers is not settled: ioctl_ficlone(2) lists several.
         Err(Errno::OPNOTSUPP | Errno::NOTTY | Errno::INVAL | Errno::XDEV | Errno::NOSYS | Errno::PERM) => {
@@ -129,7 +143,7 @@ fn tempfile_in(directory: &Path) -> io::Result<File> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::os::unix::fs::FileExt;
     use std::os::unix::fs::MetadataExt;
     use std::process::Command;
@@ -152,11 +166,11 @@ mod tests {
         }
     }
 
-    /// The rest of the test, run by itself in a mount namespace of its own with a file system of that kind.
-    fn in_a_file_system(kind: &str, test: &str) {
+    /// What the test of that name is about, run by itself in a mount namespace of its own with a file system of that kind.
+    pub(crate) fn in_a_file_system(kind: &str, test: &str, about: impl FnOnce(&Path)) {
         const PLACE: &str = "HOSTKIT_TEST_REFLINK";
         if let Some(place) = std::env::var_os(PLACE) {
-            return shares(Path::new(&place), kind);
+            return about(Path::new(&place));
         }
         if !testkit::is_root() || testkit::program("MKFS", &format!("mkfs.{kind}")).is_none() {
             return;
@@ -176,7 +190,7 @@ mod tests {
             .args(["--mount", "sh", "-c", script, "sh", kind])
             .args([&image, &place])
             .arg(std::env::current_exe().unwrap())
-            .arg(format!("reflink::tests::{test}"))
+            .arg(test)
             .env(PLACE, &place)
             .status()
             .unwrap();
@@ -186,7 +200,7 @@ mod tests {
         }
     }
 
-    fn shares(place: &Path, kind: &str) {
+    fn shares(place: &Path) {
         assert!(probe(place).unwrap());
         let mut from = File::create_new(place.join("from")).unwrap();
         let to = File::options()
@@ -198,10 +212,10 @@ mod tests {
         from.write_all(&vec![7; 8 * MIB]).unwrap();
         clone(&from, &to).unwrap();
         to.set_len(64 << 20).unwrap();
-        assert_eq!(own_bytes(&to).unwrap(), 0, "{kind}");
+        assert_eq!(own_bytes(&to).unwrap(), 0);
         to.write_all_at(&[8; MIB], 0).unwrap();
         to.sync_all().unwrap();
-        assert_eq!(own_bytes(&to).unwrap(), MIB as u64, "{kind}");
+        assert_eq!(own_bytes(&to).unwrap(), MIB as u64);
         let mut bytes = [0; 16];
         from.sync_all().unwrap();
         File::open(place.join("from"))
@@ -218,12 +232,12 @@ mod tests {
 
     #[test]
     fn xfs_shares_blocks() {
-        in_a_file_system("xfs", "xfs_shares_blocks");
+        in_a_file_system("xfs", "reflink::tests::xfs_shares_blocks", shares);
     }
 
     #[test]
     fn btrfs_shares_blocks() {
-        in_a_file_system("btrfs", "btrfs_shares_blocks");
+        in_a_file_system("btrfs", "reflink::tests::btrfs_shares_blocks", shares);
     }
 
     #[test]

@@ -137,7 +137,7 @@ impl Raw {
     }
 }
 
-/// Registers an image with an empty file system of that size; gives the image's file.
+/// Makes an image with an empty file system of that size; gives the image's file.
 fn register(daemon: &Daemon, name: &str, size: &str) -> PathBuf {
     let file = daemon.state().join(format!("{name}.ext4"));
     let made = Command::new(program("mke2fs"))
@@ -152,6 +152,9 @@ fn register(daemon: &Daemon, name: &str, size: &str) -> PathBuf {
         .args([&file])
         .deadline(Duration::from_secs(600))
         .ok();
+    // Until then it is ours.
+    let promote = daemon.banger(["image", "promote", name]);
+    promote.deadline(Duration::from_secs(600)).ok();
     std::fs::remove_file(file).expect("remove a file");
     let shown = daemon.banger(["image", "show", name, "--output", "json"]).json();
     let id = shown["id"].as_str().expect("an id");

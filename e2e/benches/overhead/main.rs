@@ -8,6 +8,7 @@
 mod disks;
 mod dns;
 mod guests;
+mod images;
 mod network;
 mod pairs;
 mod raw;
@@ -44,7 +45,7 @@ fn main() {
         .filter(|argument| !argument.starts_with('-'))
         .collect();
     let wanted = |name: &str| named.is_empty() || named.iter().any(|n| n == name);
-    let groups: [Group; 8] = [
+    let groups: [Group; 10] = [
         ("idle", "the daemon at rest (30 s)", |report, daemon| {
             rows::idle(report, daemon, "no machine", Duration::from_secs(30));
         }),
@@ -59,12 +60,18 @@ fn main() {
         ("publish", "published ports, in pairs", guests::publish),
         ("ssh", "logins, in pairs", guests::ssh),
         ("exec", "exec round trips, in pairs", rows::exec),
+        ("import", "making images, in pairs", images::import),
+        ("build", "building again", images::rebuild),
     ];
     for (name, what, measure) in groups {
         if wanted(name) {
             println!("{what}");
             measure(&mut report, &daemon);
         }
+    }
+    if wanted("sharing") {
+        println!("the disk that images of one base take");
+        images::sharing(&mut report, &bed, &daemon);
     }
     daemon.finish();
     if wanted("disks") {

@@ -122,7 +122,13 @@ fn dying_while_creating_changing_and_removing() {
 #[test]
 fn dying_while_making_images_and_kernels() {
     die_everywhere(
-        &["images", "imports and names", "seeds", "kernels"],
+        &[
+            "images",
+            "promote an image",
+            "imports and names",
+            "seeds",
+            "kernels",
+        ],
         Deaths::Every,
     );
 }
@@ -140,6 +146,7 @@ fn dying_while_running() {
         "restart",
         "remove by force",
         "grow while running",
+        "sessions",
         "end by itself",
     ];
     die_everywhere(&scenarios, Deaths::New);

@@ -17,7 +17,7 @@
 pub(crate) mod prepare;
 pub(crate) mod process;
 pub(crate) mod spawn;
-mod stream;
+pub(crate) mod stream;
 mod terminal;
 
 pub(crate) use prepare::user_failure;
@@ -64,6 +64,11 @@ impl Running {
         self.commands.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// A command that was started here no longer runs, or is no longer to be found.
+    pub(crate) fn forget(&self, pid: u32) {
+        self.map().remove(&pid);
+    }
+
     /// Signals the groups of all running commands.
     pub(crate) fn signal_all(&self, signal: Signal) {
         let commands: Vec<_> = self.map().values().cloned().collect();
@@ -74,13 +79,7 @@ impl Running {
 
     /// Signals the group of a running command.
     pub(crate) fn signal(&self, pid: u32, number: u32) -> Result<(), Failure> {
-        let signal = i32::try_from(number)
-            .ok()
-            .and_then(signal_from_number)
-            .ok_or_else(|| {
-                let message = format!("send signal {number}: there is no such signal");
-                Failure::new(FailureKind::InvalidRequest, number.to_string(), message)
-            })?;
+        let signal = signal_of(number)?;
         let command = self.map().get(&pid).cloned();
         if command.is_some_and(|command| command.signal(signal)) {
             Ok(())
@@ -89,6 +88,17 @@ impl Running {
             Err(Failure::new(FailureKind::NoSuchCommand, pid.to_string(), message))
         }
     }
+}
+
+/// The signal of this number, which user space may send.
+pub(crate) fn signal_of(number: u32) -> Result<Signal, Failure> {
+    i32::try_from(number)
+        .ok()
+        .and_then(signal_from_number)
+        .ok_or_else(|| {
+            let message = format!("send signal {number}: there is no such signal");
+            Failure::new(FailureKind::InvalidRequest, number.to_string(), message)
+        })
 }
 
 /// A number from 1 to 64 that user space may send; 32 and 33 belong to the threads library.
@@ -103,7 +113,7 @@ fn signal_from_number(number: i32) -> Option<Signal> {
 
 /// One running command.
 #[derive(Debug)]
-struct Command {
+pub(crate) struct Command {
     leader: Leader,
     /// The terminal, or standard output.
     output: Stream,
@@ -137,6 +147,37 @@ pub(crate) async fn start(
     open_files: libc::rlimit,
     permit: OwnedSemaphorePermit,
 ) -> Result<mpsc::Receiver<Result<ExecOutput, Status>>, Failure> {
+    let Begun { command, input, pid } = begin(start, &running, open_files).await?;
+    let (sender, receiver) = mpsc::channel(OUTPUT_QUEUE);
+    // The channel is empty, so this cannot fail.
+    let _sent = sender.try_send(Ok(message(Output::Started(ExecStarted { pid }))));
+    tokio::spawn(async move {
+        let result = command.run(input, inputs, &sender).await;
+        running.forget(pid);
+        if let Err(error) = result {
+            let failure = system("follow the command", &error);
+            let _client_gone = sender.send(Err(failure.into_status())).await;
+        }
+        drop(command);
+        drop(permit);
+    });
+    Ok(receiver)
+}
+
+/// A command that has just been started, and is among those that run until it is forgotten there.
+pub(crate) struct Begun {
+    pub(crate) command: Arc<Command>,
+    /// Its standard input, or its terminal; none where that is /dev/null.
+    pub(crate) input: Option<Stream>,
+    pub(crate) pid: u32,
+}
+
+/// Starts a command. To be run to its end, as [`start`] is.
+pub(crate) async fn begin(
+    start: ExecStart,
+    running: &Running,
+    open_files: libc::rlimit,
+) -> Result<Begun, Failure> {
     let terminal = start.terminal.is_some();
     // Reads files of the guest and waits for execve, either of which may hang on the guest's file systems.
     let ends = tokio::task::spawn_blocking(move || launch(&start, open_files))
@@ -167,21 +208,7 @@ pub(crate) async fn start(
         terminal,
     });
     running.map().insert(pid, Arc::clone(&command));
-
-    let (sender, receiver) = mpsc::channel(OUTPUT_QUEUE);
-    // The channel is empty, so this cannot fail.
-    let _sent = sender.try_send(Ok(message(Output::Started(ExecStarted { pid }))));
-    tokio::spawn(async move {
-        let result = command.run(input, inputs, &sender).await;
-        running.map().remove(&pid);
-        if let Err(error) = result {
-            let failure = system("follow the command", &error);
-            let _client_gone = sender.send(Err(failure.into_status())).await;
-        }
-        drop(command);
-        drop(permit);
-    });
-    Ok(receiver)
+    Ok(Begun { command, input, pid })
 }
 
 /// Does once what starting a command takes, up to the point where a process would run: reads the guest's users, makes a
@@ -235,15 +262,13 @@ fn launch(start: &ExecStart, open_files: libc::rlimit) -> Result<Ends, Failure> 
 }
 
 impl Command {
-    /// Follows the command to its end, or to the client's.
-    async fn run(
-        &self,
-        input: Option<Stream>,
-        inputs: Streaming<ExecInput>,
-        sender: &Sender,
-    ) -> io::Result<()> {
+    /// Hands on everything that the command writes, and tells how it ended when that is complete. Output is handed on until
+    /// `send` says that nobody listens any more.
+    pub(crate) async fn follow<F>(&self, send: impl Fn(Output) -> F) -> io::Result<Exit>
+    where
+        F: Future<Output = bool>,
+    {
         let (ended, watching) = watch::channel(false);
-        let send = async |output: Output| sender.send(Ok(message(output))).await.is_ok();
         let stdout = self
             .output
             .pump(watching.clone(), |bytes| send(Output::Stdout(bytes)));
@@ -258,12 +283,26 @@ impl Command {
             ended.send_replace(true);
             exit
         };
-        let whole = async {
-            let (exit, stdout, stderr) = tokio::join!(exit, stdout, stderr);
-            stdout?;
-            stderr?;
-            exit
-        };
+        let (exit, stdout, stderr) = tokio::join!(exit, stdout, stderr);
+        stdout?;
+        stderr?;
+        exit
+    }
+
+    /// Ends the command and everything in its process group.
+    pub(crate) async fn terminate(&self) -> io::Result<Exit> {
+        self.leader.terminate(HANGUP_GRACE).await
+    }
+
+    /// Follows the command to its end, or to the client's.
+    async fn run(
+        &self,
+        input: Option<Stream>,
+        inputs: Streaming<ExecInput>,
+        sender: &Sender,
+    ) -> io::Result<()> {
+        let send = |output: Output| async move { sender.send(Ok(message(output))).await.is_ok() };
+        let whole = self.follow(send);
         // Dropping any of these loses nothing that is needed afterwards: `whole` only when the client, to whom its
         // bytes would go, has left; `closed` and `serve` when the command has ended.
         let ending = tokio::select! {
@@ -277,10 +316,10 @@ impl Command {
                 Ok(())
             }
             Ending::Exited(Err(error)) => {
-                self.leader.terminate(HANGUP_GRACE).await?;
+                self.terminate().await?;
                 Err(error)
             }
-            Ending::ClientGone => self.leader.terminate(HANGUP_GRACE).await.map(|_exit| ()),
+            Ending::ClientGone => self.terminate().await.map(|_exit| ()),
         }
     }
 
@@ -332,7 +371,7 @@ impl Command {
         }
     }
 
-    fn signal(&self, signal: Signal) -> bool {
+    pub(crate) fn signal(&self, signal: Signal) -> bool {
         if self.terminal
             && let Ok(foreground) = tcgetpgrp(self.output.fd())
             && foreground != self.leader.pid()
@@ -343,7 +382,7 @@ impl Command {
     }
 }
 
-fn exited(exit: Exit) -> ExecExited {
+pub(crate) fn exited(exit: Exit) -> ExecExited {
     match exit {
         Exit::Code(code) => ExecExited {
             how: Some(How::Code(code)),
@@ -370,6 +409,6 @@ fn terminal_size(rows: u32, cols: u32) -> Result<(u16, u16), Failure> {
     }
 }
 
-fn system(doing: &str, error: &io::Error) -> Failure {
+pub(crate) fn system(doing: &str, error: &io::Error) -> Failure {
     Failure::new(FailureKind::System, "exec", format!("{doing}: {error}"))
 }

@@ -4,6 +4,7 @@ use super::figures::Figures;
 use super::settle::Settled;
 use super::{booted, disks, forward, listening, power};
 use crate::boot::Disks;
+use crate::session::Sessions;
 use crate::{exec, log, ssh, transfer};
 use banger_agent_api::proto::agent_server::Agent;
 use banger_agent_api::proto::exec_input::Input as ExecIn;
@@ -92,6 +93,7 @@ pub(crate) struct Service {
     listening: listening::Listening,
     figures: Figures,
     settled: Arc<Settled>,
+    sessions: Sessions,
 }
 
 impl Service {
@@ -108,6 +110,7 @@ impl Service {
             listening: listening::Listening::default(),
             figures: Figures::default(),
             settled: Arc::default(),
+            sessions: Sessions::default(),
         }
     }
 
@@ -222,6 +225,50 @@ impl Agent for Service {
         let proto::SignalRequest { pid, number } = request.into_inner();
         self.running.signal(pid, number).map_err(Failure::into_status)?;
         Ok(Response::new(proto::SignalReply {}))
+    }
+
+    async fn session_start(
+        &self,
+        request: Request<proto::SessionStartRequest>,
+    ) -> Result<Response<proto::SessionStartReply>, Status> {
+        let (sessions, running) = (self.sessions.clone(), self.running.clone());
+        let open_files = self.context.open_files;
+        // A task of its own, so that a caller who goes away now leaves no process that nobody knows.
+        let starting =
+            tokio::spawn(async move { sessions.start(request.into_inner(), running, open_files).await });
+        let pid = starting.await.map_err(lost)?.map_err(Failure::into_status)?;
+        Ok(Response::new(proto::SessionStartReply { pid }))
+    }
+
+    type SessionFollowStream = Reply<proto::SessionOutput>;
+
+    async fn session_follow(
+        &self,
+        request: Request<proto::SessionFollowRequest>,
+    ) -> Result<Response<Self::SessionFollowStream>, Status> {
+        let proto::SessionFollowRequest { id, offset } = request.into_inner();
+        self.sessions
+            .follow(&id, offset)
+            .map(reply)
+            .map_err(Failure::into_status)
+    }
+
+    async fn session_signal(
+        &self,
+        request: Request<proto::SessionSignalRequest>,
+    ) -> Result<Response<proto::SessionSignalReply>, Status> {
+        let proto::SessionSignalRequest { id, number } = request.into_inner();
+        self.sessions.signal(&id, number).map_err(Failure::into_status)?;
+        Ok(Response::new(proto::SessionSignalReply {}))
+    }
+
+    async fn session_remove(
+        &self,
+        request: Request<proto::SessionRemoveRequest>,
+    ) -> Result<Response<proto::SessionRemoveReply>, Status> {
+        let proto::SessionRemoveRequest { id } = request.into_inner();
+        self.sessions.remove(&id).map_err(Failure::into_status)?;
+        Ok(Response::new(proto::SessionRemoveReply {}))
     }
 
     async fn upload(

@@ -5,3 +5,4 @@ mod copy;
 mod exec;
 mod figures;
 mod forward;
+mod session;

@@ -49,8 +49,12 @@ pub struct ImageRegister {
     /// The image's name: a reference as in OCI, of up to 255 characters. `debian`, `debian:latest` and
     /// `docker.io/library/debian` are the same.
     pub name: String,
-    /// Absolute path of an ext4 file system image or a tar archive (plain, gzip, xz, zstd). It is copied.
+    /// Absolute path of an ext4 file system image, which stays where it is and the caller's, or of a tar archive (plain,
+    /// gzip, xz, zstd), of a raw disk with partitions, or of a qcow2, whose root file system is copied.
     pub path: String,
+    /// The partition of a disk that is the root file system. Absent: the one that says so, or the only one it can be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub partition: Option<u32>,
     /// Kernel, by name. Absent: the configured default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kernel: Option<String>,
@@ -191,8 +195,10 @@ pub struct SeedFingerprint {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum BootstrapSource {
-    /// Debian 12 with systemd, sshd, git and curl.
+    /// Debian with systemd, sshd, git and curl.
     Debian,
+    /// The same of Ubuntu; the host needs its key (package `ubuntu-keyring`).
+    Ubuntu,
     /// A static busybox; the agent stays init.
     Busybox,
 }
@@ -203,7 +209,16 @@ pub enum BootstrapSource {
 pub struct ImageBootstrap {
     /// What to make.
     pub source: BootstrapSource,
-    /// The image's name. Absent: the source's.
+    /// Of Debian and Ubuntu: the release, by its codename. Absent: Debian 12, Ubuntu 24.04.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub suite: Option<String>,
+    /// Of Debian and Ubuntu: where packages are fetched from. The image has the usual sources whatever this is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mirror: Option<String>,
+    /// Of Debian and Ubuntu: packages beyond the usual ones, by name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub packages: Vec<String>,
+    /// The image's name. Absent: the source's, with the suite as its tag where one is given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     /// Kernel, by name. Absent: the configured default, added first where it is missing.
@@ -247,12 +262,29 @@ pub struct Image {
     /// Of these, what other images have as well.
     #[serde(default)]
     pub shared: u64,
-    /// Where it came from: `bootstrap:debian`, `file:NAME`, `registry:REFERENCE`.
+    /// Bytes of `used` that other files have as well, where the host's file system keeps them once and says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shared_blocks: Option<u64>,
+    /// The caller's file that it is, where it is not the daemon's own: see `image.register` and `image.promote`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub registered: Option<RegisteredFile>,
+    /// Where it came from: `bootstrap:debian`, `file:NAME`, `path:PATH` of a registered file, `registry:REFERENCE`.
     pub source: String,
     /// Names of the machines that use it.
     pub used_by: Vec<String>,
     /// When it was made.
     pub created: Timestamp,
+}
+
+/// A file that an image is, and that its owner may do with as they like. Nothing can be made of the image while the file is
+/// not what was registered.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct RegisteredFile {
+    /// Absolute.
+    pub path: String,
+    /// Why the image cannot be used, in words that follow the path: `is missing`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
 }
 
 /// What an image says of the processes in it. What it does not say is empty or absent.

@@ -13,6 +13,7 @@ mod network;
 mod operation;
 mod ports;
 mod runtime;
+mod session;
 mod ssh;
 mod vm;
 
@@ -29,6 +30,7 @@ pub use network::*;
 pub use operation::*;
 pub use ports::*;
 pub use runtime::*;
+pub use session::*;
 pub use ssh::*;
 pub use vm::*;
 

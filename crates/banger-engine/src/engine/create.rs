@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use super::{Engine, ports};
 use crate::crash::Write;
 use crate::error::{Error, chain};
-use crate::image::{build, kernels, registry};
+use crate::image::{build, kernels, registered, registry};
 use crate::net::allow::Allow;
 use crate::operation::{Operation, Progress};
 use crate::ports::Publication;
@@ -182,6 +182,7 @@ impl Engine {
         change::expiry(new.expires, Timestamp::now())?;
         let found = registry::find(&self.host, &new.image).await?;
         let (image_name, image) = (found.name(), found.row);
+        registered::usable(&self.host, &image).await?;
         let kernel = match &new.kernel {
             Some(kernel) => kernels::find_kernel(&self.host, kernel).await?.name,
             None => image.kernel.clone(),
@@ -195,7 +196,7 @@ impl Engine {
                 labels.insert(build::LABEL.to_owned(), operation.clone());
                 system_disk::choose_plain(&self.host, &image.id, disk)?
             }
-            None => system_disk::choose(&self.host, wanted, &image.id, disk).await?,
+            None => system_disk::choose(&self.host, wanted, &image, disk).await?,
         };
         let row = VmRow {
             id: id::new(),

@@ -11,6 +11,7 @@ mod create;
 mod describe;
 mod network;
 mod ports;
+mod sessions;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -39,10 +40,10 @@ use crate::image::import::{self, Import};
 use crate::image::kernels::{self, DefaultKernel, Kernel, KernelSource};
 use crate::image::make::{self, Source};
 use crate::image::places;
-use crate::image::pull;
 use crate::image::registry::{self, Image, Removed, Search};
 use crate::image::seed::{self, Seed, Seeds};
 use crate::image::verify;
+use crate::image::{promote, pull};
 use crate::ledger::Ledger;
 use crate::net::Network;
 use crate::net::hands::Hands;
@@ -51,6 +52,7 @@ use crate::ports::Ports;
 use crate::reconcile;
 use crate::rows::Rows;
 use crate::runtime::{self, Runtime};
+use crate::session::{Sessions, follow};
 use crate::settings::Settings;
 use crate::vm::capability::system_disk::devices::scope;
 use crate::vm::capability::system_disk::{self, Availability};
@@ -176,6 +178,7 @@ impl Engine {
             keys: Keys::open(&settings),
             blobs,
             seeds: Seeds::default(),
+            sessions: Sessions::default(),
             ports: Ports::default(),
             operations,
             store: rows,
@@ -204,6 +207,7 @@ impl Engine {
         reconcile::run(&host, &machines)
             .await
             .map_err(OpenError::Reconcile)?;
+        follow::take_up(&host, &machines).await;
         network.keep();
         // Probing runs each VMM once; by the first start it is known.
         let probing = host.clone();
@@ -277,23 +281,17 @@ impl Engine {
         registry::search(&self.host, search).await
     }
 
-    /// Begins to make an image from a file.
+    /// Begins to make an image from a file, which stays the caller's where it is an ext4 file system by itself.
     pub async fn register_image(
         &self,
         name: String,
         path: PathBuf,
+        partition: Option<u32>,
         kernel: Option<String>,
         replace: bool,
     ) -> Result<Operation, Error> {
-        make::begin(
-            &self.host,
-            "image.register",
-            name,
-            Source::File(path),
-            kernel,
-            replace,
-        )
-        .await
+        let source = Source::File { path, partition };
+        make::begin(&self.host, "image.register", name, source, kernel, replace).await
     }
 
     /// Begins to make a bootstrap image.
@@ -304,7 +302,7 @@ impl Engine {
         kernel: Option<String>,
         replace: bool,
     ) -> Result<Operation, Error> {
-        let name = name.unwrap_or_else(|| source.default_name().to_owned());
+        let name = name.unwrap_or_else(|| source.default_name());
         make::begin(&self.host, "image.bootstrap", name, source, kernel, replace).await
     }
 
@@ -331,6 +329,11 @@ impl Engine {
         format: export::Format,
     ) -> Result<Operation, Error> {
         export::begin(&self.host, reference, path, format).await
+    }
+
+    /// Begins to make a registered image Banger's own.
+    pub async fn promote_image(&self, reference: &str) -> Result<Operation, Error> {
+        promote::begin(&self.host, reference).await
     }
 
     /// Begins to read images again, those named or all, and to compare them with their digests.

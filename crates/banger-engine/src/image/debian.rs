@@ -1,9 +1,12 @@
-//! The default image: Debian with systemd, an ssh server, git and curl, made by `mmdebstrap` from Debian's packages.
+//! The default image: Debian with systemd, an ssh server, git and curl, made by `mmdebstrap` from Debian's packages; and other
+//! releases of it and of Ubuntu, in the same way ([`suites`]).
 //!
 //! As root, mmdebstrap works in mount and process namespaces of its own, so that killing it leaves neither a process nor
 //! a mount. As a user it works in a user namespace, which needs a range of ids that the administrator has set aside
 //! (subuid(5), package `uidmap`). Either way it writes an archive, which goes the way of every archive, see
 //! [`super::rootfs`]. What makes the tree an image is in `debian/customize.sh`.
+
+mod suites;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -13,14 +16,14 @@ use hostkit::exec::{ExecError, Stream, Tool};
 use hostkit::ext4::populate::Options;
 use hostkit::rootfs_tar::Limits;
 
+pub use suites::Distribution;
+
 use super::rootfs::{self, Rootfs, RootfsError};
 use super::work::Reporter;
 
 const CUSTOMIZE: &str = include_str!("debian/customize.sh");
 const MIRROR: &str = include_str!("debian/mirror.sh");
 
-/// The release that is built.
-const SUITE: &str = "bookworm";
 /// Beyond what is essential: a system, the ways into it, and what people reach for in the first minute. Names of a
 /// machine's own are resolved by `libnss-myhostname`; `libpam-systemd` makes logins sessions.
 const PACKAGES: [&str; 19] = [
@@ -79,8 +82,44 @@ pub enum DebianError {
         user: String,
     },
     /// mmdebstrap failed.
-    #[error("failed to install Debian")]
-    Install(#[source] Box<ExecError>),
+    #[error("failed to install {distribution} {suite}")]
+    Install {
+        /// `Debian`.
+        distribution: &'static str,
+        /// `bookworm`.
+        suite: &'static str,
+        /// The cause.
+        #[source]
+        source: Box<ExecError>,
+    },
+    /// There is no such release, or none that can be made.
+    #[error("{distribution} {suite:?} is not known; there are {}", known.join(", "))]
+    Suite {
+        /// `Debian`.
+        distribution: &'static str,
+        /// As given.
+        suite: String,
+        /// Those that are.
+        known: &'static [&'static str],
+    },
+    /// What is fetched could not be verified.
+    #[error(
+        "there is no key to verify packages of {distribution} with: {path} is missing (package {package})"
+    )]
+    NoKeyring {
+        /// `Ubuntu`.
+        distribution: &'static str,
+        /// The file.
+        path: &'static str,
+        /// The Debian package it is in.
+        package: &'static str,
+    },
+    /// A package's name is none.
+    #[error("{package:?} is no name of a package")]
+    Package {
+        /// As given.
+        package: String,
+    },
     /// The mirror is not the address of one.
     #[error("invalid mirror {mirror:?}: an http, https or file address is needed")]
     Mirror {
@@ -101,7 +140,11 @@ pub enum DebianError {
 /// How to make the image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DebianOptions {
-    /// The mirror to fetch packages from; Debian's own without. The image names Debian's own whichever was used.
+    /// Whose packages.
+    pub distribution: Distribution,
+    /// Which release; the usual one without.
+    pub suite: Option<String>,
+    /// The mirror to fetch packages from; the distribution's own without, which the image names whichever was used.
     pub mirror: Option<String>,
     /// Packages to install beyond the usual ones.
     pub packages: Vec<String>,
@@ -114,6 +157,8 @@ pub struct DebianOptions {
 impl Default for DebianOptions {
     fn default() -> Self {
         Self {
+            distribution: Distribution::Debian,
+            suite: None,
             mirror: None,
             packages: Vec::new(),
             source_date: None,
@@ -129,18 +174,19 @@ enum Builder {
     User { id: u32, name: Option<String> },
 }
 
-/// Makes the usual image as the directory `target`; see [`bootstrap_with`].
-pub async fn bootstrap(
-    target: &Path,
-    tool_dirs: &[PathBuf],
-    progress: &Reporter,
-) -> Result<Rootfs, RootfsError> {
-    bootstrap_with(target, &DebianOptions::default(), tool_dirs, progress).await
+/// Refuses what cannot be made, before anything is done.
+pub(super) fn check(options: &DebianOptions) -> Result<(), DebianError> {
+    options.distribution.suite(options.suite.as_deref())?;
+    if let Some(mirror) = &options.mirror {
+        check_mirror(mirror)?;
+    }
+    options.packages.iter().try_for_each(|name| check_package(name))?;
+    options.distribution.check_key()
 }
 
 /// Makes the image as the directory `target`. Programs are looked for in `tool_dirs`. Stages: `install`, then those of
 /// [`rootfs::from_tar`].
-pub async fn bootstrap_with(
+pub async fn bootstrap(
     target: &Path,
     options: &DebianOptions,
     tool_dirs: &[PathBuf],
@@ -149,17 +195,24 @@ pub async fn bootstrap_with(
     let builder = builder()?;
     // Found before minutes of work, not after.
     find("mke2fs", "e2fsprogs", tool_dirs)?;
-    if let Some(mirror) = &options.mirror {
-        check_mirror(mirror)?;
-    }
+    check(options)?;
+    let suite = options.distribution.suite(options.suite.as_deref())?;
     if let Builder::User { id, name } = &builder {
         check_user(*id, name.as_deref(), tool_dirs)?;
     }
     let work = rootfs::new_work(target)?;
     let archive = work.path().join("debian.tar");
-    install(&builder, work.path(), &archive, options, tool_dirs, progress).await?;
+    install(
+        &builder,
+        work.path(),
+        &archive,
+        (options, suite),
+        tool_dirs,
+        progress,
+    )
+    .await?;
     let options = Options {
-        label: "debian",
+        label: options.distribution.as_str(),
         slack: 0,
     };
     rootfs::from_tar_in(
@@ -201,16 +254,17 @@ async fn install(
     builder: &Builder,
     work: &Path,
     archive: &Path,
-    options: &DebianOptions,
+    (options, suite): (&DebianOptions, &'static str),
     tool_dirs: &[PathBuf],
     progress: &Reporter,
 ) -> Result<(), DebianError> {
+    let (distribution, title) = (options.distribution, options.distribution.title());
     let mmdebstrap = find("mmdebstrap", "mmdebstrap", tool_dirs)?;
     let out = std::fs::File::create_new(archive).map_err(|source| DebianError::Io {
         path: archive.to_owned(),
         source,
     })?;
-    progress.step("install", format!("installing Debian {SUITE}"));
+    progress.step("install", format!("installing {title} {suite}"));
     let report = progress.clone();
     let command = match builder {
         // Everything below dies with the first process of the namespace, and that one with its parent.
@@ -252,7 +306,7 @@ async fn install(
     let path = std::env::join_paths(tool_dirs).unwrap_or_else(|_| "/usr/sbin:/usr/bin:/sbin:/bin".into());
     let mut command = command
         .env("PATH", path)
-        .args(arguments(options))
+        .args(arguments(options, suite))
         .env("BANGER_CUSTOMIZE_HOOK", CUSTOMIZE)
         .output_file(out)
         .timeout(TIMEOUT)
@@ -268,21 +322,24 @@ async fn install(
         command = command
             .env("BANGER_MIRROR_HOOK", MIRROR)
             .env("BANGER_MIRROR", mirror)
-            .env("BANGER_SUITE", SUITE);
+            .env("BANGER_KEY", distribution.key_option())
+            .env("BANGER_COMPONENTS", distribution.components())
+            .env("BANGER_SUITE", suite);
     }
     if let Some(seconds) = options.source_date {
         command = command.env("SOURCE_DATE_EPOCH", seconds.to_string());
     }
-    command
-        .run()
-        .await
-        .map_err(|source| DebianError::Install(Box::new(source)))?;
+    command.run().await.map_err(|source| DebianError::Install {
+        distribution: title,
+        suite,
+        source: Box::new(source),
+    })?;
     Ok(())
 }
 
 /// mmdebstrap's arguments after the mode. The suite alone, without a mirror, is what makes it write Debian's usual
-/// sources, updates and security included, into the image.
-fn arguments(options: &DebianOptions) -> Vec<String> {
+/// sources, updates and security included, into the image; another distribution's are given line by line.
+fn arguments(options: &DebianOptions, suite: &str) -> Vec<String> {
     let packages: Vec<&str> = PACKAGES
         .into_iter()
         .chain(options.packages.iter().map(String::as_str))
@@ -303,7 +360,8 @@ fn arguments(options: &DebianOptions) -> Vec<String> {
         arguments.push(hook("setup", "BANGER_MIRROR_HOOK"));
     }
     arguments.push(hook("customize", "BANGER_CUSTOMIZE_HOOK"));
-    arguments.extend([SUITE.to_owned(), "-".to_owned()]);
+    arguments.extend([suite.to_owned(), "-".to_owned()]);
+    arguments.extend(options.distribution.sources(suite));
     arguments
 }
 
@@ -359,6 +417,24 @@ fn has_range(table: &str, id: u32, name: Option<&str>) -> bool {
     })
 }
 
+/// It becomes one of a list with commas, and a word on a command line: the rule of Debian Policy 5.6.1, and an architecture.
+fn check_package(name: &str) -> Result<(), DebianError> {
+    let (package, architecture) = name.split_once(':').unwrap_or((name, "all"));
+    let word = |word: &str, others: &[u8]| {
+        let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || others.contains(&byte);
+        word.len() > 1
+            && word.len() < 200
+            && !others.contains(&word.as_bytes()[0])
+            && word.bytes().all(allowed)
+    };
+    match word(package, b"+-.") && word(architecture, b"-") {
+        true => Ok(()),
+        false => Err(DebianError::Package {
+            package: name.chars().take(80).collect(),
+        }),
+    }
+}
+
 /// It becomes a line of sources.list(5), so it must be one word.
 fn check_mirror(mirror: &str) -> Result<(), DebianError> {
     let known = ["http://", "https://", "file:/"]
@@ -379,10 +455,11 @@ mod tests {
 
     #[test]
     fn the_archive_is_all_that_mmdebstrap_writes_to_standard_output() {
-        let arguments = arguments(&DebianOptions {
+        let options = DebianOptions {
             packages: vec!["jq".to_owned()],
             ..DebianOptions::default()
-        });
+        };
+        let arguments = arguments(&options, "trixie");
         assert_eq!(arguments.last().map(String::as_str), Some("-"));
         assert!(
             arguments
@@ -397,8 +474,56 @@ mod tests {
         // Without a scheme or a path in it: mmdebstrap has to choose Debian's own.
         assert_eq!(
             arguments.get(arguments.len() - 2).map(String::as_str),
-            Some(SUITE)
+            Some("trixie")
         );
+    }
+
+    #[test]
+    fn ubuntu_is_fetched_from_where_it_is_and_with_its_key() {
+        let options = DebianOptions {
+            distribution: Distribution::Ubuntu,
+            ..DebianOptions::default()
+        };
+        let arguments = arguments(&options, "noble");
+        let from = arguments.iter().position(|word| word == "noble").unwrap();
+        assert_eq!(arguments[from + 1], "-");
+        let sources = &arguments[from + 2..];
+        let suites = ["noble ", "noble-updates ", "noble-security "];
+        assert_eq!(sources.len(), suites.len());
+        for (line, suite) in sources.iter().zip(suites) {
+            let key = "deb [signed-by=/usr/share/keyrings/ubuntu-archive-keyring.gpg] http://";
+            assert!(line.starts_with(key) && line.contains(suite), "{line}");
+            assert!(line.ends_with(" main universe"), "{line}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_made_is_refused_before_anything_is_done() {
+        let of = |distribution, suite: Option<&str>, packages: &[&str]| {
+            let options = DebianOptions {
+                distribution,
+                suite: suite.map(str::to_owned),
+                packages: packages.iter().map(|&name| name.to_owned()).collect(),
+                ..DebianOptions::default()
+            };
+            check(&options).map_err(|e| e.to_string())
+        };
+        assert_eq!(of(Distribution::Debian, None, &[]), Ok(()));
+        assert_eq!(
+            of(Distribution::Debian, Some("trixie"), &["g++", "libc6:i386"]),
+            Ok(())
+        );
+        let unknown = of(Distribution::Debian, Some("noble"), &[]);
+        let told = "Debian \"noble\" is not known; there are bookworm, trixie, sid";
+        assert_eq!(unknown, Err(told.to_owned()));
+        for wrong in ["", "-o", "a,b", "A", "jq\n", "jq:", "./jq", "jq*"] {
+            of(Distribution::Debian, None, &[wrong]).unwrap_err();
+        }
+        // Where the host has the key, it can be made.
+        let key = Path::new("/usr/share/keyrings/ubuntu-archive-keyring.gpg").is_file();
+        let ubuntu = of(Distribution::Ubuntu, Some("noble"), &[]);
+        assert_eq!(ubuntu.is_ok(), key, "{ubuntu:?}");
+        assert!(key || ubuntu.is_err_and(|told| told.contains("package ubuntu-keyring")));
     }
 
     /// Minutes of work and a download, so only where it is asked for.
@@ -411,7 +536,8 @@ mod tests {
         let dirs = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"].map(PathBuf::from);
         let top = tempfile::tempdir().unwrap();
         let images = top.path().join("images");
-        let made = bootstrap(&images.join("debian"), &dirs, &Reporter::silent())
+        let options = DebianOptions::default();
+        let made = bootstrap(&images.join("debian"), &options, &dirs, &Reporter::silent())
             .await
             .unwrap();
         assert!(made.size < 450 << 20, "{} bytes", made.size);

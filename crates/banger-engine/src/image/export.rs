@@ -22,7 +22,7 @@ use rustix::fs::RenameFlags;
 
 use super::places::rootfs_path;
 use super::registry::Found;
-use super::{blobs, config, registry};
+use super::{blobs, config, registered, registry};
 use crate::error::{Error, io};
 use crate::host::Host;
 use crate::limits::bytes;
@@ -49,6 +49,7 @@ pub(crate) async fn begin(
     if path.symlink_metadata().is_ok() {
         return Err(exists(&path));
     }
+    registered::usable(host, &found.row).await?;
     let manifest = found.row.digest.as_deref().and_then(blobs::digest);
     if format == Format::Oci && manifest.is_none() {
         // The layer, before it is in the archive.

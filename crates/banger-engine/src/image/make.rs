@@ -10,14 +10,16 @@ use banger_store::StoreError;
 use banger_store::images::{BlobRow, ImageRow};
 use jiff::Timestamp;
 
+use super::debian::{DebianError, DebianOptions};
 use super::kernels::{default_name, ensure_kernel, find_kernel};
 use super::places::{image_dir, rootfs_path};
+use super::registered;
 use super::registry::{clear, hold_holder, move_name, remove_tree};
-use super::rootfs::{self, Rootfs, RootfsError};
+use super::rootfs::{self, QemuError, Rootfs, RootfsError, disk};
 use super::work::Reporter;
 use super::{busybox, debian};
 use crate::crash::Write;
-use crate::error::Error;
+use crate::error::{Error, chain, io};
 use crate::held;
 use crate::host::Host;
 use crate::operation::{Operation, Progress};
@@ -31,48 +33,62 @@ pub(super) const MAKERS: &[&str] = &[
     "image.pull",
     "image.import",
     "image.build",
+    "image.promote",
 ];
 
 /// What an image is made from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
-    /// An ext4 image or a tar archive of the caller's.
-    File(PathBuf),
-    /// Debian 12 from packages.
-    Debian,
+    /// A file of the caller's that becomes an image of Banger's own.
+    File {
+        /// Absolute.
+        path: PathBuf,
+        /// Which of a disk's; absent: found out.
+        partition: Option<u32>,
+    },
+    /// An ext4 image of the caller's that stays where it is; without links on the way to it.
+    Registered(PathBuf),
+    /// A release of Debian or Ubuntu, from packages.
+    Packages(DebianOptions),
     /// A static busybox.
     Busybox,
 }
 
 impl Source {
     /// The image's name when none is given.
-    pub fn default_name(&self) -> &'static str {
+    pub fn default_name(&self) -> String {
         match self {
-            Self::File(_) => "image",
-            Self::Debian => "debian",
-            Self::Busybox => "busybox",
+            Self::File { .. } | Self::Registered(_) => "image".to_owned(),
+            Self::Packages(DebianOptions {
+                distribution, suite, ..
+            }) => match suite {
+                Some(suite) => format!("{}:{suite}", distribution.as_str()),
+                None => distribution.as_str().to_owned(),
+            },
+            Self::Busybox => "busybox".to_owned(),
         }
     }
 
     /// Bytes that making it writes at once, its work's included; measured for what the releases make.
     fn writes(&self) -> u64 {
         match self {
-            Self::File(path) => crate::vm::lifecycle::taken(path),
-            Self::Debian => 1 << 30,
+            Self::File { path, .. } => taken(path),
+            Self::Registered(_) => 0,
+            Self::Packages(_) => 1 << 30,
             Self::Busybox => 32 << 20,
         }
     }
 
     fn describe(&self) -> String {
         match self {
-            Self::File(path) => {
+            Self::File { path, .. } => {
                 format!(
                     "file:{}",
                     path.file_name().map(|n| n.to_string_lossy()).unwrap_or_default()
                 )
             }
-            Self::Debian => "bootstrap:debian".to_owned(),
-            Self::Busybox => "bootstrap:busybox".to_owned(),
+            Self::Registered(path) => format!("path:{}", path.display()),
+            Self::Packages(_) | Self::Busybox => format!("bootstrap:{}", self.default_name()),
         }
     }
 }
@@ -88,9 +104,15 @@ pub(crate) async fn begin(
     replace: bool,
 ) -> Result<Operation, Error> {
     name::image(&image)?;
-    if let Source::File(path) = &source {
-        check_file("root file system", path)?;
-    }
+    let source = match source {
+        Source::File { path, partition } => of_file(host, path, partition)?,
+        Source::Registered(path) => of_file(host, path, None)?,
+        Source::Packages(options) => {
+            debian::check(&options).map_err(|e| refused(&e))?;
+            Source::Packages(options)
+        }
+        Source::Busybox => source,
+    };
     let kernel = match kernel {
         Some(kernel) => kernel,
         None => default_name(host).await?,
@@ -105,7 +127,7 @@ pub(crate) async fn begin(
         .read(move |tx| banger_store::images::find(tx, &wanted))
         .await?;
     if !replace && existing.is_some_and(|row| row.names.contains(&image)) {
-        if matches!(source, Source::File(_)) {
+        if matches!(source, Source::File { .. } | Source::Registered(_)) {
             return Err(StoreError::Exists {
                 what: "image",
                 name: image,
@@ -118,13 +140,59 @@ pub(crate) async fn begin(
         };
         return host.operations.begin(kind, &image, work).await;
     }
-    crate::space::demand(host, source.writes())?;
+    let writes = match &source {
+        Source::File { path, .. } if disk::form(path) == disk::Form::Qcow2 => {
+            let raw = disk::writes(path, &host.settings.tool_dirs()).await;
+            // As a disk, and what of it is taken.
+            raw.map_err(|e| rootfs_error(&image, &source, e))?
+                .saturating_mul(2)
+        }
+        Source::File { .. } | Source::Registered(_) | Source::Packages(_) | Source::Busybox => {
+            source.writes()
+        }
+    };
+    crate::space::demand(host, writes)?;
     let (making, subject) = (host.clone(), image.clone());
     host.operations
         .begin_alone(kind, MAKERS, &subject, move |progress| async move {
             make(&making, &image, &source, &kernel, replace, &progress).await
         })
         .await
+}
+
+/// What a caller's file is good for: an ext4 file system can stay where it is, everything else is made into one.
+fn of_file(host: &Host, path: PathBuf, partition: Option<u32>) -> Result<Source, Error> {
+    const WHAT: &str = "root file system";
+    check_file(WHAT, &path)?;
+    if !registered::can_stay(&path) {
+        return Ok(Source::File { path, partition });
+    }
+    if partition.is_some() {
+        return Err(Error::Contradiction {
+            problem: format!(
+                "{} is one file system, and a partition of it was asked for",
+                path.display()
+            ),
+            hint: "leave --partition out".to_owned(),
+        });
+    }
+    let bad = |problem: &str| Error::BadFile {
+        what: WHAT,
+        path: path.clone(),
+        problem: problem.to_owned(),
+    };
+    let real = path.canonicalize().map_err(io("find", &path))?;
+    if real.to_str().is_none() {
+        return Err(bad("its path is not UTF-8"));
+    }
+    let state = &host.settings.state_dir;
+    let state = state.canonicalize().map_err(io("find", state))?;
+    match real.starts_with(state) {
+        true => Err(bad(
+            "it is in the state directory, so it is not yours to keep: copy it out of there",
+        )),
+        false => Ok(Source::Registered(real)),
+    }
 }
 
 /// A path that a caller named: absolute, a regular file.
@@ -176,26 +244,41 @@ async fn make(
     let tools = &host.settings.tool_dirs();
     let report = reporter(progress);
     let build = async {
+        let own = |made| (made, None);
         let made = match source {
-            Source::File(path) => rootfs::from_file(&target, path, tools, &report).await,
-            Source::Debian => debian::bootstrap(&target, tools, &report).await,
-            Source::Busybox => busybox::bootstrap(&target, tools, &report).await,
+            Source::File { path, partition } => {
+                progress.notice("the file is not needed any more: what is in it is copied");
+                rootfs::from_file(&target, path, *partition, tools, &report)
+                    .await
+                    .map(own)
+            }
+            Source::Registered(path) => {
+                let linked = registered::link(&target, path, tools, &report).await;
+                linked.map(|(made, file)| (made, Some(file)))
+            }
+            Source::Packages(options) => debian::bootstrap(&target, options, tools, &report).await.map(own),
+            Source::Busybox => busybox::bootstrap(&target, tools, &report).await.map(own),
         };
         made.map_err(|e| rootfs_error(image, source, e))
     };
     // Dropping the build removes its work directory.
-    let made = progress.or_cancelled(build).await?;
+    let (made, file) = progress.or_cancelled(build).await?;
+    let row = row_of(&id, kernel, &made, &rootfs_path(state, &id));
     let row = ImageRow {
         source: source.describe(),
-        ..row_of(&id, kernel, &made, &rootfs_path(state, &id))
+        used: if file.is_some() { 0 } else { row.used },
+        registered: file,
+        ..row
     };
     let entered = enter(host, row, Vec::new(), Some((image, replace))).await;
     match (entered, source) {
-        (Err(Error::Store(StoreError::Exists { .. })), Source::Debian | Source::Busybox) => {
+        (Err(Error::Store(StoreError::Exists { .. })), Source::Packages(_) | Source::Busybox) => {
             progress.notice("somebody else made it meanwhile");
             Ok(())
         }
-        (entered, Source::File(_) | Source::Debian | Source::Busybox) => entered,
+        (entered, Source::File { .. } | Source::Registered(_) | Source::Packages(_) | Source::Busybox) => {
+            entered
+        }
     }
 }
 
@@ -213,6 +296,7 @@ pub(super) fn row_of(id: &str, kernel: &str, made: &Rootfs, file: &Path) -> Imag
         digest: None,
         index_digest: None,
         config: None,
+        registered: None,
     }
 }
 
@@ -252,9 +336,30 @@ pub(super) async fn enter(
     entered
 }
 
+/// What cannot be made of packages, or not here.
+fn refused(error: &DebianError) -> Error {
+    match error {
+        DebianError::NoKeyring { package, .. } => Error::Unavailable {
+            what: "an image of these packages".to_owned(),
+            fix: format!("apt-get install {package}"),
+            reason: chain(error),
+        },
+        DebianError::Suite { .. }
+        | DebianError::Mirror { .. }
+        | DebianError::Package { .. }
+        | DebianError::NoTool { .. }
+        | DebianError::NoIds { .. }
+        | DebianError::Install { .. }
+        | DebianError::Io { .. } => Error::Contradiction {
+            problem: chain(error),
+            hint: "`banger image bootstrap --help` says what there is".to_owned(),
+        },
+    }
+}
+
 fn rootfs_error(name: &str, source: &Source, e: RootfsError) -> Error {
     match source {
-        Source::File(path) if e.is_unusable_input() => {
+        Source::File { path, .. } | Source::Registered(path) if e.is_unusable_input() => {
             let problem = e.problem();
             Error::BadFile {
                 what: "root file system",
@@ -262,11 +367,22 @@ fn rootfs_error(name: &str, source: &Source, e: RootfsError) -> Error {
                 problem,
             }
         }
-        Source::File(_) | Source::Debian | Source::Busybox => Error::Make {
-            what: "image",
-            name: name.to_owned(),
-            source: Box::new(e),
-        },
+        Source::File { .. } | Source::Registered(_) | Source::Packages(_) | Source::Busybox => {
+            if let RootfsError::Qemu { path, source } = &e
+                && matches!(**source, QemuError::Missing(_))
+            {
+                return Error::Unavailable {
+                    what: format!("the disk in {}", path.display()),
+                    reason: chain(source.as_ref()),
+                    fix: "apt-get install qemu-utils".to_owned(),
+                };
+            }
+            Error::Make {
+                what: "image",
+                name: name.to_owned(),
+                source: Box::new(e),
+            }
+        }
     }
 }
 

@@ -15,6 +15,8 @@ use banger_store::{StoreError, Transaction};
 use super::blobs;
 use super::config::{self, ImageConfig};
 use super::places::image_dir;
+use super::registered::{self, Registered};
+use super::rootfs;
 use super::seed;
 use crate::crash::{self, Moment, Point, Write};
 use crate::error::{Error, chain};
@@ -40,6 +42,11 @@ pub struct Image {
     pub blobs: u64,
     /// Of these, what other images refer to as well.
     pub shared: u64,
+    /// Of the bytes that its root file system takes on the host, those that other files have as well; none where that is not
+    /// known.
+    pub shared_blocks: Option<u64>,
+    /// The user's file that it is, and how it stands with it; none where it is Banger's own.
+    pub registered: Option<Registered>,
 }
 
 /// An image as it was asked for.
@@ -90,9 +97,22 @@ pub struct Removed {
 pub(crate) async fn list(host: &Host) -> Result<Vec<Image>, Error> {
     let images = host.store.read(|tx| {
         let rows = images::list(tx)?;
-        rows.into_iter().map(|row| whole(tx, row)).collect()
+        rows.into_iter()
+            .map(|row| whole(tx, row))
+            .collect::<Result<Vec<_>, _>>()
     });
-    Ok(images.await?)
+    let images = images.await?.into_iter();
+    Ok(images.map(|image| with_file(host, image)).collect())
+}
+
+/// With how it stands with the user's file, and what is shared. Not in a transaction: that file may be on a file system that
+/// does not answer.
+fn with_file(host: &Host, image: Image) -> Image {
+    Image {
+        registered: registered::look(&host.settings.state_dir, &image.row),
+        shared_blocks: rootfs::shared_blocks(&image_dir(&host.settings.state_dir, &image.row.id)),
+        ..image
+    }
 }
 
 /// Those that are searched for, by name.
@@ -126,6 +146,8 @@ fn whole(tx: &Transaction<'_>, row: ImageRow) -> Result<Image, StoreError> {
         config: config::of(&row),
         blobs,
         shared,
+        shared_blocks: None,
+        registered: None,
         row,
     })
 }
@@ -198,7 +220,8 @@ fn shown_with_digest(row: &ImageRow) -> String {
 /// One image, by name, id, or the beginning of a digest.
 pub(crate) async fn show(host: &Host, reference: &str) -> Result<Image, Error> {
     let found = find(host, reference).await?;
-    Ok(host.store.read(move |tx| whole(tx, found.row)).await?)
+    let image = host.store.read(move |tx| whole(tx, found.row)).await?;
+    Ok(with_file(host, image))
 }
 
 pub(super) fn missing<'a>(

@@ -39,6 +39,7 @@ impl Bench {
             digest: Some(format!("sha256:{digest}")),
             index_digest: None,
             config: None,
+            registered: None,
         };
         enter(&self.host, row, Vec::new(), name).await
     }

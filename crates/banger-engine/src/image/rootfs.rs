@@ -5,8 +5,10 @@
 //! space. What is found out about it on the way is returned as [`Rootfs`] for the caller to keep. The bootstraps,
 //! [`super::debian`] and [`super::busybox`], make an archive and then go the way of [`from_tar`].
 
+pub(super) mod disk;
 mod error;
 mod layers;
+mod share;
 mod tree;
 
 use std::fs::{self, File};
@@ -14,13 +16,17 @@ use std::io::{self, BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use hostkit::decompress;
+use hostkit::dedupe::Indexing;
 use hostkit::digest::Digest;
 use hostkit::ext4::populate::Options;
 use hostkit::ext4::{E2fsTools, superblock};
 use hostkit::rootfs_tar::{self, Limits, Tree};
 
+use disk::Form;
+pub use disk::{DiskError, QemuError};
 pub use error::{LayerError, RootfsError};
 pub use layers::{LayerFile, from_layers};
+pub(super) use share::shared_blocks;
 use tree::Bench;
 
 use super::os_release::OsRelease;
@@ -52,15 +58,22 @@ pub struct Rootfs {
     pub suggested_name: String,
 }
 
-/// Makes the directory `target` from a file that is either an ext4 file system or an archive, which its first bytes
-/// tell; see [`from_ext4_file`] and [`from_tar`].
+/// Makes the directory `target` from a file that is an ext4 file system, an archive, or the image of a disk, which its first
+/// bytes tell; see [`from_ext4_file`], [`from_tar`] and [`disk`]. A partition is one of a disk.
 pub async fn from_file(
     target: &Path,
     source: &Path,
+    partition: Option<u32>,
     tool_dirs: &[PathBuf],
     progress: &Reporter,
 ) -> Result<Rootfs, RootfsError> {
+    let form = disk::form(source);
     match superblock::check(source) {
+        Err(superblock::Error::NotExt4 { .. })
+            if matches!(form, Form::Disk | Form::Qcow2) || partition.is_some() =>
+        {
+            disk::from_disk(target, source, form, partition, tool_dirs, progress).await
+        }
         Err(superblock::Error::NotExt4 { .. }) if is_archive(source) => {
             from_tar(target, source, Limits::default(), tool_dirs, progress).await
         }
@@ -76,14 +89,13 @@ fn is_archive(path: &Path) -> bool {
 }
 
 /// Takes over the ext4 file system in `source` as the directory `target`, by a copy that shares its blocks where the
-/// host can. Stages: `check`, `copy`, `digest`, `store`.
+/// host can. Stages: `check`, `copy`, `digest`, `share`, `store`.
 pub async fn from_ext4_file(
     target: &Path,
     source: &Path,
     tool_dirs: &[PathBuf],
     progress: &Reporter,
 ) -> Result<Rootfs, RootfsError> {
-    let tools = find_tools(tool_dirs)?;
     progress.step("check", format!("checking {}", source.display()));
     superblock::check(source).map_err(|error| RootfsError::Ext4 {
         path: source.to_owned(),
@@ -95,9 +107,20 @@ pub async fn from_ext4_file(
     let (path, to, progress_) = (source.to_owned(), new.clone(), progress.clone());
     work::blocking(move |cancel| copy(&path, &to, cancel, &progress_)).await?;
 
+    let found = look_into(&new, source, tool_dirs).await?;
+    publish(work, target, found, progress).await
+}
+
+/// What an ext4 file system says of itself, and what it would be called that came from `source`.
+pub(super) async fn look_into(
+    file: &Path,
+    source: &Path,
+    tool_dirs: &[PathBuf],
+) -> Result<Found, RootfsError> {
+    let tools = find_tools(tool_dirs)?;
     let read = async |path| {
         tools
-            .read(&new, path, OS_RELEASE_LIMIT)
+            .read(file, path, OS_RELEASE_LIMIT)
             .await
             .map_err(RootfsError::Make)
     };
@@ -109,19 +132,18 @@ pub async fn from_ext4_file(
         .map(|text| OsRelease::parse(&String::from_utf8_lossy(&text)))
         .unwrap_or_default();
     let init = tools
-        .exists(&new, "/sbin/init")
+        .exists(file, "/sbin/init")
         .await
         .map_err(RootfsError::Make)?;
-    let found = Found {
+    Ok(Found {
         os,
         init,
         fallback_name: stem(source),
-    };
-    publish(work, target, found, progress).await
+    })
 }
 
 /// Makes the directory `target` from an archive: tar, plain or compressed with gzip, zstd or xz. Stages: `unpack`,
-/// `make`, `digest`, `store`.
+/// `make`, `digest`, `share`, `store`.
 pub async fn from_tar(
     target: &Path,
     archive: &Path,
@@ -158,7 +180,7 @@ pub(super) async fn from_tar_in(
 }
 
 /// What was found out before the end.
-struct Found {
+pub(super) struct Found {
     os: OsRelease,
     init: bool,
     fallback_name: String,
@@ -172,7 +194,7 @@ pub(super) fn new_work(target: &Path) -> Result<WorkDir, RootfsError> {
     WorkDir::beside(target).map_err(|source| RootfsError::Store { path, source })
 }
 
-fn new_file(work: &WorkDir, target: &Path) -> Result<PathBuf, RootfsError> {
+pub(super) fn new_file(work: &WorkDir, target: &Path) -> Result<PathBuf, RootfsError> {
     let dir = work.path().join("new");
     fs::create_dir(&dir).map_err(|source| RootfsError::Store {
         path: target.to_owned(),
@@ -254,7 +276,8 @@ fn unpack(
     }
 }
 
-async fn publish(
+/// Publishes `new/rootfs.ext4`, which may be a link to the file.
+pub(super) async fn publish(
     work: WorkDir,
     target: &Path,
     found: Found,
@@ -278,13 +301,27 @@ async fn publish(
         let file = File::open(&new).map_err(store_error)?;
         let size = file.metadata().map_err(store_error)?.len();
         let mut paced = Paced::default();
-        let sha256 = Digest::of_reader_watched(file, |done| {
+        let watch = |done| {
             if paced.is_due(done) {
                 progress.bytes("digest", "computing the digest", done, Some(size));
             }
             cancel.check()
-        })
-        .map_err(store_error)?;
+        };
+        // What is the user's is not touched, not even where its blocks lie; there is only a link to it.
+        let is_ours = fs::symlink_metadata(&new).map_err(store_error)?.is_file();
+        let images = target
+            .parent()
+            .filter(|images| is_ours && share::is_possible(images));
+        let sha256 = match images {
+            None => Digest::of_reader_watched(file, watch).map_err(store_error)?,
+            Some(images) => {
+                let mut blocks = Indexing::new(file);
+                let sha256 = Digest::of_reader_watched(&mut blocks, watch).map_err(store_error)?;
+                let directory = new.parent().unwrap_or(&new);
+                share::share(directory, &blocks.finish(), images, cancel, &progress).map_err(store_error)?;
+                sha256
+            }
+        };
         progress.step("store", "storing the image");
         let published = work.publish("new", &target).map_err(store_error)?;
         let rootfs = Rootfs {

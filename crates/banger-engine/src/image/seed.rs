@@ -207,9 +207,9 @@ async fn make_disk(
         .map_err(failed)
     });
     let tree = Arc::new(tree.await?);
-    let made = ext4::make_filled(&tools, to, size, LABEL, &staging, &tree).await;
+    let made = ext4::make_filled(&tools, to, size, LABEL, &tree).await;
     made.map_err(|e| {
-        let too_small = matches!(e, ext4::Error::Command { .. }) && contents.bytes() > size / 2;
+        let too_small = matches!(e, ext4::Error::Full { .. });
         if !too_small {
             return failed(e);
         }

@@ -1,6 +1,7 @@
 //! Whether images are still what they were made as: their files are read again and compared with the digests in their rows.
 //!
-//! Nothing is mended here. What is damaged is named, with every image that has it, so that it can be made or pulled anew.
+//! Nothing is mended here. What is damaged is named, with every image that has it, so that it can be made or pulled anew. A
+//! registered file that is another one of the same contents is known by what it is now: that can only be told by reading it.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -8,13 +9,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use banger_store::images::{self, ImageRow};
+use banger_store::images::{self, ImageRow, RegisteredFile};
 use hostkit::digest::Digest;
 
 use super::blobs;
 use super::places::rootfs_path;
-use super::registry;
 use super::work::{self, Cancel};
+use super::{registered, registry};
 use crate::error::Error;
 use crate::host::Host;
 use crate::limits::bytes;
@@ -31,6 +32,8 @@ struct Part {
     what: String,
     /// The images that have it: ids, and what they are called.
     images: Vec<(String, String)>,
+    /// It is the user's: the image's row, and by what the file is known now.
+    registered: Option<(ImageRow, RegisteredFile)>,
 }
 
 /// Begins to read images again: those named, or all.
@@ -70,10 +73,18 @@ async fn verify(host: &Host, rows: Vec<ImageRow>, progress: &Progress) -> Result
         });
         // Reading may be dropped anywhere.
         let problem = progress.or_cancelled(async { Ok(read.await) }).await?;
-        if let Some(problem) = problem
-            && let Some(images) = who_has(host, part).await?
+        if let Some(problem) = problem {
+            if let Some(images) = who_has(host, part).await? {
+                damaged.push(format!("{} of {images}: {problem}", part.what));
+            }
+        } else if let Some((row, now)) = &part.registered
+            && row.registered.as_ref() != Some(now)
+            && registered::recognised(host, row, now.clone()).await?
         {
-            damaged.push(format!("{} of {images}: {problem}", part.what));
+            progress.notice(format!(
+                "{} has the contents that were registered: it is taken up again",
+                now.path
+            ));
         }
         done += part.size;
     }
@@ -93,12 +104,17 @@ async fn parts(host: &Host, rows: Vec<ImageRow>) -> Result<Vec<Part>, Error> {
     let mut kept: BTreeMap<Digest, Part> = BTreeMap::new();
     for row in rows {
         let image = (row.id.clone(), row.name().to_owned());
+        let (path, what) = match registered::look(state, &row) {
+            Some(file) => (file.path.clone(), format!("{}, the file", file.path.display())),
+            None => (rootfs_path(state, &row.id), "the root file system".to_owned()),
+        };
         parts.push(Part {
-            path: rootfs_path(state, &row.id),
+            path,
             digest: row.sha256.clone(),
             size: row.size,
-            what: "the root file system".to_owned(),
+            what,
             images: vec![image.clone()],
+            registered: registered::identity_now(state, &row).map(|now| (row.clone(), now)),
         });
         let of = row.id.clone();
         for blob in host.store.read(move |tx| images::blobs(tx, &of)).await? {
@@ -112,6 +128,7 @@ async fn parts(host: &Host, rows: Vec<ImageRow>) -> Result<Vec<Part>, Error> {
                 size: blob.size,
                 what: format!("the blob {}", blob.digest),
                 images: Vec::new(),
+                registered: None,
             });
             if !part.images.contains(&image) {
                 part.images.push(image.clone());

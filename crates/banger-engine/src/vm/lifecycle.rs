@@ -237,10 +237,13 @@ pub(crate) async fn plan<'a>(
     vmm: VmmKind,
     progress: Option<&'a Progress>,
 ) -> Result<Start<'a>, Error> {
-    let name = row.kernel.clone();
-    let kernel = host
+    let (name, id) = (row.kernel.clone(), row.image.clone());
+    let (kernel, image) = host
         .store
-        .read(move |tx| banger_store::kernels::find(tx, &name))
+        .read(move |tx| {
+            let kernel = banger_store::kernels::find(tx, &name)?;
+            Ok((kernel, banger_store::images::get(tx, &id)?))
+        })
         .await?;
     let kernel = kernel.ok_or_else(|| Error::Missing {
         what: "kernel",
@@ -254,6 +257,7 @@ pub(crate) async fn plan<'a>(
         paths,
         vmm,
         rootfs: crate::image::rootfs_path(state, &row.image),
+        image,
         kernel: crate::image::kernel_files(state, &row.kernel),
         kernel_pvh: kernel.pvh,
         initramfs: OnceLock::new(),

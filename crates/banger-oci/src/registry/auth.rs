@@ -254,6 +254,14 @@ fn challenges(headers: &HeaderMap) -> Vec<Challenge> {
     all
 }
 
+/// Takes challenges apart, for the fuzzer.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn read_challenge(bytes: &[u8]) {
+    if let Ok(value) = HeaderValue::from_bytes(bytes) {
+        drop(challenges(&HeaderMap::from_iter([(WWW_AUTHENTICATE, value)])));
+    }
+}
+
 fn parse(mut rest: &str, all: &mut Vec<Challenge>) {
     let is_token = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c);
     loop {

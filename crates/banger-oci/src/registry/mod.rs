@@ -18,11 +18,13 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
+#[cfg(feature = "fuzzing")]
+pub(crate) use auth::read_challenge;
 pub use connect::ConnectError;
 pub(crate) use http::{Http, HttpError, Reply};
 pub use proxy::Proxies;
 pub(crate) use proxy::is_loopback;
-pub(crate) use source::{Source, What, begins_at};
+pub(crate) use source::{Source, What, begins_at, retry_after};
 
 use crate::reference::{DOCKER_HUB, Reference, check_registry, check_repository};
 

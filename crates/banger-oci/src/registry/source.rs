@@ -1,7 +1,7 @@
 //! One place to get an image from: the requests of the distribution specification's pull side, logged in as it wants.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use hostkit::digest::Digest;
 use hyper::Uri;
@@ -200,18 +200,24 @@ pub(crate) fn begins_at(headers: &HeaderMap, from: u64) -> bool {
         .is_some_and(|(start, _)| start.parse() == Ok(from))
 }
 
+/// `Retry-After` (RFC 9110, 10.2.3), seconds or a date, as the time from `now`; a date that has passed is no time. What is
+/// neither is not said.
+pub(crate) fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    if let Ok(seconds) = value.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let date = httpdate::parse_http_date(value).ok()?;
+    Some(date.duration_since(now).unwrap_or_default())
+}
+
 /// What anything but success means.
 pub(super) async fn status_error(registry: &str, reply: Reply) -> Error {
     let registry = registry.to_owned();
     match reply.status.as_u16() {
         429 => Error::Busy {
             registry,
-            // A date is possible too, and not seen from registries.
-            after: reply
-                .headers
-                .get(RETRY_AFTER)
-                .and_then(|value| value.to_str().ok()?.trim().parse().ok())
-                .map(Duration::from_secs),
+            after: retry_after(&reply.headers, SystemTime::now()),
         },
         status => Error::Status {
             registry,
@@ -253,5 +259,42 @@ pub(super) async fn said(body: Body) -> String {
         // A page for browsers says nothing in one line.
         Err(_) if bytes.trim_ascii_start().starts_with(b"<") => String::new(),
         Err(_) => tame(&String::from_utf8_lossy(&bytes), 200),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::UNIX_EPOCH;
+
+    use super::*;
+
+    #[test]
+    fn when_to_come_back_is_seconds_or_a_date() {
+        // 1994-11-06 08:49:37 UTC, the example of RFC 9110, 5.6.7.
+        let date = 784_111_777;
+        let at = |value: &'static str, now: u64| {
+            let headers = HeaderMap::from_iter([(RETRY_AFTER, HeaderValue::from_static(value))]);
+            retry_after(&headers, UNIX_EPOCH + Duration::from_secs(now)).map(|after| after.as_secs())
+        };
+        assert_eq!(at(" 120 ", 0), Some(120));
+        for text in [
+            "Sun, 06 Nov 1994 08:49:37 GMT",
+            "Sunday, 06-Nov-94 08:49:37 GMT",
+            "Sun Nov  6 08:49:37 1994",
+        ] {
+            assert_eq!(at(text, date - 30), Some(30), "{text}");
+            assert_eq!(at(text, date + 30), Some(0), "{text}");
+        }
+        for text in [
+            "",
+            "-1",
+            "1.5",
+            "soon",
+            "Sun, 06 Nov 1994",
+            "99999999999999999999",
+        ] {
+            assert_eq!(at(text, 0), None, "{text}");
+        }
+        assert_eq!(retry_after(&HeaderMap::new(), UNIX_EPOCH), None);
     }
 }

@@ -428,6 +428,16 @@ async fn servers_in_trouble() {
         ("429 Too Many Requests", "Retry-After: 0\r\n", true),
         ("429 Too Many Requests", "", true),
         ("429 Too Many Requests", "Retry-After: 3600\r\n", false),
+        (
+            "429 Too Many Requests",
+            "Retry-After: Sun, 06 Nov 1994 08:49:37 GMT\r\n",
+            true,
+        ),
+        (
+            "429 Too Many Requests",
+            "Retry-After: Fri, 31 Dec 9999 23:59:59 GMT\r\n",
+            false,
+        ),
         ("418 I'm a teapot", "", false),
     ] {
         let count = Arc::new(AtomicUsize::new(0));
@@ -464,9 +474,12 @@ async fn servers_in_trouble() {
         let text = outcome.unwrap_err().to_string();
         let expected = match status {
             "418 I'm a teapot" => "answered with status 418 (tired [31m of you)",
-            _ => "takes no more requests for now: again in 3600 s",
+            _ if headers.contains("3600") => "takes no more requests for now: again in 3600 s",
+            // How long until a date depends on when this runs.
+            _ => "takes no more requests for now: again in ",
         };
-        assert_eq!(text, format!("registry {} {expected}", server.address));
+        let expected = format!("registry {} {expected}", server.address);
+        assert!(text.starts_with(&expected), "{text}");
         assert_eq!(again.load(Ordering::SeqCst), 0);
     }
 }

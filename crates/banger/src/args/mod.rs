@@ -8,6 +8,7 @@ mod moment;
 mod pair;
 mod path;
 mod port;
+mod signal;
 mod size;
 
 pub(crate) use duration::{parse_duration, parse_seconds};
@@ -16,4 +17,5 @@ pub(crate) use moment::parse_moment;
 pub(crate) use pair::{EnvVar, Label, LabelKey, Selector};
 pub(crate) use path::absolute;
 pub(crate) use port::{format_host, parse_host_port, parse_publish};
+pub(crate) use signal::parse_signal;
 pub(crate) use size::{SizeError, format_size, parse_size};

@@ -15,6 +15,7 @@ pub(crate) mod net;
 pub(crate) mod op;
 pub(crate) mod run;
 pub(crate) mod runtime;
+pub(crate) mod session;
 pub(crate) mod ssh;
 pub(crate) mod ssh_config;
 pub(crate) mod ssh_proxy;
@@ -38,6 +39,9 @@ pub(crate) enum Command {
     /// Manage machines
     #[command(subcommand, arg_required_else_help = true)]
     Vm(vm::Vm),
+    /// Manage sessions: commands that go on in a machine whoever comes and goes
+    #[command(subcommand, arg_required_else_help = true)]
+    Session(session::Sessions),
     /// Manage images, which machines start from
     #[command(subcommand, arg_required_else_help = true)]
     Image(image::Image),
@@ -81,6 +85,7 @@ impl Command {
             Self::Cp(command) => with_context(global, async |context| command.run(context).await),
             Self::Ls(command) => with_context(global, async |context| command.run(context).await),
             Self::Vm(command) => with_context(global, async |context| command.run(context).await),
+            Self::Session(command) => with_context(global, async |context| command.run(context).await),
             Self::Image(command) => with_context(global, async |context| command.run(context).await),
             Self::Kernel(command) => with_context(global, async |context| command.run(context).await),
             Self::Runtime(command) => with_context(global, async |context| command.run(context).await),

@@ -8,6 +8,7 @@ use banger_api::types::{Image, ImagePull, ImageRef, VmCreate, VmRef};
 use clap::Args;
 
 use crate::commands::exec::ExecOptions;
+use crate::commands::session::start;
 use crate::commands::vm::create::{self, MachineArgs};
 use crate::commands::vm::rm;
 use crate::context::Context;
@@ -19,10 +20,14 @@ use crate::stdio::{self, say};
 
 use program::Asked;
 
+/// The session of what a machine was made for.
+const MAIN: &str = "main";
+
 /// Create and start a machine, and run a command in it
 ///
 /// Without a command the machine is left running and its name is printed; with -i or -t and no command, a shell opens.
 /// With a command, standard output carries only the command's, and its exit code is this command's (see `banger exec`).
+/// With --detach the command goes on as the machine's session `main`, see `banger session`.
 /// Where the image has a program of its own (ENTRYPOINT, CMD), that is the command, or what the command's words go to;
 /// the image's user, directory and environment are the default for every command in its machines.
 #[derive(Debug, Args)]
@@ -33,6 +38,7 @@ Examples:
   banger run -it --rm debian                        a shell in a machine of its own
   banger run debian --vcpus 4 --memory 4G -- make   with more of everything
   banger run debian --name ci --ttl 2h --detach     gone in two hours; do not wait for it
+  banger run -d --rm --name web -p 8080:80 nginx    its program in the background; gone when it ends
   banger run debian --name web -p 8080:80           its port 80 at http://127.0.0.1:8080
 ")]
 pub(crate) struct Run {
@@ -53,8 +59,9 @@ pub(crate) struct Run {
     /// Program to run in place of the image's ENTRYPOINT and CMD; "" for none
     #[arg(long, value_name = "PROGRAM")]
     entrypoint: Option<String>,
-    /// Do not wait: print the operation's id and return at once
-    #[arg(short, long, conflicts_with_all = ["interactive", "tty", "command", "entrypoint"])]
+    /// Leave the command to itself: print the machine's name when it has begun. Without a command, do not even wait for the
+    /// machine, and print the operation's id
+    #[arg(short, long, conflicts_with_all = ["interactive", "tty"])]
     detach: bool,
     /// Print no progress
     #[arg(short, long)]
@@ -112,19 +119,13 @@ impl Run {
                     .hint("name one after the image, or open a shell with -it"),
             );
         }
-        if detach && !program.is_empty() {
-            say!(
-                "note: the image's program is not run in a machine that nobody waits for; begin it with: banger exec {} -- {}",
-                name.as_deref().unwrap_or("NAME"),
-                program.join(" ")
-            );
-        }
         let params = VmCreate {
             start: true,
             ephemeral: rm,
             ..machine.create(name, image)?
         };
-        let follow = Follow::cancelling(quiet, detach);
+        // With a program, what goes on is the program: it is begun as soon as the machine is there.
+        let follow = Follow::cancelling(quiet, detach && program.is_empty());
         let created = match follow
             .to_end(&client, &mut interrupts, client.vm_create(params))
             .await?
@@ -138,6 +139,23 @@ impl Run {
             stdio::print(&format!("{name}\n"))?;
             if !quiet && crate::terminal::stderr_is_terminal() {
                 say!("{name} is running; get in with: banger exec -it {name} -- bash");
+            }
+            return Ok(0);
+        }
+        if detach {
+            let open = options.open(name.clone(), program);
+            // Of a machine that is to be removed when it stops, the program's end is the end.
+            if let Err(error) = start::begin(&client, MAIN, open, rm).await {
+                if rm && let Err(error) = rm::force(&client, &mut interrupts, name).await {
+                    crate::cli::report(&error);
+                }
+                return Err(error);
+            }
+            stdio::print(&format!("{name}\n"))?;
+            if !quiet && crate::terminal::stderr_is_terminal() {
+                say!(
+                    "its program goes on as the session {MAIN}; see it with: banger session logs -f {name} {MAIN}"
+                );
             }
             return Ok(0);
         }

@@ -1,17 +1,17 @@
 //! ext4 file systems in image files, made and looked at without mounting anything and without privileges.
 //!
-//! [`make_empty`] and [`make_filled`] make a machine's own disk, [`populate`] turns an unpacked tree into a root file system, both with
-//! e2fsprogs; [`inodes`] writes the owners and modes of the latter; [`mend`] repairs what was left in disorder; [`reader`] reads what is in one that may come
+//! [`make_empty`] and [`make_filled`] make a machine's own disk, [`populate`] turns an unpacked tree into a root file system, all of
+//! them with what e2fsprogs makes empty and [`write`] fills; [`mend`] repairs what was left in disorder; [`reader`] reads what is in one that may come
 //! from anybody; [`superblock`] reads in Rust what has to be known about a file before it is given to a machine. The
 //! features of what is made here are written out, since those that e2fsprogs picks by itself vary with its version and
 //! its configuration, and the kernel that has to mount the result is not the host's.
 
-mod inodes;
 pub mod mend;
 pub mod populate;
 pub mod reader;
 pub mod shrink;
 pub mod superblock;
+mod write;
 
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
@@ -81,29 +81,27 @@ pub enum Error {
         reason: &'static str,
     },
     /// A file system that was just made is not as it was to be made.
-    #[error("failed to set owners and modes in {}: {what}", path.display())]
-    Inodes {
+    #[error("failed to write into {}: {what}", path.display())]
+    Layout {
         /// The file.
         path: PathBuf,
         /// What was found.
         what: String,
     },
-    /// A file system that was just made could not be read or written.
-    #[error("failed to set owners and modes in {}", path.display())]
-    Patch {
+    /// A file system that was just made could not be read or written, or whoever watched ended it.
+    #[error("failed to write into {}", path.display())]
+    Fill {
         /// The file.
         path: PathBuf,
         /// The cause.
         #[source]
         source: io::Error,
     },
-    /// `debugfs`, which does not fail by its exit code, complained.
-    #[error("failed to set owners and attributes in {}: {message}", path.display())]
-    Attributes {
+    /// What was to be written has more blocks or inodes than there are.
+    #[error("the file system in {} is too small", path.display())]
+    Full {
         /// The file.
         path: PathBuf,
-        /// What it said first.
-        message: String,
     },
 }
 
@@ -149,7 +147,7 @@ impl E2fsTools {
         path: &str,
         limit: usize,
     ) -> Result<Option<Vec<u8>>, Error> {
-        let request = [verb.as_bytes(), populate::quote(path.as_bytes())?.as_slice()].concat();
+        let request = [verb.as_bytes(), quote(path.as_bytes())?.as_slice()].concat();
         let output = self
             .debugfs
             .command()
@@ -174,41 +172,25 @@ impl E2fsTools {
 /// file is sparse, and what it takes grows by 50 KB per GiB of `size`: the time hardly depends on it. An existing file
 /// is an error; after any error there is no file.
 pub async fn make_empty(tools: &E2fsTools, path: &Path, size: u64, label: &str) -> Result<(), Error> {
-    make_disk(tools, path, size, label, None).await?.keep();
+    make_disk(tools, path, size, label).await?.keep();
     Ok(())
 }
 
-/// Makes a disk as [`make_empty`] does, with `tree` on it, whose contents are below `staging`, as [`populate`] writes
-/// them; without extended attributes, of which there must be none.
-///
-/// [`populate`]: populate::populate
+/// Makes a disk as [`make_empty`] does, with `tree` on it; [`Error::Full`] where it is too small for that.
 pub async fn make_filled(
     tools: &E2fsTools,
     path: &Path,
     size: u64,
     label: &str,
-    staging: &Path,
     tree: &Arc<Tree>,
 ) -> Result<(), Error> {
-    let unfinished = make_disk(tools, path, size, label, Some(staging)).await?;
-    let attributed = populate::patch(path, tree).await?;
-    if let Some((_, path)) = attributed.first() {
-        return Err(Error::Name {
-            name: String::from_utf8_lossy(path).into_owned(),
-            reason: "extended attributes are not written here",
-        });
-    }
+    let unfinished = make_disk(tools, path, size, label).await?;
+    populate::fill(path, tree, |_| Ok(())).await.0?;
     unfinished.keep();
     Ok(())
 }
 
-async fn make_disk(
-    tools: &E2fsTools,
-    path: &Path,
-    size: u64,
-    label: &str,
-    staging: Option<&Path>,
-) -> Result<Unfinished, Error> {
+async fn make_disk(tools: &E2fsTools, path: &Path, size: u64, label: &str) -> Result<Unfinished, Error> {
     check_label(label)?;
     if !(MIN_SIZE..=MAX_SIZE).contains(&size) {
         return Err(Error::Size { size });
@@ -218,7 +200,7 @@ async fn make_disk(
     let journal = (size >> 20).div_euclid(16).clamp(4, 64);
     let journal = format!("size={journal}");
     let features = format!("{FEATURES},has_journal,resize_inode");
-    let mut mke2fs = tools
+    let mke2fs = tools
         .mke2fs
         .command()
         // The usage type keeps e2fsprogs from choosing other parameters for small file systems; nothing is reserved for
@@ -228,9 +210,6 @@ async fn make_disk(
         ])
         .args(["-O", &features, "-E", FRESH, "-J", &journal, "-L", label])
         .timeout(MKE2FS_TIMEOUT);
-    if let Some(staging) = staging {
-        mke2fs = mke2fs.arg("-d").arg(absolute(staging)?);
-    }
     let made = mke2fs.arg(absolute(path)?).run().await;
     made.map_err(|source| Error::Command {
         path: path.to_owned(),
@@ -293,6 +272,32 @@ fn absolute(path: &Path) -> Result<PathBuf, Error> {
         path: path.to_owned(),
         source,
     })
+}
+
+/// Quotes a word of a `debugfs` request as `ss` parses it, the library behind `debugfs`: in double quotes, with those
+/// inside doubled. Any bytes but line breaks can be in it.
+fn quote(name: &[u8]) -> Result<Vec<u8>, Error> {
+    let wrong = |reason| Error::Name {
+        name: String::from_utf8_lossy(name).into_owned(),
+        reason,
+    };
+    if name.iter().any(|byte| matches!(byte, b'\n' | b'\r' | 0)) {
+        return Err(wrong("it holds a line break"));
+    }
+    let mut quoted = vec![b'"'];
+    for byte in name {
+        quoted.extend_from_slice(if *byte == b'"' {
+            b"\"\""
+        } else {
+            std::slice::from_ref(byte)
+        });
+    }
+    quoted.push(b'"');
+    // Lines of requests are `BUFSIZ` long, 8192 with glibc.
+    if quoted.len() > 4000 {
+        return Err(wrong("it is too long"));
+    }
+    Ok(quoted)
 }
 
 /// `debugfs` and its kin begin with a line such as `debugfs 1.47.0 (5-Feb-2023)` on standard error.
@@ -388,8 +393,6 @@ pub(crate) mod tests {
     async fn a_filled_disk_has_what_the_tree_says_whoever_makes_it() {
         let Some(tools) = tools() else { return };
         let dir = tempfile::tempdir().unwrap();
-        let staging = dir.path().join("tree");
-        std::fs::create_dir(&staging).unwrap();
         let mut archive = tar::Builder::new(Vec::new());
         let mut header = tar::Header::new_gnu();
         header.set_mode(0o640);
@@ -401,9 +404,9 @@ pub(crate) mod tests {
             .unwrap();
         let archive = archive.into_inner().unwrap();
         let limits = crate::rootfs_tar::Limits::default();
-        let tree = crate::rootfs_tar::unpack(archive.as_slice(), &staging, &limits, |_| Ok(())).unwrap();
+        let tree = crate::rootfs_tar::unpack(archive.as_slice(), dir.path(), &limits, |_| Ok(())).unwrap();
         let path = dir.path().join("disk");
-        make_filled(&tools, &path, 1 << 30, "work", &staging, &Arc::new(tree))
+        make_filled(&tools, &path, 1 << 30, "work", &Arc::new(tree))
             .await
             .unwrap();
         assert_clean(&path).await;
@@ -446,5 +449,13 @@ pub(crate) mod tests {
             Err(Error::Command { .. })
         ));
         assert!(!path.exists());
+    }
+    #[test]
+    fn line_breaks_cannot_become_commands() {
+        for name in ["a\nrm /etc/passwd", "a\rb", "a\0b"] {
+            assert!(matches!(quote(name.as_bytes()), Err(Error::Name { .. })));
+        }
+        assert!(quote(&[b'x'; 5000]).is_err());
+        assert_eq!(quote(b"a\"b").unwrap(), b"\"a\"\"b\"");
     }
 }

@@ -1,28 +1,23 @@
-//! From an unpacked tree to a file system with the owners, modes, attributes and devices it should have.
+//! From an unpacked tree to a file system that is as large as what is in it, with the owners, modes, attributes and devices it
+//! should have.
 //!
-//! Only root may give files away or make device nodes, yet a user should get the same image as root. So the tree on the
-//! host has the contents alone, everything owned by whoever unpacked it and pipes in the place of devices; `mke2fs -d`
-//! copies that, holes included, and then what the tree on the host could not hold is written into the image: for every
-//! inode its owner, group, mode and device ([`super::inodes`]), for some their extended attributes, by `debugfs`. (The
-//! alternatives: fakeroot is one more program to install and slows every call; user namespaces need ranges of ids set up
-//! by an administrator; `mke2fs -d` reads a tar file by itself from version 1.47.1 on only.)
+//! Only root may give files away or make device nodes, yet a user should get the same image as root. So the tree on the host is
+//! contents and a list of names, and what is to be in the file system is written into it by us ([`super::write`]): `mke2fs`
+//! makes it empty. (The alternatives: `mke2fs -d` copies files, of which every one has to be made and removed first, and has
+//! the host's owners; fakeroot is one more program to install and slows every call; user namespaces need ranges of ids set up by
+//! an administrator; `mke2fs -d` reads a tar file by itself from version 1.47.1 on only.)
 
-use std::fs::File;
-use std::io::{BufWriter, Write};
-use std::os::unix::ffi::OsStrExt;
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::inodes::{self, Attributed};
-use super::{
-    E2fsTools, Error, FEATURES, FRESH, MKE2FS_TIMEOUT, Unfinished, absolute, check_label, is_banner,
-};
-use crate::exec::Stream;
-use crate::rootfs_tar::{Kind, Tree};
+use super::{E2fsTools, Error, FEATURES, FRESH, MKE2FS_TIMEOUT, Unfinished, absolute, check_label, write};
+use crate::rootfs_tar::Tree;
 
 const BLOCK: u64 = 4096;
-/// `debugfs` reads its script in lines of `BUFSIZ`, 8192 with glibc.
-const LINE_LIMIT: usize = 8000;
+/// How often a file system is made larger that turns out to be too small.
+const ATTEMPTS: u32 = 4;
 
 /// How the file system is to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,97 +28,90 @@ pub struct Options<'a> {
     pub slack: u64,
 }
 
-/// Makes the new image file `image` from `tree`, whose contents are below `staging`. `scratch` is an empty directory
-/// for the script. With a journal and room to grow by a thousand times, since a machine's own disk may be made of its
-/// blocks. After any error there is no file.
+/// Makes the new image file `image` from `tree`. With a journal and room to grow by a thousand times, since a machine's own
+/// disk may be made of its blocks. `watch` is called with the bytes of contents written so far, a few times a second; its
+/// error ends the work, and so does dropping the future. After any error there is no file.
 pub async fn populate(
     tools: &E2fsTools,
     image: &Path,
-    staging: &Path,
     tree: &Arc<Tree>,
-    scratch: &Path,
     options: &Options<'_>,
+    mut watch: impl FnMut(u64) -> io::Result<()> + Send + 'static,
 ) -> Result<(), Error> {
     check_label(options.label)?;
-    let layout = Layout::of(tree, options.slack);
+    let mut layout = Layout::of(tree, options.slack);
+    let mut attempts = 0;
+    loop {
+        let unfinished = make(tools, image, &layout, options.label).await?;
+        let (result, same) = fill(image, tree, watch).await;
+        attempts += 1;
+        match result {
+            // What it has for itself is known once it is there.
+            Err(Error::Full { .. }) if attempts < ATTEMPTS => {
+                layout.size += (layout.size / 8).next_multiple_of(BLOCK);
+                watch = same;
+            }
+            result => {
+                result?;
+                unfinished.keep();
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// Makes it with nothing in it.
+async fn make(tools: &E2fsTools, image: &Path, layout: &Layout, label: &str) -> Result<Unfinished, Error> {
     let unfinished = Unfinished::create(image, layout.size)?;
     let inodes = layout.inodes.to_string();
     let features = format!("{FEATURES},has_journal,resize_inode");
     let journal = format!("size={}", layout.journal);
-    let command_error = |source| Error::Command {
-        path: image.to_owned(),
-        source: Box::new(source),
-    };
-    tools
+    let made = tools
         .mke2fs
         .command()
         .args([
             "-q", "-F", "-t", "ext4", "-T", "default", "-b", "4096", "-I", "256", "-N", &inodes, "-m", "0",
         ])
         .args(["-O", &features, "-J", &journal, "-E", FRESH])
-        .args(["-L", options.label, "-d"])
-        .arg(absolute(staging)?)
+        .args(["-L", label])
         .arg(absolute(image)?)
         .timeout(MKE2FS_TIMEOUT)
         .run()
-        .await
-        .map_err(command_error)?;
-
-    let attributed = patch(image, tree).await?;
-    if !attributed.is_empty() {
-        let script = scratch.join("debugfs-script");
-        write_script(tree, &attributed, scratch, &script)?;
-        set_attributes(tools, image, &script).await?;
-    }
-    unfinished.keep();
-    Ok(())
+        .await;
+    made.map_err(|source| Error::Command {
+        path: image.to_owned(),
+        source: Box::new(source),
+    })?;
+    Ok(unfinished)
 }
 
-/// Writes what the tree on the host could not hold into an image's inodes; gives those that have extended attributes.
-pub(super) async fn patch(image: &Path, tree: &Arc<Tree>) -> Result<Vec<Attributed>, Error> {
-    let (path, nodes) = (image.to_owned(), Arc::clone(tree));
-    match tokio::task::spawn_blocking(move || inodes::patch(&path, &nodes)).await {
+/// Has a thread write a tree into an empty file system; returns what watches it as well. Dropping the future ends the work.
+pub(super) async fn fill<W>(image: &Path, tree: &Arc<Tree>, mut watch: W) -> (Result<(), Error>, W)
+where
+    W: FnMut(u64) -> io::Result<()> + Send + 'static,
+{
+    struct Abandon(Arc<AtomicBool>);
+    impl Drop for Abandon {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+    let abandon = Abandon(Arc::default());
+    let abandoned = Arc::clone(&abandon.0);
+    let (path, tree) = (image.to_owned(), Arc::clone(tree));
+    let filling = tokio::task::spawn_blocking(move || {
+        let filled = write::fill(&path, &tree, &mut |done| {
+            if abandoned.load(Ordering::Relaxed) {
+                return Err(io::Error::other("nobody waits for it"));
+            }
+            watch(done)
+        });
+        (filled, watch)
+    });
+    match filling.await {
         Ok(result) => result,
         // Blocking tasks are not aborted anywhere, so this is its own panic, passed on.
         Err(error) => std::panic::resume_unwind(error.into_panic()),
-    }
-}
-
-/// Runs a script of `debugfs` on an image.
-async fn set_attributes(tools: &E2fsTools, image: &Path, script: &Path) -> Result<(), Error> {
-    // It echoes every command, which nobody wants to hold; what matters is on standard error.
-    let null = File::options()
-        .write(true)
-        .open("/dev/null")
-        .map_err(|source| Error::Create {
-            path: "/dev/null".into(),
-            source,
-        })?;
-    let mut complaint = None;
-    tools
-        .debugfs
-        .command()
-        .args(["-w", "-f"])
-        .arg(absolute(script)?)
-        .arg(absolute(image)?)
-        .output_file(null)
-        .timeout(MKE2FS_TIMEOUT)
-        .on_line(|stream, line| match stream {
-            Stream::Stderr if !is_banner(line) && complaint.is_none() => complaint = Some(line.to_owned()),
-            Stream::Stderr | Stream::Stdout => {}
-        })
-        .run()
-        .await
-        .map_err(|source| Error::Command {
-            path: image.to_owned(),
-            source: Box::new(source),
-        })?;
-    match complaint {
-        None => Ok(()),
-        Some(message) => Err(Error::Attributes {
-            path: image.to_owned(),
-            message,
-        }),
     }
 }
 
@@ -139,36 +127,8 @@ struct Layout {
 
 impl Layout {
     fn of(tree: &Tree, slack: u64) -> Self {
-        let mut inodes = 0;
-        let mut blocks = 0;
-        // Directories' blocks come from their entries: 8 bytes and the name, rounded up, blocks filled to 3/4 after
-        // splits, plus an index block.
-        let mut names = 0_u64;
-        for (path, node) in tree.iter() {
-            names += 8 + path.len() as u64 + 4;
-            let attributes = u64::from(!node.xattrs.is_empty());
-            match &node.kind {
-                Kind::Link { .. } => continue,
-                // A long run of blocks needs another index block about every 128 MiB.
-                Kind::File { size, data } => {
-                    let data = data.div_ceil(BLOCK);
-                    // So does every run between holes, in a block that has room for 340.
-                    let runs = if data < size.div_ceil(BLOCK) {
-                        data / 256 + 1
-                    } else {
-                        0
-                    };
-                    blocks += data + (size >> 27) + runs + attributes;
-                }
-                Kind::Directory => blocks += 2 + attributes,
-                // Up to 59 bytes are in the inode itself.
-                Kind::Symlink { target } => blocks += u64::from(target.len() > 59) + attributes,
-                Kind::CharDevice { .. } | Kind::BlockDevice { .. } | Kind::Fifo => blocks += attributes,
-            }
-            inodes += 1;
-        }
-        blocks += names.div_ceil(BLOCK) * 4 / 3;
-        // Eleven are reserved, lost+found is one; some are left for whoever changes a copy of the image.
+        let (mut blocks, inodes) = write::blocks(tree);
+        // Some are left for whoever changes a copy of the image.
         let inodes: u64 = inodes + inodes / 8 + 64;
         // A disk that grows gets inodes as there are here for each group of blocks: no fewer than usual.
         let inodes = inodes.max((blocks * BLOCK).div_ceil(16_384)).max(1024);
@@ -189,59 +149,10 @@ impl Layout {
     }
 }
 
-/// Writes the requests that set the extended attributes of these inodes, each value in a file of its own.
-fn write_script(tree: &Tree, attributed: &[Attributed], scratch: &Path, script: &Path) -> Result<(), Error> {
-    let create_error = |path: &Path, source| Error::Create {
-        path: path.to_owned(),
-        source,
-    };
-    let file = File::create(script).map_err(|source| create_error(script, source))?;
-    let mut out = BufWriter::new(file);
-    let mut values = 0_u32;
-    for (ino, path) in attributed {
-        for (attribute, value) in tree.get(path).into_iter().flat_map(|node| &node.xattrs) {
-            let file = scratch.join(format!("xattr-{values}"));
-            values += 1;
-            std::fs::write(&file, value).map_err(|source| create_error(&file, source))?;
-            let file = quote(file.as_os_str().as_bytes())?;
-            let inode = format!(" <{ino}> ");
-            let name = quote(attribute)?;
-            let line = [b"ea_set -f ", file.as_slice(), inode.as_bytes(), &name, b"\n"].concat();
-            out.write_all(&line)
-                .map_err(|source| create_error(script, source))?;
-        }
-    }
-    out.flush().map_err(|source| create_error(script, source))
-}
-
-/// Quotes a word of a `debugfs` request as `ss` parses it, the library behind `debugfs`: in double quotes, with those
-/// inside doubled. Any bytes but line breaks can be in it.
-pub(super) fn quote(name: &[u8]) -> Result<Vec<u8>, Error> {
-    let wrong = |reason| Error::Name {
-        name: String::from_utf8_lossy(name).into_owned(),
-        reason,
-    };
-    if name.iter().any(|byte| matches!(byte, b'\n' | b'\r' | 0)) {
-        return Err(wrong("it holds a line break"));
-    }
-    let mut quoted = vec![b'"'];
-    for byte in name {
-        quoted.extend_from_slice(if *byte == b'"' {
-            b"\"\""
-        } else {
-            std::slice::from_ref(byte)
-        });
-    }
-    quoted.push(b'"');
-    if quoted.len() > LINE_LIMIT / 2 {
-        return Err(wrong("it is too long"));
-    }
-    Ok(quoted)
-}
-
 #[cfg(test)]
 mod tests {
     use std::io;
+    use std::os::unix::ffi::OsStrExt;
 
     use super::*;
     use crate::exec::Tool;
@@ -309,16 +220,13 @@ mod tests {
         let archive = archive.into_inner().unwrap();
 
         let dir = tempfile::tempdir().unwrap();
-        let (staging, scratch) = (dir.path().join("tree"), dir.path().join("scratch"));
-        std::fs::create_dir(&staging).unwrap();
-        std::fs::create_dir(&scratch).unwrap();
-        let tree = Arc::new(unpack(archive.as_slice(), &staging, &Limits::default(), |_| Ok(())).unwrap());
+        let tree = Arc::new(unpack(archive.as_slice(), dir.path(), &Limits::default(), |_| Ok(())).unwrap());
         let image = dir.path().join("image");
         let options = Options {
             label: "test",
             slack: 0,
         };
-        populate(&tools, &image, &staging, &tree, &scratch, &options)
+        populate(&tools, &image, &tree, &options, |_| Ok(()))
             .await
             .unwrap();
 
@@ -396,13 +304,10 @@ mod tests {
         let archive = archive.into_inner().unwrap();
 
         let dir = tempfile::tempdir().unwrap();
-        let (staging, scratch) = (dir.path().join("tree"), dir.path().join("scratch"));
-        std::fs::create_dir(&staging).unwrap();
-        std::fs::create_dir(&scratch).unwrap();
-        let tree = Arc::new(unpack(archive.as_slice(), &staging, &Limits::default(), |_| Ok(())).unwrap());
+        let tree = Arc::new(unpack(archive.as_slice(), dir.path(), &Limits::default(), |_| Ok(())).unwrap());
         let image = dir.path().join("image");
         let options = Options { label: "", slack: 0 };
-        populate(&tools, &image, &staging, &tree, &scratch, &options)
+        populate(&tools, &image, &tree, &options, |_| Ok(()))
             .await
             .unwrap();
         assert_clean(&image).await;
@@ -425,9 +330,6 @@ mod tests {
     async fn many_files_fit_and_odd_names_are_kept() {
         let Some(tools) = tools() else { return };
         let dir = tempfile::tempdir().unwrap();
-        let (staging, scratch) = (dir.path().join("tree"), dir.path().join("scratch"));
-        std::fs::create_dir(&staging).unwrap();
-        std::fs::create_dir(&scratch).unwrap();
         let mut archive = tar::Builder::new(Vec::new());
         let odd = [
             "tab\there",
@@ -455,10 +357,10 @@ mod tests {
                 .unwrap();
         }
         let archive = archive.into_inner().unwrap();
-        let tree = Arc::new(unpack(archive.as_slice(), &staging, &Limits::default(), |_| Ok(())).unwrap());
+        let tree = Arc::new(unpack(archive.as_slice(), dir.path(), &Limits::default(), |_| Ok(())).unwrap());
         let image = dir.path().join("image");
         let options = Options { label: "", slack: 0 };
-        populate(&tools, &image, &staging, &tree, &scratch, &options)
+        populate(&tools, &image, &tree, &options, |_| Ok(()))
             .await
             .unwrap();
         assert_clean(&image).await;
@@ -468,14 +370,5 @@ mod tests {
                 "{name}"
             );
         }
-    }
-
-    #[test]
-    fn line_breaks_cannot_become_commands() {
-        for name in ["a\nrm /etc/passwd", "a\rb", "a\0b"] {
-            assert!(matches!(quote(name.as_bytes()), Err(Error::Name { .. })));
-        }
-        assert!(quote(&[b'x'; 5000]).is_err());
-        assert_eq!(quote(b"a\"b").unwrap(), b"\"a\"\"b\"");
     }
 }

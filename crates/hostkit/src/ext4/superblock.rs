@@ -124,6 +124,31 @@ pub fn check(path: &Path) -> Result<Superblock, Error> {
     }
 }
 
+/// As [`check`], of a file system that is a part of a file: `length` bytes from `start` on. The errors name the file.
+pub fn check_part(path: &Path, file: &File, start: u64, length: u64) -> Result<Superblock, Error> {
+    let mut bytes = [0; LEN];
+    let not_ext4 = || Error::NotExt4 {
+        path: path.to_owned(),
+    };
+    if length < OFFSET + LEN as u64 {
+        return Err(not_ext4());
+    }
+    match file.read_exact_at(&mut bytes, start.saturating_add(OFFSET)) {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Err(not_ext4()),
+        result => result.map_err(|source| Error::Read {
+            path: path.to_owned(),
+            source,
+        })?,
+    }
+    let found = parse(path, &bytes, Some(length))?;
+    match found.state {
+        State::Clean => Ok(found),
+        State::InUse | State::Errors => Err(Error::Unclean {
+            path: path.to_owned(),
+        }),
+    }
+}
+
 /// As [`check`], for a disk that will be mounted for writing, and mended before where its state asks for it.
 pub fn check_writable(path: &Path) -> Result<Superblock, Error> {
     let read_error = |source| Error::Read {

@@ -17,19 +17,14 @@
 //!   so is anything else with a part that begins with `.wh.`: no file system can have that name.
 
 use std::collections::HashSet;
-use std::ffi::OsStr;
-use std::fs::{self, File, OpenOptions, Permissions};
-use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
-use std::path::{Path, PathBuf};
-
-use rustix::fs::{CWD, Mode};
+use std::io::{self, Read};
+use std::path::Path;
 
 use super::archive::{Archive, Contents, Entry};
 use super::header::{check_length, clean, clean_in_layer, show};
 use super::names::{Layer, Names, TooMuchMetadata, parent};
-use super::tree::{Kind, Node, Tree, join, set_mtime, times};
+use super::spool::{Spool, Stored};
+use super::tree::{Kind, Node, Tree, join};
 use super::{Error, Limits, METADATA_LIMIT, Rules};
 use crate::digest::Digest;
 
@@ -45,7 +40,7 @@ const BELOW_A_FILE: &str = "it is below something that is no directory";
 /// A tree that layers are applied to.
 #[derive(Debug)]
 pub struct Layers {
-    dir: PathBuf,
+    spool: Spool,
     limits: Limits,
     names: Names,
     layer: Layer,
@@ -61,12 +56,12 @@ pub struct Layers {
 }
 
 impl Layers {
-    /// An empty tree in the empty directory `dir`, which must belong to this user alone. The limits are for all layers
+    /// An empty tree; contents go into the empty directory `dir`, which must belong to this user alone and last as long as the tree. The limits are for all layers
     /// together, but for the ratio, which is each one's.
     #[must_use]
     pub fn new(dir: &Path, limits: &Limits) -> Self {
         Self {
-            dir: dir.to_owned(),
+            spool: Spool::new(dir),
             limits: *limits,
             names: Names::new(),
             layer: 0,
@@ -81,7 +76,7 @@ impl Layers {
     /// Applies the next layer and returns the digest of its archive, which the caller compares with the image's
     /// `diff_id`. `archive` gives it uncompressed, `packed_size` is how many bytes that is made of. `watch` is called
     /// with the bytes of files unpacked so far, of all layers, at least once per megabyte and entry; its error ends the
-    /// work, which is how a caller cancels. After an error the directory holds a part of the tree and is of no use.
+    /// work, which is how a caller cancels. After an error what is in the directory is of no use.
     pub fn apply(
         &mut self,
         archive: impl Read,
@@ -103,14 +98,11 @@ impl Layers {
 
     /// The tree, once all layers are applied.
     pub fn finish(self) -> Result<Tree, Error> {
-        // Directories' times last, since making their entries changes them.
-        for (path, mtime) in self.names.directories() {
-            set_mtime(&self.on_disk(path), mtime).map_err(|source| Error::Write {
-                entry: show(path),
-                source,
-            })?;
-        }
-        self.names.into_tree().map_err(too_much)
+        let contents = self.spool.finish().map_err(|source| Error::Write {
+            entry: show(b""),
+            source,
+        })?;
+        self.names.into_tree(contents).map_err(too_much)
     }
 
     fn run<R: Read>(
@@ -138,14 +130,6 @@ impl Layers {
         let Applier { archive, layers, .. } = applier;
         layers.entries = archive.entries();
         archive.finish(&mut layers.buffer)
-    }
-
-    fn on_disk(&self, path: &[u8]) -> PathBuf {
-        if path.is_empty() {
-            self.dir.clone()
-        } else {
-            self.dir.join(OsStr::from_bytes(path))
-        }
     }
 }
 
@@ -270,7 +254,7 @@ impl<R: Read, W: FnMut(u64) -> io::Result<()>> Applier<'_, R, W> {
         let layer = self.layers.layer;
         let (hidden, implied) = self.layers.names.hidden_by(&path, !opaque, layer);
         for path in hidden {
-            self.remove(&path, shown)?;
+            self.remove(&path);
         }
         for path in implied {
             self.layers.names.make_implied(&path);
@@ -295,12 +279,10 @@ impl<R: Read, W: FnMut(u64) -> io::Result<()>> Applier<'_, R, W> {
                     None => {
                         self.archive.count()?;
                         self.check_name(parent, shown)?;
-                        fs::create_dir(self.layers.on_disk(parent))
-                            .map_err(|source| failed(shown, source))?;
                         // Touched below, together with what is above it.
                         self.layers
                             .names
-                            .insert(parent.to_vec(), Node::implied(), 0, 0)
+                            .insert(parent.to_vec(), Node::implied(), Stored::default(), 0, 0)
                             .map_err(too_much)?;
                     }
                 }
@@ -335,35 +317,26 @@ impl<R: Read, W: FnMut(u64) -> io::Result<()>> Applier<'_, R, W> {
             self.check_link(&path, to, shown)?;
         }
         for path in self.layers.names.subtree(&path) {
-            self.remove(&path, shown)?;
+            self.remove(&path);
         }
-        let disk = self.layers.on_disk(&path);
-        let write_error = |source| failed(shown, source);
-        match &node.kind {
-            Kind::Directory => fs::create_dir(&disk).map_err(write_error)?,
-            Kind::File { size, .. } => self.write_file(&disk, *size, node.mtime, contents, shown)?,
+        let stored = match &node.kind {
+            Kind::File { size, .. } => self.store(*size, contents, shown)?,
             Kind::Symlink { target } => {
+                // What the kernel has as well.
                 if target.is_empty() || target.len() > 4095 || target.contains(&0) {
                     return Err(refused(shown, "bad target of a symbolic link"));
                 }
-                symlink(OsStr::from_bytes(target), &disk).map_err(write_error)?;
-                set_mtime(&disk, node.mtime).map_err(write_error)?;
+                Stored::default()
             }
-            Kind::Link { to } => {
-                // Does not follow a symbolic link at its end. What the entry says of owners and times means nothing.
-                fs::hard_link(self.layers.on_disk(to), &disk).map_err(write_error)?;
-                return self.layers.names.link(path, to, layer).map_err(too_much);
+            // What the entry says of owners and times means nothing.
+            Kind::Link { to } => return self.layers.names.link(path, to, layer).map_err(too_much),
+            Kind::Directory | Kind::Fifo | Kind::CharDevice { .. } | Kind::BlockDevice { .. } => {
+                Stored::default()
             }
-            // In the place of devices, so that they have names and links on the disk like everything else.
-            Kind::Fifo | Kind::CharDevice { .. } | Kind::BlockDevice { .. } => {
-                rustix::fs::mkfifoat(CWD, &disk, Mode::RUSR | Mode::WUSR)
-                    .map_err(|error| write_error(error.into()))?;
-                set_mtime(&disk, node.mtime).map_err(write_error)?;
-            }
-        }
+        };
         self.layers
             .names
-            .insert(path, node, layer, layer)
+            .insert(path, node, stored, layer, layer)
             .map_err(too_much)
     }
 
@@ -384,25 +357,13 @@ impl<R: Read, W: FnMut(u64) -> io::Result<()>> Applier<'_, R, W> {
         }
     }
 
-    fn remove(&mut self, path: &[u8], shown: &str) -> Result<(), Error> {
-        let disk = self.layers.on_disk(path);
-        let removed = if self.layers.names.remove(path) {
-            fs::remove_dir(disk)
-        } else {
-            fs::remove_file(disk)
-        };
-        removed.map_err(|source| failed(shown, source))
+    fn remove(&mut self, path: &[u8]) {
+        if let Some(stored) = self.layers.names.remove(path) {
+            self.layers.spool.discard(&stored);
+        }
     }
 
-    fn write_file(
-        &mut self,
-        disk: &Path,
-        size: u64,
-        mtime: u64,
-        contents: &Contents,
-        shown: &str,
-    ) -> Result<(), Error> {
-        let write_error = |source| failed(shown, source);
+    fn store(&mut self, size: u64, contents: &Contents, shown: &str) -> Result<Stored, Error> {
         // Before anything is written, so that a header alone cannot fill the disk.
         let limit = self.layers.limits.bytes;
         if size > limit.saturating_sub(self.layers.names.bytes()) {
@@ -411,36 +372,28 @@ impl<R: Read, W: FnMut(u64) -> io::Result<()>> Applier<'_, R, W> {
                 limit,
             });
         }
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(disk)
-            .map_err(write_error)?;
+        self.layers.spool.begin();
         match &contents.pieces {
-            None => self.copy(&mut file, contents.stored, shown)?,
+            None => self.copy(0, contents.stored, shown)?,
             Some(pieces) => {
-                file.set_len(size).map_err(write_error)?;
                 for piece in pieces {
-                    file.seek(SeekFrom::Start(piece.offset)).map_err(write_error)?;
-                    self.copy(&mut file, piece.len, shown)?;
+                    self.copy(piece.offset, piece.len, shown)?;
                 }
             }
         }
-        // The owner must be able to read it for the next step, whatever the mask; the mode is kept in the tree.
-        file.set_permissions(Permissions::from_mode(0o600))
-            .and_then(|()| rustix::fs::futimens(&file, &times(mtime)).map_err(io::Error::from))
-            .map_err(write_error)?;
-        self.skip(contents.padding)
+        self.skip(contents.padding)?;
+        Ok(self.layers.spool.finish_file())
     }
 
-    /// Copies the next bytes of the archive to where `file` stands.
-    fn copy(&mut self, file: &mut File, mut left: u64, shown: &str) -> Result<(), Error> {
+    /// Copies the next bytes of the archive to `offset` of the file that was begun last.
+    fn copy(&mut self, mut offset: u64, mut left: u64, shown: &str) -> Result<(), Error> {
         while left > 0 {
             let want = usize::try_from(left).unwrap_or(usize::MAX).min(BUFFER);
             let piece = self.layers.buffer.get_mut(..want).unwrap_or_default();
             self.archive.read_exact(piece)?;
-            file.write_all(piece).map_err(|source| failed(shown, source))?;
+            let stored = self.layers.spool.put(offset, piece);
+            stored.map_err(|source| failed(shown, source))?;
+            offset += want as u64;
             left -= want as u64;
             self.layers.written += want as u64;
             (self.watch)(self.layers.written).map_err(|source| self.archive.failed(source))?;

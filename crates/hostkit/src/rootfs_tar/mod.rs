@@ -3,12 +3,12 @@
 //!
 //! Archives may come from strangers. Every entry's path is taken apart here and looked up in the tree built so far
 //! ([`names`]), so the kernel never follows a symbolic link of theirs and nothing is made above the top; numbers of
-//! entries and bytes are bounded, and so is what a layer may unpack to for its packed size. Contents go to the disk, below
-//! a directory that nobody else writes to; what only root could put there (owners, devices, privileged attributes) is kept
-//! in the [`Tree`], for [`crate::ext4::populate`] to write into the image.
+//! entries and bytes are bounded, and so is what a layer may unpack to for its packed size. Contents go to the disk, all
+//! into one file ([`spool`]) in a directory that nobody else writes to; everything else is kept in the [`Tree`], for
+//! [`crate::ext4::populate`] to write into the image.
 //!
 //! The way of an entry: [`archive`] reads its [`header`]s and, of a [`sparse`] file, the map; [`layers`] decides what it
-//! means for the tree and puts it on the disk. [`unpack`] takes a single archive, in which every name is new; [`Layers`]
+//! means for the tree and stores what is in it. [`unpack`] takes a single archive, in which every name is new; [`Layers`]
 //! takes those of an OCI image one on top of the other. Formats read: ustar, GNU and pax (POSIX.1-2001, `pax` "Extended
 //! Header"), with all their sparse files. [`write`] makes archives.
 
@@ -17,6 +17,7 @@ mod header;
 mod layers;
 mod names;
 mod sparse;
+mod spool;
 mod tree;
 pub mod write;
 
@@ -25,6 +26,7 @@ use std::path::Path;
 
 pub use layers::Layers;
 use names::METADATA_LIMIT;
+pub(crate) use spool::Stored;
 pub use tree::{Kind, Node, Tree};
 
 const RECORD: usize = 512;
@@ -165,9 +167,9 @@ pub enum Error {
     },
 }
 
-/// Unpacks `archive` below the empty directory `dir`, which must belong to this user alone. `watch` is called with the
+/// Unpacks `archive`; contents go into the empty directory `dir`, which must belong to this user alone and last as long as the tree. `watch` is called with the
 /// bytes unpacked so far, at least once per megabyte and entry; its error ends the work, which is how a caller cancels.
-/// After an error `dir` holds a part of the tree.
+/// After an error `dir` holds a part of them.
 pub fn unpack(
     archive: impl Read,
     dir: &Path,

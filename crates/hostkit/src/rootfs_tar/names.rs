@@ -6,7 +6,8 @@
 use std::collections::BTreeMap;
 use std::mem;
 
-use super::tree::{Kind, Node, Tree};
+use super::spool::{Contents, Stored};
+use super::tree::{Kind, Leaf, Node, Tree};
 
 /// All names and attributes together may take this many bytes of memory.
 pub(super) const METADATA_LIMIT: usize = 256 << 20;
@@ -40,6 +41,8 @@ struct Name {
 #[derive(Debug)]
 struct Inode {
     node: Node,
+    /// Of a file.
+    stored: Stored,
     names: u64,
 }
 
@@ -62,6 +65,7 @@ impl Names {
             )]),
             inodes: vec![Some(Inode {
                 node: Node::implied(),
+                stored: Stored::default(),
                 names: 1,
             })],
             made: 0,
@@ -89,13 +93,18 @@ impl Names {
         &mut self,
         path: Vec<u8>,
         node: Node,
+        stored: Stored,
         touched: Layer,
         mentioned: Layer,
     ) -> Result<(), TooMuchMetadata> {
         self.bytes += size(&node);
-        self.metadata += metadata(&node);
+        self.metadata += metadata(&node) + stored.metadata();
         let inode = self.inodes.len();
-        self.inodes.push(Some(Inode { node, names: 0 }));
+        self.inodes.push(Some(Inode {
+            node,
+            stored,
+            names: 0,
+        }));
         self.name(path, inode, touched, mentioned)
     }
 
@@ -172,24 +181,21 @@ impl Names {
         }
     }
 
-    /// Removes a name, and the inode with its last one; true where it was a directory.
-    pub(super) fn remove(&mut self, path: &[u8]) -> bool {
-        let Some(name) = self.names.remove(path) else {
-            return false;
-        };
+    /// Removes a name, and the inode with its last one; then returns what was stored of it.
+    pub(super) fn remove(&mut self, path: &[u8]) -> Option<Stored> {
+        let name = self.names.remove(path)?;
         self.metadata = self.metadata.saturating_sub(path.len());
-        let Some(slot) = self.inodes.get_mut(name.inode) else {
-            return false;
-        };
-        let Some(inode) = slot else { return false };
-        let directory = inode.node.kind == Kind::Directory;
+        let slot = self.inodes.get_mut(name.inode)?;
+        let inode = slot.as_mut()?;
         inode.names -= 1;
-        if inode.names == 0 {
-            self.bytes -= size(&inode.node);
-            self.metadata = self.metadata.saturating_sub(metadata(&inode.node));
-            *slot = None;
+        if inode.names > 0 {
+            return None;
         }
-        directory
+        let gone = slot.take()?;
+        self.bytes -= size(&gone.node);
+        let metadata = metadata(&gone.node) + gone.stored.metadata();
+        self.metadata = self.metadata.saturating_sub(metadata);
+        Some(gone.stored)
     }
 
     /// `path` and all below it, children before parents.
@@ -247,16 +253,8 @@ impl Names {
         self.names.get_key_value(path).into_iter().chain(below)
     }
 
-    /// Directories with their times, children before parents.
-    pub(super) fn directories(&self) -> impl Iterator<Item = (&[u8], u64)> {
-        self.names.iter().rev().filter_map(|(path, name)| {
-            let node = &self.inodes.get(name.inode)?.as_ref()?.node;
-            (node.kind == Kind::Directory).then_some((path.as_slice(), node.mtime))
-        })
-    }
-
     /// Gives every inode one name of its own, the one that was made first, and makes the others links to it.
-    pub(super) fn into_tree(mut self) -> Result<Tree, TooMuchMetadata> {
+    pub(super) fn into_tree(mut self, contents: Contents) -> Result<Tree, TooMuchMetadata> {
         let mut owners: BTreeMap<usize, (u64, Vec<u8>)> = BTreeMap::new();
         for (path, name) in &self.names {
             let shared = self
@@ -281,24 +279,28 @@ impl Names {
             let Some(slot) = self.inodes.get_mut(name.inode) else {
                 continue;
             };
-            let node = match owners.get(&name.inode) {
-                None => slot.take().map(|inode| inode.node),
-                Some((_, owner)) if *owner == path => slot.as_ref().map(|inode| inode.node.clone()),
+            let leaf = match owners.get(&name.inode) {
+                None => slot.take().map(|inode| (inode.node, inode.stored)),
+                Some((_, owner)) if *owner == path => slot
+                    .as_mut()
+                    .map(|inode| (inode.node.clone(), mem::take(&mut inode.stored))),
                 Some((_, owner)) => {
                     spelled += owner.len();
-                    slot.as_ref().map(|inode| inode.node.link_to(owner))
+                    slot.as_ref()
+                        .map(|inode| (inode.node.link_to(owner), Stored::default()))
                 }
             };
             if spelled > METADATA_LIMIT {
                 return Err(TooMuchMetadata);
             }
-            if let Some(node) = node {
-                nodes.insert(path, node);
+            if let Some((node, stored)) = leaf {
+                nodes.insert(path, Leaf { node, stored });
             }
         }
         Ok(Tree {
             nodes,
             bytes: self.bytes,
+            contents,
         })
     }
 }

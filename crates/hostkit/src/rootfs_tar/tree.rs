@@ -1,16 +1,14 @@
-//! What an archive holds, by name: all that only root could put on a disk is here and not there.
+//! What an archive holds, by name: everything but the contents of files, and where those are.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::io;
-use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, Timespec, Timestamps};
+use super::spool::{Contents, Stored};
 
 /// What an inode is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Kind {
-    /// A regular file; its contents are on the disk.
+    /// A regular file.
     File {
         /// In bytes.
         size: u64,
@@ -29,14 +27,14 @@ pub enum Kind {
         /// The path of the first name.
         to: Vec<u8>,
     },
-    /// A character device; on the disk there is a named pipe in its place.
+    /// A character device.
     CharDevice {
         /// Major number.
         major: u32,
         /// Minor number.
         minor: u32,
     },
-    /// A block device; on the disk there is a named pipe in its place.
+    /// A block device.
     BlockDevice {
         /// Major number.
         major: u32,
@@ -66,22 +64,61 @@ pub struct Node {
 
 /// All names of an unpacked archive. Paths are relative, `a/b/c`; the top is the empty path and always there, and so
 /// is every directory on the way to an entry.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Tree {
-    pub(super) nodes: BTreeMap<Vec<u8>, Node>,
+    pub(super) nodes: BTreeMap<Vec<u8>, Leaf>,
     pub(super) bytes: u64,
+    pub(super) contents: Contents,
+}
+
+/// A name, and what is stored of it where it is a file's own.
+#[derive(Debug)]
+pub(super) struct Leaf {
+    pub(super) node: Node,
+    pub(super) stored: Stored,
 }
 
 impl Tree {
     /// Every path, parents before children.
     pub fn iter(&self) -> impl Iterator<Item = (&[u8], &Node)> {
-        self.nodes.iter().map(|(path, node)| (path.as_slice(), node))
+        self.nodes
+            .iter()
+            .map(|(path, leaf)| (path.as_slice(), &leaf.node))
+    }
+
+    /// Every path, parents before children, with what is stored of it.
+    pub(crate) fn iter_stored(&self) -> impl Iterator<Item = (&[u8], &Node, &Stored)> {
+        let leaves = self.nodes.iter();
+        leaves.map(|(path, leaf)| (path.as_slice(), &leaf.node, &leaf.stored))
+    }
+
+    /// Where that is.
+    pub(crate) fn contents(&self) -> &Contents {
+        &self.contents
+    }
+
+    /// What is in a file, at most `limit` bytes from its beginning; `None` where there is no file of that path. Paths are as in
+    /// [`Tree::get`].
+    pub fn read(&self, path: &[u8], limit: usize) -> io::Result<Option<Vec<u8>>> {
+        let Some(leaf) = self.nodes.get(path) else {
+            return Ok(None);
+        };
+        match &leaf.node.kind {
+            Kind::File { size, .. } => self.contents.read(&leaf.stored, *size, limit).map(Some),
+            Kind::Link { to } if to.as_slice() != path => self.read(to, limit),
+            Kind::Link { .. }
+            | Kind::Directory
+            | Kind::Symlink { .. }
+            | Kind::CharDevice { .. }
+            | Kind::BlockDevice { .. }
+            | Kind::Fifo => Ok(None),
+        }
     }
 
     /// What is at a path, where none of the directories on the way is a symbolic link.
     #[must_use]
     pub fn get(&self, path: &[u8]) -> Option<&Node> {
-        self.nodes.get(path)
+        self.nodes.get(path).map(|leaf| &leaf.node)
     }
 
     /// The bytes of all files.
@@ -90,21 +127,18 @@ impl Tree {
         self.bytes
     }
 
-    /// Makes a directory below `dir`, where the archive was unpacked, and adds it to the tree, unless there is
-    /// something of that name already. For directories at the top, which need no parents.
-    pub fn add_directory(&mut self, dir: &Path, name: &str, mode: u32) -> io::Result<()> {
+    /// Adds an empty directory of root's, of the time 0, unless there is something of that name already. For directories at the
+    /// top, which need no parents.
+    pub fn add_directory(&mut self, name: &str, mode: u32) {
         if name.is_empty() || name.contains('/') || self.nodes.contains_key(name.as_bytes()) {
-            return Ok(());
+            return;
         }
-        let disk = dir.join(name);
-        fs::create_dir(&disk)?;
-        set_mtime(&disk, 0)?;
         let node = Node {
             mode: mode & 0o7777,
             ..Node::implied()
         };
-        self.nodes.insert(name.as_bytes().to_vec(), node);
-        Ok(())
+        let stored = Stored::default();
+        self.nodes.insert(name.as_bytes().to_vec(), Leaf { node, stored });
     }
 
     /// Follows `path` from the top as the kernel would, symbolic links and all; gives the path it leads to and what is
@@ -129,7 +163,7 @@ impl Tree {
                 _ => {}
             }
             let next = join(&at, &part);
-            match &self.nodes.get(&next)?.kind {
+            match &self.get(&next)?.kind {
                 Kind::Symlink { target } => {
                     hops += 1;
                     if hops > 40 {
@@ -148,7 +182,7 @@ impl Tree {
                 | Kind::Fifo => at = next,
             }
         }
-        let node = self.nodes.get(&at)?;
+        let node = self.get(&at)?;
         Some((at, node))
     }
 }
@@ -183,19 +217,4 @@ pub(super) fn join(path: &[u8], part: &[u8]) -> Vec<u8> {
     } else {
         [path, b"/", part].concat()
     }
-}
-
-pub(super) fn times(seconds: u64) -> Timestamps {
-    let time = Timespec {
-        tv_sec: i64::try_from(seconds).unwrap_or(i64::MAX),
-        tv_nsec: 0,
-    };
-    Timestamps {
-        last_access: time,
-        last_modification: time,
-    }
-}
-
-pub(super) fn set_mtime(path: &Path, seconds: u64) -> io::Result<()> {
-    rustix::fs::utimensat(CWD, path, &times(seconds), AtFlags::SYMLINK_NOFOLLOW).map_err(io::Error::from)
 }

@@ -98,6 +98,13 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         act: images,
     },
     Scenario {
+        name: "promote an image",
+        before: Before::Absent,
+        ends: false,
+        left: None,
+        act: promote,
+    },
+    Scenario {
         name: "imports and names",
         before: Before::Absent,
         ends: false,
@@ -166,6 +173,13 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         ends: false,
         left: None,
         act: remove_running,
+    },
+    Scenario {
+        name: "sessions",
+        before: Before::Running,
+        ends: false,
+        left: None,
+        act: sessions,
     },
     Scenario {
         name: "grow while running",
@@ -303,6 +317,27 @@ fn images(bench: &Bench, wire: &mut Wire) -> Option<()> {
     // Once more, which removes the one before.
     done(wire, "image.register", &new)?;
     asked(wire, "image.remove", &json!({"image": "small"}))?;
+    Some(())
+}
+
+/// The file is put back as a copy of itself, is known again, and is then not needed any more.
+fn promote(bench: &Bench, wire: &mut Wire) -> Option<()> {
+    let file = bench.small_image();
+    let new = json!({"name": "small", "path": file, "replace": true});
+    done(wire, "image.register", &new)?;
+    let copy = file.with_extension("copy");
+    std::fs::copy(&file, &copy).expect("copy");
+    std::fs::rename(&copy, &file).expect("rename");
+    let verified = json!({"images": ["small"]});
+    done(wire, "image.verify", &verified)?;
+    let small = json!({"image": "small"});
+    let known = asked(wire, "image.show", &small)?;
+    assert_eq!(known["registered"]["problem"], Value::Null, "{known:#}");
+    done(wire, "image.promote", &small)?;
+    let promoted = asked(wire, "image.show", &small)?;
+    assert_eq!(promoted["registered"], Value::Null, "{promoted:#}");
+    done(wire, "image.verify", &verified)?;
+    asked(wire, "image.remove", &small)?;
     Some(())
 }
 
@@ -458,6 +493,21 @@ fn grow_running(_: &Bench, wire: &mut Wire) -> Option<()> {
         "vm.set",
         &json!({"vm": VM, "disk": more("disk"), "work_disk": more("work_disk")}),
     )?;
+    Some(())
+}
+
+/// Under a name of its own each time: what a daemon that died has left of one keeps its name.
+fn sessions(_: &Bench, wire: &mut Wire) -> Option<()> {
+    let new = json!({"vm": VM, "command": ["/bin/sh", "-c", "echo said"]});
+    let session = asked(wire, "session.start", &new)?["name"].clone();
+    let of = json!({"vm": VM, "session": session});
+    let ended = asked(wire, "session.wait", &of)?;
+    assert_eq!(
+        (&ended["state"], &ended["exit_code"]),
+        (&json!("exited"), &json!(0)),
+        "{ended:#}"
+    );
+    asked(wire, "session.remove", &of)?;
     Some(())
 }
 

@@ -68,6 +68,7 @@ impl Service for Toy {
         image_build_prune(Empty) -> BuildCache;
         image_export(ImageExport) -> Operation;
         image_verify(ImageVerify) -> Operation;
+        image_promote(ImageRef) -> Operation;
         image_seed_show(ImageSeeds) -> Vec<ImageSeed>;
         image_seed_refresh(ImageSeeds) -> Vec<ImageSeed>;
         image_prune(GcRun) -> GcReport;
@@ -100,6 +101,12 @@ impl Service for Toy {
         vm_ports(VmRef) -> VmPorts;
         vm_publish(VmPublish) -> Vec<Publication>;
         vm_unpublish(VmUnpublish) -> Vec<Publication>;
+        session_start(SessionStart) -> Session;
+        session_list(SessionsOf) -> Vec<Session>;
+        session_show(SessionRef) -> Session;
+        session_wait(SessionRef) -> Session;
+        session_signal(SessionSignal) -> Empty;
+        session_remove(SessionRemove) -> Session;
         ssh_identity(SshIdentityOf) -> SshIdentity;
         ssh_rotate(Empty) -> SshIdentity;
         guest_ssh(SshOpen) -> StreamHandler;
@@ -199,6 +206,9 @@ impl Service for Toy {
         Err(RpcError::new(ErrorKind::NotFound, "no logs"))
     }
 
+    async fn session_logs(&self, _: Caller, _: SessionLogs) -> Result<StreamHandler, RpcError> {
+        Err(RpcError::new(ErrorKind::NotFound, "no logs"))
+    }
     async fn vm_logs(&self, _: Caller, _: LogsOpen) -> Result<StreamHandler, RpcError> {
         Err(RpcError::new(ErrorKind::NotFound, "no logs"))
     }

@@ -1,5 +1,6 @@
 //! A stage's machine: made of its base and of what is in the cache, used for the steps that are not, removed.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -82,7 +83,11 @@ impl Bench {
         let paths = Paths::new(&host.settings.state_dir, &host.settings.runtime_dir, &id);
         let disk = system_disk::file(&row, &paths)?;
         let path = disk.clone();
-        let applied = work::blocking(move |cancel| cache::apply(&path, &differences, cancel)).await;
+        let applied = work::blocking(move |cancel| {
+            cache::apply(&path, &differences, cancel)?;
+            Pieces::of(&File::open(&path)?, |_| cancel.check())
+        });
+        let applied = applied.await;
         let pieces = applied.map_err(crate::error::io("make ready", &disk))?;
         let started = engine.start_vm(name, None).await?;
         ended(engine, started).await?;

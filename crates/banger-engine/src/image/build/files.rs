@@ -25,7 +25,7 @@ use super::cache;
 use super::result::Disk;
 use crate::engine::Engine;
 use crate::error::{Error, chain, io};
-use crate::image::places::rootfs_path;
+use crate::image::registered;
 use crate::image::work::{self, Cancel};
 
 /// The archives' top, where there are several files.
@@ -73,15 +73,14 @@ pub(super) async fn gather(
     line: u32,
     to: PathBuf,
 ) -> Result<Files, Error> {
-    let state = &engine.host().settings.state_dir;
-    let later = |image: &ImageRow, differences: &[PathBuf]| {
-        let base = rootfs_path(state, &image.id);
+    let later = async |image: &ImageRow, differences: &[PathBuf]| {
+        let base = registered::usable(engine.host(), image).await?;
         let differences = differences.to_vec();
-        Some(Later {
+        Ok::<_, Error>(Some(Later {
             base,
             differences,
             line,
-        })
+        }))
     };
     match source {
         Source::Context(context) => {
@@ -100,13 +99,13 @@ pub(super) async fn gather(
             digest: disk.state,
             archive: to,
             single: false,
-            later: later(&disk.image, &disk.differences),
+            later: later(&disk.image, &disk.differences).await?,
         }),
         Source::Image(image) => Ok(Files {
             digest: Digest::of_bytes(image.sha256.as_bytes()),
             archive: to,
             single: false,
-            later: later(&image, &[]),
+            later: later(&image, &[]).await?,
         }),
     }
 }

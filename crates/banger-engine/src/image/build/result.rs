@@ -13,6 +13,7 @@ use crate::engine::Engine;
 use crate::error::{Error, io};
 use crate::image::make::{enter, reporter, row_of};
 use crate::image::places::{image_dir, rootfs_path};
+use crate::image::registered;
 use crate::image::registry::name_it;
 use crate::image::rootfs;
 use crate::image::work::{self, WorkDir};
@@ -113,7 +114,10 @@ pub(super) async fn make(
     let target = image_dir(state, &id);
     // Published before it is entered.
     let _held = held::hold(&target);
-    let (base, tools) = (rootfs_path(state, &disk.image.id), host.settings.tool_dirs());
+    let (base, tools) = (
+        registered::usable(host, &disk.image).await?,
+        host.settings.tool_dirs(),
+    );
     let report = reporter(progress);
     let build = async {
         let scratch = WorkDir::beside(&target).map_err(io("make a directory beside", &target))?;

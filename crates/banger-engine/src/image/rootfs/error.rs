@@ -7,8 +7,11 @@ use hostkit::decompress;
 use hostkit::digest::Digest;
 use hostkit::exec::ExecError;
 use hostkit::ext4::{self, superblock};
+use hostkit::partitions;
+use hostkit::qcow2;
 use hostkit::rootfs_tar;
 
+use super::disk::{DiskError, QemuError};
 use crate::error::chain;
 use crate::image::busybox::BusyboxError;
 use crate::image::debian::DebianError;
@@ -70,6 +73,24 @@ pub enum RootfsError {
     NoRoot {
         /// The file.
         path: PathBuf,
+    },
+    /// The disk image holds none, or it is not clear which.
+    #[error("{} holds no root file system", path.display())]
+    Disk {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: Box<DiskError>,
+    },
+    /// A qcow2 could not be read.
+    #[error("failed to read {}", path.display())]
+    Qemu {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: Box<QemuError>,
     },
     /// e2fsprogs is not installed.
     #[error("e2fsprogs is needed to make file systems (package e2fsprogs)")]
@@ -148,8 +169,13 @@ impl RootfsError {
                 !matches!(self, Self::Archive { source, .. } if matches!(**source, rootfs_tar::Error::Write { .. }))
             }
             Self::Layer { source, .. } => source.is_unusable_input(),
+            Self::Disk { source, .. } => !matches!(
+                **source,
+                DiskError::Table(partitions::Error::Read(_)) | DiskError::Qcow2(qcow2::Error::Read(_))
+            ),
             Self::Make(error) => matches!(error, ext4::Error::Name { .. }),
             Self::Read { .. }
+            | Self::Qemu { .. }
             | Self::NoTools(_)
             | Self::Debian(_)
             | Self::Busybox(_)
@@ -163,32 +189,31 @@ impl RootfsError {
     /// What is wrong with an unusable input, for who has named the file already.
     pub(crate) fn problem(&self) -> String {
         match self {
-            Self::Ext4 { source, .. } => match source {
-                superblock::Error::NotExt4 { .. } => {
-                    "it is neither a tar archive (plain, gzip, xz, zstd) nor an ext4 file system".to_owned()
-                }
-                superblock::Error::NotAFile { .. } => "it is neither a file nor a block device".to_owned(),
-                superblock::Error::Damaged { what, .. } => format!("its superblock is damaged: {what}"),
-                superblock::Error::Truncated { len, size, .. } => {
-                    format!("it is cut short: {len} bytes of a file system of {size}")
-                }
-                superblock::Error::Unclean { .. } => {
-                    "it was not unmounted cleanly or has errors (run `e2fsck -f` on it)".to_owned()
-                }
-                superblock::Error::Unsupported { bits, .. } => {
-                    format!(
-                        "it uses ext4 features that are not supported (incompatible feature bits {bits:#x})"
-                    )
-                }
-                superblock::Error::Read { source, .. } => format!("it cannot be read: {source}"),
-            },
+            Self::Ext4 { source, .. } => superblock_problem(source),
             Self::Compression { source, .. } => format!("it cannot be decompressed: {}", chain(source)),
             Self::Archive { source, .. } => format!("it cannot be unpacked: {}", chain(source.as_ref())),
             Self::NoRoot { .. } => {
                 "it holds no root file system (it has no directory bin, sbin, usr or etc)".to_owned()
             }
             Self::Read { source, .. } => format!("it cannot be read: {source}"),
+            Self::Disk { source, .. } => match source.as_ref() {
+                DiskError::NotUsable {
+                    number,
+                    source: superblock::Error::NotExt4 { .. },
+                } => format!("its partition {number} is no ext4 file system"),
+                DiskError::NotUsable { number, source } => {
+                    format!("its partition {number}: {}", superblock_problem(source))
+                }
+                DiskError::Qcow2(_)
+                | DiskError::Table(_)
+                | DiskError::TooLarge(_)
+                | DiskError::NoPartition { .. }
+                | DiskError::NoneUsable(_)
+                | DiskError::Several(_)
+                | DiskError::NoTable => chain(source.as_ref()),
+            },
             Self::Layer { .. }
+            | Self::Qemu { .. }
             | Self::NoTools(_)
             | Self::Make(_)
             | Self::Debian(_)
@@ -196,6 +221,30 @@ impl RootfsError {
             | Self::Exists { .. }
             | Self::Store { .. } => chain(self),
         }
+    }
+}
+
+/// What is wrong with a file system, of a file that was named already.
+fn superblock_problem(error: &superblock::Error) -> String {
+    match error {
+        superblock::Error::NotExt4 { .. } => {
+            "it is neither a tar archive (plain, gzip, xz, zstd), nor an ext4 file system, nor a disk with partitions, nor a qcow2"
+                .to_owned()
+        }
+        superblock::Error::NotAFile { .. } => "it is neither a file nor a block device".to_owned(),
+        superblock::Error::Damaged { what, .. } => format!("its superblock is damaged: {what}"),
+        superblock::Error::Truncated { len, size, .. } => {
+            format!("it is cut short: {len} bytes of a file system of {size}")
+        }
+        superblock::Error::Unclean { .. } => {
+            "it was not unmounted cleanly or has errors (run `e2fsck -f` on it)".to_owned()
+        }
+        superblock::Error::Unsupported { bits, .. } => {
+            format!(
+                "it uses ext4 features that are not supported (incompatible feature bits {bits:#x})"
+            )
+        }
+        superblock::Error::Read { source, .. } => format!("it cannot be read: {source}"),
     }
 }
 

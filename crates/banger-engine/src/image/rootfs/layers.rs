@@ -29,7 +29,7 @@ pub struct LayerFile {
     pub diff_id: Digest,
 }
 
-/// Makes the directory `target` from layers, the lowest first. Stages: `unpack`, `make`, `digest`, `store`; the bytes of
+/// Makes the directory `target` from layers, the lowest first. Stages: `unpack`, `make`, `digest`, `share`, `store`; the bytes of
 /// the first are those of the layers' files.
 pub async fn from_layers(
     target: &Path,

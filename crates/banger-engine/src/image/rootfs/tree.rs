@@ -1,18 +1,16 @@
 //! From a tree in a work directory to an image: what [`super::from_tar`] and [`super::from_layers`] have in common.
 
-use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek};
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use hostkit::decompress::{self, Format};
 use hostkit::ext4::E2fsTools;
 use hostkit::ext4::populate::{self, Options};
-use hostkit::rootfs_tar::{Kind, Tree};
+use hostkit::rootfs_tar::Tree;
 
-use super::{Found, OS_RELEASE_LIMIT, Rootfs, RootfsError, find_tools, new_file, publish};
+use super::{Found, OS_RELEASE_LIMIT, Paced, Rootfs, RootfsError, find_tools, new_file, publish};
 use crate::image::os_release::OsRelease;
 use crate::image::work::{self, Cancel, Reporter, WorkDir};
 
@@ -24,8 +22,8 @@ pub(super) struct Bench {
     work: WorkDir,
     tools: E2fsTools,
     new: PathBuf,
+    /// Where the contents of the tree are.
     staging: PathBuf,
-    scratch: PathBuf,
 }
 
 /// A tree that an image can be made of.
@@ -38,19 +36,16 @@ impl Bench {
     pub(super) fn new(work: WorkDir, target: &Path, tool_dirs: &[PathBuf]) -> Result<Self, RootfsError> {
         let tools = find_tools(tool_dirs)?;
         let new = new_file(&work, target)?;
-        let (staging, scratch) = (work.path().join("tree"), work.path().join("scratch"));
-        fs::create_dir(&staging)
-            .and_then(|()| fs::create_dir(&scratch))
-            .map_err(|source| RootfsError::Store {
-                path: target.to_owned(),
-                source,
-            })?;
+        let staging = work.path().join("tree");
+        fs::create_dir(&staging).map_err(|source| RootfsError::Store {
+            path: target.to_owned(),
+            source,
+        })?;
         Ok(Self {
             work,
             tools,
             new,
             staging,
-            scratch,
         })
     }
 
@@ -64,13 +59,13 @@ impl Bench {
             // So that the directory outlives this thread when nobody waits for it any more.
             let _held = held;
             let mut tree = unpack(&dir, cancel)?;
-            let os = complete(&mut tree, &dir)?;
+            let os = complete(&mut tree).map_err(|source| RootfsError::Read { path: dir, source })?;
             Ok(Unpacked { tree, os })
         })
         .await
     }
 
-    /// Makes the file system and publishes it as `target`. Stages: `make`, `digest`, `store`.
+    /// Makes the file system and publishes it as `target`. Stages: `make`, `digest`, `share`, `store`.
     pub(super) async fn make(
         self,
         target: &Path,
@@ -84,14 +79,22 @@ impl Bench {
             tools,
             new,
             staging,
-            scratch,
         } = self;
         let Unpacked { tree, os } = unpacked;
         let init = tree.lookup("/sbin/init").is_some();
         progress.step("make", "making the file system");
-        populate::populate(&tools, &new, &staging, &Arc::new(tree), &scratch, options)
+        let (total, report, mut paced) = (tree.bytes(), progress.clone(), Paced::default());
+        let watch = move |done| {
+            if paced.is_due(done) {
+                report.bytes("make", "making the file system", done, Some(total.max(done)));
+            }
+            Ok(())
+        };
+        let tree = Arc::new(tree);
+        populate::populate(&tools, &new, &tree, options, watch)
             .await
             .map_err(RootfsError::Make)?;
+        drop(tree);
         let found = Found {
             os,
             init,
@@ -121,7 +124,7 @@ pub(super) fn open(archive: &Path) -> io::Result<(File, Option<Format>)> {
 }
 
 /// Adds what every machine mounts on, which archives of containers often lack, and finds out what system it is.
-fn complete(tree: &mut Tree, dir: &Path) -> Result<OsRelease, RootfsError> {
+fn complete(tree: &mut Tree) -> io::Result<OsRelease> {
     for (name, mode) in [
         ("dev", 0o755),
         ("proc", 0o555),
@@ -129,25 +132,17 @@ fn complete(tree: &mut Tree, dir: &Path) -> Result<OsRelease, RootfsError> {
         ("sys", 0o555),
         ("tmp", 0o1777),
     ] {
-        tree.add_directory(dir, name, mode)
-            .map_err(|source| RootfsError::Store {
-                path: dir.to_owned(),
-                source,
-            })?;
+        tree.add_directory(name, mode);
     }
     let os = tree
         .lookup("/etc/os-release")
         .or_else(|| tree.lookup("/usr/lib/os-release"));
-    match os {
+    let text = match os {
         // The path is the one it leads to, without symbolic links in it.
-        Some((path, node)) if matches!(node.kind, Kind::File { .. }) => {
-            let mut text = Vec::new();
-            let path = dir.join(OsStr::from_bytes(&path));
-            File::open(&path)
-                .and_then(|file| file.take(OS_RELEASE_LIMIT as u64).read_to_end(&mut text))
-                .map_err(|source| RootfsError::Read { path, source })?;
-            Ok(OsRelease::parse(&String::from_utf8_lossy(&text)))
-        }
-        Some(_) | None => Ok(OsRelease::default()),
-    }
+        Some((path, _)) => tree.read(&path, OS_RELEASE_LIMIT)?,
+        None => None,
+    };
+    Ok(text
+        .map(|text| OsRelease::parse(&String::from_utf8_lossy(&text)))
+        .unwrap_or_default())
 }

@@ -16,6 +16,7 @@ pub(crate) mod work_disk;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock};
 
+use banger_store::images::ImageRow;
 use banger_store::vms::VmRow;
 use banger_vmm::{Boot, MachineSpec, VmmKind, Vsock};
 use tokio::net::UnixListener;
@@ -37,6 +38,8 @@ pub(crate) struct Start<'a> {
     pub(crate) vmm: VmmKind,
     /// The image's root file system.
     pub(crate) rootfs: PathBuf,
+    /// The image's row.
+    pub(crate) image: Option<ImageRow>,
     pub(crate) kernel: KernelFiles,
     /// QEMU boots the kernel's ELF form.
     pub(crate) kernel_pvh: bool,

@@ -1,6 +1,6 @@
 //! `banger image ls`: all images.
 
-use banger_api::types::{Empty, Image};
+use banger_api::types::{Empty, Image, RegisteredFile};
 use clap::Args;
 use jiff::Timestamp;
 
@@ -17,8 +17,9 @@ const DIGITS: usize = 12;
 
 /// List images
 ///
-/// SIZE is what an image takes on this host, SHARED what of that other images have as well: layers that they were pulled
-/// with. An image whose name was given to another has none ("-") and stays as long as a machine uses it.
+/// SIZE is what an image takes on this host, SHARED what of that others have as well: blocks, and layers that they were pulled
+/// with. One that is a file of yours takes nothing ("yours"), and cannot be used ("yours (!)") while that is missing or
+/// changed. An image whose name was given to another has none ("-") and stays as long as a machine uses it.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -61,8 +62,12 @@ fn render(images: &[Image], now: Timestamp) -> String {
             name.to_owned(),
             image.id.clone(),
             short_digest(image),
-            format_size(image.used.saturating_add(image.blobs)),
-            match image.shared {
+            match &image.registered {
+                Some(RegisteredFile { problem: None, .. }) => "yours".to_owned(),
+                Some(RegisteredFile { problem: Some(_), .. }) => "yours (!)".to_owned(),
+                None => format_size(image.used.saturating_add(image.blobs)),
+            },
+            match image.shared.saturating_add(image.shared_blocks.unwrap_or(0)) {
                 0 => "-".to_owned(),
                 shared => format_size(shared),
             },
@@ -130,14 +135,27 @@ mod tests {
             created: "2026-01-01T00:00:00Z".parse().unwrap(),
             ..Image::default()
         };
+        let file = |problem: Option<&str>| Image {
+            id: "c1b2c3d4e5".into(),
+            names: vec!["mine".into()],
+            sha256: "00".repeat(32),
+            registered: Some(RegisteredFile {
+                path: "/home/me/root.ext4".into(),
+                problem: problem.map(String::from),
+            }),
+            created: "2026-01-31T00:01:00Z".parse().unwrap(),
+            ..Image::default()
+        };
         assert_eq!(names(&debian), ["debian", "debian:12"]);
         assert_eq!(names(&former), ["f1b2c3d4e5"]);
         let now: Timestamp = "2026-02-01T00:01:00Z".parse().unwrap();
-        insta::assert_snapshot!(render(&[debian, former], now), @r"
-        NAME        ID           DIGEST                SIZE     SHARED   USED BY      CREATED
-        debian      a1b2c3d4e5   sha256:1a2b1a2b1a2b   420MiB   48MiB    dev, ci      1m ago
-        debian:12   a1b2c3d4e5   sha256:1a2b1a2b1a2b   420MiB   48MiB    dev, ci      1m ago
-        -           f1b2c3d4e5   sha256:000000000000   5MiB     -        4 machines   4w ago
+        insta::assert_snapshot!(render(&[debian, file(None), file(Some("is missing")), former], now), @r"
+        NAME        ID           DIGEST                SIZE        SHARED   USED BY      CREATED
+        debian      a1b2c3d4e5   sha256:1a2b1a2b1a2b   420MiB      48MiB    dev, ci      1m ago
+        debian:12   a1b2c3d4e5   sha256:1a2b1a2b1a2b   420MiB      48MiB    dev, ci      1m ago
+        mine        c1b2c3d4e5   sha256:000000000000   yours       -        -            1d ago
+        mine        c1b2c3d4e5   sha256:000000000000   yours (!)   -        -            1d ago
+        -           f1b2c3d4e5   sha256:000000000000   5MiB        -        4 machines   4w ago
         ");
     }
 }

@@ -6,6 +6,7 @@ mod export;
 mod find;
 mod import;
 mod ls;
+mod promote;
 mod prune;
 mod pull;
 mod register;
@@ -29,6 +30,7 @@ pub(crate) enum Image {
     Pull(pull::Pull),
     Import(import::Import),
     Register(register::Register),
+    Promote(promote::Promote),
     Bootstrap(bootstrap::Bootstrap),
     Build(build::Build),
     Export(export::Export),
@@ -49,6 +51,7 @@ impl Image {
             Self::Pull(command) => command.run(context).await,
             Self::Import(command) => command.run(context).await,
             Self::Register(command) => command.run(context).await,
+            Self::Promote(command) => command.run(context).await,
             Self::Bootstrap(command) => command.run(context).await,
             Self::Build(command) => command.run(context).await,
             Self::Export(command) => command.run(context).await,

@@ -11,15 +11,20 @@ use crate::error::CliError;
 use crate::interrupt::Interrupts;
 use crate::operation::Follow;
 
-/// Make an image of an ext4 file system or a tar archive
+/// Make an image of a file of yours
 ///
-/// The file is copied: an ext4 file system image, or a tar archive, plain or compressed with gzip, xz or zstd. The
-/// daemon reads it with your rights.
+/// An ext4 file system image stays where it is and yours: nothing is copied, Banger never writes to it, and removing the
+/// image leaves it alone. It must stay as it is while machines use it; `image promote` makes a copy of Banger's own. A tar
+/// archive, plain or compressed with gzip, xz or zstd, is unpacked and not needed any more; so is the root partition of a disk,
+/// raw or qcow2 (which takes qemu-img). Which that is the disk says by its partition's type, or there is but one that can be.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   banger image register alpine ./alpine-minirootfs.tar.gz
   banger image register mine rootfs.ext4 --kernel debian --replace
+  banger image promote mine
+  banger image register cloud debian-12-nocloud-amd64.qcow2
+  banger image register router openwrt.img --partition 2
 ")]
 pub(crate) struct Register {
     /// Name of the image
@@ -28,6 +33,9 @@ pub(crate) struct Register {
     /// The file
     #[arg(value_name = "PATH")]
     path: PathBuf,
+    /// Of a disk: the partition that is the root file system, by number
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    partition: Option<u32>,
     /// Kernel to boot with, by name [default: the configuration's]
     #[arg(long, value_name = "KERNEL")]
     kernel: Option<String>,
@@ -50,6 +58,7 @@ impl Register {
         let params = ImageRegister {
             name: self.name,
             path,
+            partition: self.partition,
             kernel: self.kernel,
             replace: self.replace,
         };

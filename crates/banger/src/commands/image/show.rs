@@ -48,12 +48,23 @@ fn render(image: &Image) -> String {
         (
             "size",
             format!(
-                "{}, {} on the host",
+                "{}, {} on the host{}",
                 format_size(image.size),
-                format_size(image.used)
+                format_size(image.used),
+                match image.shared_blocks {
+                    None | Some(0) => String::new(),
+                    Some(shared) => format!(", {} of it shared with others", format_size(shared)),
+                }
             ),
         ),
     ];
+    if let Some(file) = &image.registered {
+        let state = file
+            .problem
+            .as_deref()
+            .unwrap_or("is yours; `banger image promote` copies it");
+        rows.push(("file", format!("{} {state}", file.path)));
+    }
     if image.blobs > 0 {
         let shared = match image.shared {
             0 => String::new(),

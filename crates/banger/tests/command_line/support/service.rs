@@ -389,6 +389,9 @@ impl Service for Local {
     async fn image_export(&self, _: Caller, _: ImageExport) -> Result<Operation, RpcError> {
         absent("image.export")
     }
+    async fn image_promote(&self, _: Caller, _: ImageRef) -> Result<Operation, RpcError> {
+        absent("image.promote")
+    }
     async fn image_verify(&self, _: Caller, _: ImageVerify) -> Result<Operation, RpcError> {
         absent("image.verify")
     }
@@ -510,6 +513,33 @@ impl Service for Local {
     async fn vm_unpublish(&self, _: Caller, params: VmUnpublish) -> Result<Vec<Publication>, RpcError> {
         self.find(&params.vm)?;
         Err(RpcError::new(ErrorKind::NotFound, "no ports here"))
+    }
+    async fn session_start(&self, _: Caller, params: SessionStart) -> Result<Session, RpcError> {
+        self.find(&params.vm)?;
+        Err(RpcError::new(ErrorKind::NotFound, "no sessions here"))
+    }
+    async fn session_list(&self, _: Caller, _: SessionsOf) -> Result<Vec<Session>, RpcError> {
+        Ok(Vec::new())
+    }
+    async fn session_show(&self, _: Caller, params: SessionRef) -> Result<Session, RpcError> {
+        self.find(&params.vm)?;
+        Err(RpcError::new(ErrorKind::NotFound, "no sessions here"))
+    }
+    async fn session_wait(&self, _: Caller, params: SessionRef) -> Result<Session, RpcError> {
+        self.find(&params.vm)?;
+        Err(RpcError::new(ErrorKind::NotFound, "no sessions here"))
+    }
+    async fn session_signal(&self, _: Caller, params: SessionSignal) -> Result<Empty, RpcError> {
+        self.find(&params.vm)?;
+        Err(RpcError::new(ErrorKind::NotFound, "no sessions here"))
+    }
+    async fn session_remove(&self, _: Caller, params: SessionRemove) -> Result<Session, RpcError> {
+        self.find(&params.vm)?;
+        Err(RpcError::new(ErrorKind::NotFound, "no sessions here"))
+    }
+    async fn session_logs(&self, _: Caller, params: SessionLogs) -> Result<StreamHandler, RpcError> {
+        self.find(&params.vm)?;
+        Err(RpcError::new(ErrorKind::NotFound, "no sessions here"))
     }
     async fn net_status(&self, _: Caller, _: Empty) -> Result<NetStatus, RpcError> {
         Err(RpcError::new(ErrorKind::NotFound, "no network here"))

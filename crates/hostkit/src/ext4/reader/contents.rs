@@ -2,7 +2,6 @@
 
 use std::io::{self, Read};
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 
 use super::Reader;
 use super::extents::Run;
@@ -63,7 +62,7 @@ impl Contents<'_> {
         let here = usize::try_from(end.saturating_sub(at)).unwrap_or(usize::MAX);
         let buffer = buffer.get_mut(..want.min(here)).unwrap_or_default();
         match from {
-            Some(from) => self.reader.file.read_exact_at(buffer, from)?,
+            Some(from) => self.reader.read_at(buffer, from)?,
             None => buffer.fill(0),
         }
         Ok(buffer.len())

@@ -56,6 +56,8 @@ const LINKS: usize = 40;
 #[derive(Debug)]
 pub struct Reader {
     file: File,
+    /// Where in the file the file system begins.
+    start: u64,
     path: PathBuf,
     block_size: u64,
     blocks: u64,
@@ -145,19 +147,34 @@ impl Reader {
     /// Opens the file system in a file or block device, which must have been unmounted in order and stay as it is.
     pub fn open(path: &Path) -> Result<Self, ReadError> {
         superblock::check(path)?;
+        let file = File::open(path).map_err(|source| ReadError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        Self::opened(path, file, 0)
+    }
+
+    /// As [`Reader::open`], of a file system that is a part of a file: `length` bytes from `start` on.
+    pub fn open_part(path: &Path, file: File, start: u64, length: u64) -> Result<Self, ReadError> {
+        superblock::check_part(path, &file, start, length)?;
+        Self::opened(path, file, start)
+    }
+
+    fn opened(path: &Path, file: File, start: u64) -> Result<Self, ReadError> {
         let failed = |source| ReadError::Read {
             path: path.to_owned(),
             source,
         };
-        let file = File::open(path).map_err(failed)?;
         let mut raw = [0; 1024];
-        file.read_exact_at(&mut raw, SUPERBLOCK).map_err(failed)?;
+        file.read_exact_at(&mut raw, start.saturating_add(SUPERBLOCK))
+            .map_err(failed)?;
         let incompat = u32_at(&raw, 0x60);
         let wide = incompat & INCOMPAT_64BIT != 0;
         let high = if wide { u64::from(u32_at(&raw, 0x150)) } else { 0 };
         let shift = u32_at(&raw, 0x18).min(6);
         let reader = Self {
             file,
+            start,
             path: path.to_owned(),
             block_size: 1024 << shift,
             blocks: high << 32 | u64::from(u32_at(&raw, 0x4)),
@@ -420,9 +437,12 @@ impl Reader {
     }
 
     fn read(&self, buffer: &mut [u8], at: u64) -> Result<(), ReadError> {
-        self.file
-            .read_exact_at(buffer, at)
-            .map_err(|source| self.failed(source))
+        self.read_at(buffer, at).map_err(|source| self.failed(source))
+    }
+
+    /// Reads of the file system, whatever is before it in the file.
+    fn read_at(&self, buffer: &mut [u8], at: u64) -> std::io::Result<()> {
+        self.file.read_exact_at(buffer, self.start.saturating_add(at))
     }
 
     fn failed(&self, source: std::io::Error) -> ReadError {

@@ -11,10 +11,10 @@ struct Applied {
 
 fn apply_with(layers: &[Vec<Vec<u8>>], limits: &Limits) -> Applied {
     let dir = tempfile::tempdir().unwrap();
-    let tree = dir.path().join("tree");
-    fs::create_dir(&tree).unwrap();
+    let spool = dir.path().join("spool");
+    fs::create_dir(&spool).unwrap();
     let result = (|| {
-        let mut applied = Layers::new(&tree, limits);
+        let mut applied = Layers::new(&spool, limits);
         for entries in layers {
             let bytes = archive(entries);
             let digest = applied.apply(bytes.as_slice(), bytes.len() as u64, |_| Ok(()))?;
@@ -24,6 +24,7 @@ fn apply_with(layers: &[Vec<Vec<u8>>], limits: &Limits) -> Applied {
     })();
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     if let Ok(tree) = &result {
+        disk::lay_out(tree, &dir.path().join("tree"));
         agrees(tree, &dir.path().join("tree"));
     }
     Applied { dir, result }

@@ -183,8 +183,8 @@ fn xattrs(path: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {
 
 /// What we make of the same.
 fn ours(layers: &[Vec<u8>], dir: &Path) -> Result<Seens, Error> {
-    fs::create_dir(dir).unwrap();
-    let mut applied = Layers::new(dir, &Limits::default());
+    let spool = tempfile::tempdir().unwrap();
+    let mut applied = Layers::new(spool.path(), &Limits::default());
     for layer in layers {
         let packed = layer.len() as u64;
         match decompress::detect(layer) {
@@ -196,6 +196,7 @@ fn ours(layers: &[Vec<u8>], dir: &Path) -> Result<Seens, Error> {
         };
     }
     let tree = applied.finish()?;
+    disk::lay_out(&tree, dir);
     agrees(&tree, dir);
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
     let mut firsts: BTreeMap<Vec<u8>, String> = BTreeMap::new();

@@ -23,6 +23,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use banger_store::images::ImageRow;
 use banger_store::vms::VmRow;
 use banger_vmm::MachineSpec;
 use hostkit::dm::Snapshot;
@@ -34,6 +35,7 @@ use crate::crash::{self, Moment, Point};
 use crate::doctor::Check;
 use crate::error::{Error, io};
 use crate::host::Host;
+use crate::image::{build, registered};
 use crate::ledger::{Object, Owner};
 use crate::limits::bytes;
 use crate::space;
@@ -126,26 +128,50 @@ pub(crate) async fn available(host: &Host) -> Vec<Availability> {
 pub(crate) async fn choose(
     host: &Host,
     wanted: Option<SystemDiskKind>,
-    image: &str,
+    image: &ImageRow,
     disk: u64,
 ) -> Result<SystemDiskKind, Error> {
     if let Some(kind) = wanted {
-        if let Some(Obstacle { reason, fix }) = obstacle(host, kind).await {
-            return Err(Error::Unavailable {
-                what: format!("a system disk of kind {:?}", kind.as_str()),
-                reason,
-                fix,
-            });
+        if let Some(obstacle) = obstacle(host, kind).await {
+            return Err(unavailable(kind, obstacle));
         }
-        holds(host, kind, image, disk)?;
+        holds(host, kind, &image.id, disk)?;
+        shares(host, kind, image).await?;
         return Ok(kind);
     }
     for kind in SystemDiskKind::ALL {
-        if holds(host, kind, image, disk).is_ok() && obstacle(host, kind).await.is_none() {
+        if holds(host, kind, &image.id, disk).is_ok()
+            && obstacle(host, kind).await.is_none()
+            && shares(host, kind, image).await.is_ok()
+        {
             return Ok(kind);
         }
     }
     Ok(SystemDiskKind::Overlay)
+}
+
+fn unavailable(kind: SystemDiskKind, Obstacle { reason, fix }: Obstacle) -> Error {
+    Error::Unavailable {
+        what: format!("a system disk of kind {:?}", kind.as_str()),
+        reason,
+        fix,
+    }
+}
+
+/// Refuses a disk that shares blocks with a user's file that is on another file system.
+async fn shares(host: &Host, kind: SystemDiskKind, image: &ImageRow) -> Result<(), Error> {
+    match (kind, &image.registered) {
+        (SystemDiskKind::Reflink, Some(_)) if !reflink::reaches(host, &image.id).await? => {
+            let fix = format!(
+                "make the image Banger's own with `banger image promote {}`, or give --system-disk overlay",
+                image.name()
+            );
+            let reason =
+                "no blocks can be shared between the state directory and the image's file".to_owned();
+            Err(unavailable(kind, Obstacle { reason, fix }))
+        }
+        (SystemDiskKind::Reflink | SystemDiskKind::Dm | SystemDiskKind::Overlay, _) => Ok(()),
+    }
 }
 
 /// The kind for a machine that builds an image: a file by itself, which holds all that the guest sees.
@@ -187,6 +213,17 @@ pub(crate) async fn create(host: &Host, row: &VmRow, paths: &Paths) -> Result<()
 /// name is replaced.
 pub(crate) async fn create_generation(host: &Host, row: &VmRow, paths: &Paths) -> Result<(), Error> {
     let (path, kind) = (file(row, paths)?, kind_of(row)?);
+    let id = row.image.clone();
+    let image = host
+        .store
+        .read(move |tx| banger_store::images::get(tx, &id))
+        .await?;
+    if let Some(image) = &image {
+        registered::usable(host, image).await?;
+        if !row.labels.contains_key(build::LABEL) {
+            shares(host, kind, image).await?;
+        }
+    }
     holds(host, kind, &row.image, row.disk)?;
     space::demand(
         host,

@@ -9,8 +9,9 @@ use hostkit::ext4;
 
 use super::{ROOT, WHICH, file};
 use crate::doctor::Check;
-use crate::error::{Error, chain};
+use crate::error::{Error, Problem, chain};
 use crate::host::Host;
+use crate::image::registered;
 use crate::vm::capability::Start;
 use crate::vm::capability::disk;
 
@@ -28,6 +29,14 @@ pub(super) fn check(start: &Start<'_>) -> Vec<Check> {
 
 /// The image, where the run needs it.
 pub(super) fn image(start: &Start<'_>) -> Check {
+    let state = &start.host.settings.state_dir;
+    let obstacle = start
+        .image
+        .as_ref()
+        .and_then(|row| registered::obstacle(state, row));
+    if let Some(Problem { message, fix }) = obstacle {
+        return Check::failure(WHICH.group, "image", message, fix.unwrap_or_default());
+    }
     match ext4::superblock::check(&start.rootfs) {
         Ok(_) => Check::fine(WHICH.group, "image", start.rootfs.display().to_string()),
         Err(e) => Check::failure(

@@ -37,6 +37,23 @@ pub(super) async fn obstacle(host: &Host) -> Option<Obstacle> {
     })
 }
 
+/// Whether the image's blocks can be shared from where its file is.
+pub(super) async fn reaches(host: &Host, image: &str) -> Result<bool, Error> {
+    let state = &host.settings.state_dir;
+    let (image, directory) = (
+        crate::image::rootfs_path(state, image),
+        crate::vm::state::machines_dir(state),
+    );
+    let probed = tokio::task::spawn_blocking(move || {
+        let from = File::open(&image).map_err(io("open", &image))?;
+        reflink::probe_from(&from, &directory).map_err(io("share the blocks of", &image))
+    });
+    probed.await.map_err(|e| Error::Host {
+        action: "look at the image's file",
+        source: Box::new(e),
+    })?
+}
+
 /// Shares the image's blocks, then lengthens the file to the disk's size.
 pub(super) async fn make(host: &Host, row: &VmRow, path: &Path) -> Result<(), Error> {
     let image = crate::image::rootfs_path(&host.settings.state_dir, &row.image);
