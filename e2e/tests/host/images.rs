@@ -40,14 +40,15 @@ pub(crate) fn steps(host: &Host<'_>) {
     });
 }
 
-/// Registers an image with an empty file system of that size: sparse, so that it costs nothing to make.
+/// Makes an image of an empty file system of that size: sparse, so that it costs nothing to make.
 ///
-/// Registering computes a digest, which takes minutes for 4 GiB in an emulated host. So a small file is registered, and
-/// the real one put in its place.
+/// Registering computes a digest, which takes minutes for 4 GiB in an emulated host. So a small file is registered and
+/// promoted, and the real one put in the place of the copy.
 fn image(host: &Host<'_>, name: &str, size: &str) {
     host.sh(&format!(
-        "cd /var/lib/banger; mke2fs -q -t ext4 {name}.ext4 8M; banger image register {name} {name}.ext4 --quiet; \
-         rm {name}.ext4; mke2fs -q -t ext4 -E lazy_itable_init=1,lazy_journal_init=1 {name}.ext4 {size}"
+        "cd /srv; mke2fs -q -t ext4 {name}.ext4 8M; banger image register {name} {name}.ext4 --quiet; \
+         banger image promote {name} --quiet; rm {name}.ext4; \
+         cd /var/lib/banger; mke2fs -q -t ext4 -E lazy_itable_init=1,lazy_journal_init=1 {name}.ext4 {size}"
     ));
     let shown = host.banger(["image", "show", name, "--output", "json"]).json();
     let id = shown["id"].as_str().expect("an id");
