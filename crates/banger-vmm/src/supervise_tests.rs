@@ -65,11 +65,18 @@ async fn one_process_takes_the_others_along() {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("socket");
     drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
+    let fifo = dir.path().join("fifo");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, rustix::fs::Mode::RWXU).unwrap();
+    let fifo = fifo.display();
+    // The companion is seen to end first: its end is what the VMM ends upon.
+    let (last, first) = (
+        format!("read line < {fifo}; exit 5"),
+        format!("exec 9> {fifo}; exit 6"),
+    );
     for (vmm, device, role, exit) in [
         ("exit 3", FOREVER, ProcessRole::Vmm, Exit::Code(3)),
         (FOREVER, "exit 4", ProcessRole::VsockDevice, Exit::Code(4)),
-        // The companion is seen to end first, because the VMM is about to.
-        ("sleep 0.02; exit 5", "exit 6", ProcessRole::Vmm, Exit::Code(5)),
+        (&last, &first, ProcessRole::Vmm, Exit::Code(5)),
     ] {
         let (ledger, log) = (Ledger::default(), dir.path().join("log"));
         let mut launching = Launching::new(&ledger, &log);

@@ -277,11 +277,15 @@ fn collecting_takes_nothing_from_what_is_under_way() {
     let image = daemon
         .banger(["image", "show", "busybox", "--output", "json"])
         .json();
-    let rootfs = daemon
+    let kept = daemon
         .state()
         .join("images")
         .join(image["id"].as_str().expect("an id"))
         .join("rootfs.ext4");
+    // What is registered is the user's own file, which never lies in the state directory.
+    let outside = tempfile::tempdir().expect("a directory");
+    let rootfs = outside.path().join("rootfs.ext4");
+    std::fs::copy(kept, &rootfs).expect("copy an image");
 
     let over = AtomicBool::new(false);
     let (rounds, taken) = std::thread::scope(|scope| {

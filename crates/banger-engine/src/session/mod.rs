@@ -218,7 +218,8 @@ fn name_after(program: &str, taken: &[SessionRow]) -> String {
         }
     };
     let base: String = base.chars().map(fit).take(40).collect();
-    let base = base.trim_matches(|c: char| !c.is_ascii_lowercase());
+    let base = base.trim_start_matches(|c: char| !c.is_ascii_lowercase());
+    let base = base.trim_end_matches('-');
     let base = if base.is_empty() { "session" } else { base };
     let is_free = |name: &String| taken.iter().all(|row| row.name != *name);
     let numbered = (2_u32..).map(|number| format!("{base}-{number}"));

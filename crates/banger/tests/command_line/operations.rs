@@ -76,7 +76,6 @@ fn detached_operations_are_named_by_their_ids() {
     );
     assert_eq!(daemon.run(&["vm", "start", "-d", "dev"]), ended(0, "op1\n", ""));
     assert_eq!(daemon.run(&["run", "busybox", "-d"]), ended(0, "op2\n", ""));
-    assert_eq!(daemon.run(&["run", "-d", "busybox", "ls"]).code, Some(2));
     assert_eq!(
         daemon.run(&["image", "register", "x", "/x", "-d"]),
         ended(0, "op3\n", "")

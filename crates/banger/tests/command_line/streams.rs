@@ -187,14 +187,45 @@ fn an_image_may_have_a_program_of_its_own() {
     );
     let bare = daemon.run(&["run", "-q", "--name", "bare", "--entrypoint", "", "greeter"]);
     assert_eq!(bare, ended(0, "bare\n", ""));
-    let detached = daemon.run(&["run", "--name", "web", "-d", "greeter"]);
-    assert_eq!(detached.code, Some(0));
-    assert!(
-        detached
-            .stderr
-            .contains("begin it with: banger exec web -- echo hello world\n"),
-        "{}",
-        detached.stderr
+}
+
+#[test]
+fn a_detached_program_is_the_machines_main_session() {
+    let daemon = Daemon::start();
+    assert_eq!(
+        daemon.run(&["run", "-q", "--name", "web", "-d", "greeter"]),
+        ended(0, "web\n", "")
+    );
+    assert_eq!(
+        daemon.run(&[
+            "run", "-q", "--name", "job", "-d", "--rm", "busybox", "make", "all"
+        ]),
+        ended(0, "job\n", "")
+    );
+    assert_eq!(
+        daemon.calls(),
+        [
+            "vm.create web ephemeral=false start=true",
+            "session.start web main echo hello world ends_machine=false",
+            "vm.create job ephemeral=true start=true",
+            "session.start job main make all ends_machine=true",
+        ]
+    );
+    let failed = daemon.run(&[
+        "run",
+        "-q",
+        "--name",
+        "x",
+        "-d",
+        "--rm",
+        "busybox",
+        "nosuch-command",
+    ]);
+    assert_eq!(failed.code, Some(127), "{}", failed.stderr);
+    assert_eq!(
+        daemon.calls().last().unwrap(),
+        "vm.remove x force=true",
+        "a machine made for it alone does not stay"
     );
 }
 

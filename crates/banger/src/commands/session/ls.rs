@@ -78,6 +78,12 @@ mod tests {
             ..running.clone()
         };
         let now: Timestamp = "2026-02-01T00:01:00Z".parse().unwrap();
-        insta::assert_snapshot!(render(&[running, exited, killed, lost], now), @"");
+        insta::assert_snapshot!(render(&[running, exited, killed, lost], now), @r"
+        VM    SESSION   STATE      AGE   COMMAND
+        dev   build     running    1m    sh -c 'make -j2'
+        dev   sh        exited 3   1m    sh -c 'make -j2'
+        dev   build     signal 9   1m    'it'\''s' ''
+        dev   build     lost       1m    sh -c 'make -j2'
+        ");
     }
 }

@@ -515,8 +515,34 @@ impl Service for Local {
         Err(RpcError::new(ErrorKind::NotFound, "no ports here"))
     }
     async fn session_start(&self, _: Caller, params: SessionStart) -> Result<Session, RpcError> {
-        self.find(&params.vm)?;
-        Err(RpcError::new(ErrorKind::NotFound, "no sessions here"))
+        let vm = self.find(&params.vm)?;
+        let name = params.name.unwrap_or_else(|| "session".to_owned());
+        self.called(format!(
+            "session.start {} {name} {} ends_machine={}",
+            vm.name,
+            params.command.join(" "),
+            params.ends_machine
+        ));
+        if params.command[0] == "nosuch-command" {
+            return Err(RpcError::new(
+                ErrorKind::CommandNotFound,
+                "nosuch-command: not found",
+            ));
+        }
+        Ok(Session {
+            id: "s1s2s3s4s5".into(),
+            name,
+            vm: vm.name,
+            command: params.command,
+            user: params.user,
+            state: SessionState::Running,
+            exit_code: None,
+            signal: None,
+            reason: None,
+            started: jiff::Timestamp::now(),
+            ended: None,
+            ends_machine: params.ends_machine,
+        })
     }
     async fn session_list(&self, _: Caller, _: SessionsOf) -> Result<Vec<Session>, RpcError> {
         Ok(Vec::new())
