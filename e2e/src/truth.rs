@@ -16,12 +16,13 @@ use crate::wire::Wire;
 const SETTLED: Duration = Duration::from_secs(60);
 
 /// What a machine's directory may hold besides its one system disk.
-const FILES: [&str; 5] = [
+const FILES: [&str; 6] = [
     "work.img",
     "console.log",
     "vmm.log",
     "metrics.json",
     "ssh_host_ed25519_key",
+    "sessions",
 ];
 /// What is appended to their names when they are put aside.
 const ASIDE: [&str; 2] = [".old", ".previous"];

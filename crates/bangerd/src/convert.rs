@@ -67,6 +67,11 @@ fn report(report: Report) -> RpcError {
 /// The engine's refusal or failure. Taken by value, as `map_err` has it.
 #[expect(clippy::needless_pass_by_value, reason = "for use with map_err")]
 pub(crate) fn error(error: banger_engine::Error) -> RpcError {
+    if let banger_engine::Error::Agent { vm, source } = &error
+        && let Some(source) = source.downcast_ref::<AgentError>()
+    {
+        return agent_error(vm, source);
+    }
     report(error.report())
 }
 

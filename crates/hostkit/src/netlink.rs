@@ -87,7 +87,7 @@ pub(crate) fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
     bytes.get(at..)?.first_chunk().copied().map(u64::from_ne_bytes)
 }
 
-/// A socket that hears one group's messages, of the network namespace of the thread that opened it.
+/// A socket that hears the messages of some groups, of the network namespace of the thread that opened it.
 #[derive(Debug)]
 pub(crate) struct Listener {
     fd: AsyncFd<OwnedFd>,
@@ -104,8 +104,8 @@ pub(crate) enum Heard<'a> {
 }
 
 impl Listener {
-    /// Listens to a group, 1 to 32, of a protocol; none is rtnetlink. To be called where a Tokio runtime is.
-    pub(crate) fn join(protocol: Option<Protocol>, group: u32) -> io::Result<Self> {
+    /// Listens to groups, 1 to 32 each, of a protocol; none is rtnetlink. To be called where a Tokio runtime is.
+    pub(crate) fn join(protocol: Option<Protocol>, groups: &[u32]) -> io::Result<Self> {
         let fd = socket_with(
             AddressFamily::NETLINK,
             SocketType::RAW,
@@ -116,7 +116,8 @@ impl Listener {
         if sockopt::set_socket_recv_buffer_size_force(&fd, WAITING).is_err() {
             sockopt::set_socket_recv_buffer_size(&fd, WAITING)?;
         }
-        bind(&fd, &netlink::SocketAddrNetlink::new(0, 1 << (group - 1)))?;
+        let mask = groups.iter().fold(0, |mask, group| mask | 1 << (group - 1));
+        bind(&fd, &netlink::SocketAddrNetlink::new(0, mask))?;
         // SAFETY: the descriptor is owned by what it is registered with, and not replaced in it.
         let fd = unsafe { AsyncFd::register(fd)? };
         Ok(Self {

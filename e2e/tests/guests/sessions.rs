@@ -37,7 +37,7 @@ fn a_session_outlasts_clients_daemons_and_its_machine() {
     let taken = daemon
         .banger(["session", "start", "dev", "--name", "sh", "--", "true"])
         .fails(4);
-    assert!(taken.contains("session \"sh\" exists already"), "{taken}");
+    assert!(taken.contains("session \"sh\" already exists"), "{taken}");
     let second = daemon
         .banger(["session", "start", "dev", "--", "sh", "-c", "exit 0"])
         .ok();

@@ -23,7 +23,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use ipnet::IpNet;
 use message::{Request, flags, kind};
 use socket::{Refusal, Socket};
-pub use watch::Watch;
+pub use watch::{NetworkWatch, Watch};
 
 /// Longest name of a link in bytes: `IFNAMSIZ` less the zero.
 pub const NAME: usize = 15;

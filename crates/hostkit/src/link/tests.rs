@@ -334,6 +334,27 @@ fn what_comes_goes_and_changes_is_told() {
 }
 
 #[test]
+fn networks_that_come_and_go_are_told() {
+    in_namespace(async |links| {
+        let index = links.make_bridge("bgr0", "").await.unwrap();
+        let mut watch = NetworkWatch::open().unwrap();
+        let soon = std::time::Duration::from_millis(50);
+        // A link alone is no network.
+        links.make_bridge("bgr1", "").await.unwrap();
+        tokio::time::timeout(soon, watch.changed()).await.unwrap_err();
+        links
+            .add_address(index, "192.0.2.1/24".parse().unwrap())
+            .await
+            .unwrap();
+        watch.changed().await.unwrap();
+        links.set_up(index).await.unwrap();
+        watch.changed().await.unwrap();
+        links.delete("bgr0").await.unwrap();
+        watch.changed().await.unwrap();
+    });
+}
+
+#[test]
 fn a_port_is_closed_and_opened() {
     in_namespace(async |links| {
         let bridge = links.make_bridge("bgr0", "").await.unwrap();

@@ -1,11 +1,14 @@
-//! Word of links that come, go or change (the group `RTNLGRP_LINK` of rtnetlink(7)).
+//! Word of links, and of the host's networks, that come, go or change: groups of rtnetlink(7), by their numbers in
+//! `linux/rtnetlink.h`.
 
 use super::LinkError;
 use super::message::{self, kind};
 use crate::netlink::{Heard, Listener};
 
 /// `RTNLGRP_LINK`.
-const GROUP: u32 = 1;
+const LINK: u32 = 1;
+/// `RTNLGRP_IPV4_IFADDR`, `RTNLGRP_IPV4_ROUTE`.
+const NETWORKS: [u32; 2] = [5, 7];
 
 /// Hears of changes to links, in the network namespace of the thread that opened it.
 #[derive(Debug)]
@@ -14,7 +17,7 @@ pub struct Watch(Listener);
 impl Watch {
     /// Begins to listen. Needs no privileges. To be called where a Tokio runtime is.
     pub fn open() -> Result<Self, LinkError> {
-        let opened = Listener::join(None, GROUP);
+        let opened = Listener::join(None, &[LINK]);
         opened.map(Self).map_err(|source| LinkError::Socket { source })
     }
 
@@ -46,5 +49,27 @@ fn concerns(heard: Heard<'_>, wanted: impl Fn(&str) -> bool) -> bool {
                 && attributes
                     .any(|(kind, contents)| kind == message::link::NAME && wanted(&message::text(contents)))
         }
+    }
+}
+
+/// Hears of changes to IPv4 addresses and routes, in the network namespace of the thread that opened it: a VPN, a WLAN.
+#[derive(Debug)]
+pub struct NetworkWatch(Listener);
+
+impl NetworkWatch {
+    /// Begins to listen. Needs no privileges. To be called where a Tokio runtime is.
+    pub fn open() -> Result<Self, LinkError> {
+        let opened = Listener::join(None, &NETWORKS);
+        opened.map(Self).map_err(|source| LinkError::Socket { source })
+    }
+
+    /// Waits until an address or a route of whatever link has come, gone or changed; several changes are one. Dropping it
+    /// loses nothing.
+    pub async fn changed(&mut self) -> Result<(), LinkError> {
+        let heard = match self.0.hear(|_| ()).await {
+            Ok(()) => self.0.hear_waiting(|_| ()),
+            Err(e) => Err(e),
+        };
+        heard.map_err(|source| LinkError::Socket { source })
     }
 }

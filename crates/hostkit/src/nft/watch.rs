@@ -50,7 +50,7 @@ struct Seen {
 impl Watch {
     /// Begins to listen. Takes `CAP_NET_ADMIN`. To be called where a Tokio runtime is.
     pub fn open(table: &str) -> Result<Self, NftError> {
-        let opened = Listener::join(Some(netlink::NETFILTER), GROUP);
+        let opened = Listener::join(Some(netlink::NETFILTER), &[GROUP]);
         Ok(Self {
             listener: opened.map_err(|source| NftError::Watch { source })?,
             seen: Seen {

@@ -7,7 +7,7 @@
 //!     -> names; rules, where they are others than before; forwarding
 //!     -> taps: those that came back, what is missing, what is too many
 //! ```
-//! - [`watch`]: word of links and rules that somebody else has changed;
+//! - [`watch`]: word of links and rules that somebody else has changed, and of the host's networks;
 //! - [`rules`]: what may pass, and nothing while that is not in force; [`forwarding`]: the host's part in it;
 //! - [`taps`]: the pool's, and those in use.
 //!
@@ -38,11 +38,14 @@ use crate::error::{Error, chain};
 use crate::ledger::{Object, Owner};
 use watch::{Told, Watch};
 
-/// Between two looks while machines are connected: a VPN may have come up.
+/// Between two looks while machines are connected: what no word was had of.
 const LOOK: Duration = Duration::from_secs(30);
 
 /// Between two restorations of rules: whoever changes them again and again does not keep us busy.
 const PACE: Duration = Duration::from_millis(100);
+
+/// From word of one change of the host's networks to the look: an interface comes with several.
+const SETTLING: Duration = Duration::from_millis(50);
 
 /// After looks that have failed, the kernel's word of links, which may be of what they did themselves, is followed at least
 /// so often.
@@ -122,6 +125,8 @@ impl Keeper {
         let now = Instant::now();
         let mut next = now + if failing { pause(self.failures) } else { LOOK };
         let soon = now + pause(self.failures).min(FAILING);
+        // The host's networks are others; however often, that is looked at with a pause.
+        let mut moved = None;
         loop {
             // All are cancel-safe: a change is a number that stays, a notification that nobody waits for is kept, and so is
             // what the kernel has told of us.
@@ -143,7 +148,10 @@ impl Keeper {
                     Told::Links => if !self.are_links_in_order().await {
                         return true;
                     },
+                    Told::Networks if failing => next = next.min(soon),
+                    Told::Networks => moved = moved.or(Some(Instant::now() + SETTLING)),
                 },
+                () = tokio::time::sleep_until(moved.unwrap_or(next)), if looks_again && moved.is_some() => return true,
                 () = tokio::time::sleep_until(next), if looks_again && kept => {
                     self.thorough = true;
                     return true;

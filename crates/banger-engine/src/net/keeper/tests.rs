@@ -324,6 +324,38 @@ fn machines_on_a_bridge_keep_their_rules_when_new_ones_get_none() {
 }
 
 #[test]
+fn a_network_that_the_host_joins_is_inside_at_once() {
+    at_a_place(async |place| {
+        let net = place.keep().await;
+        let (_tap, _card) = net.connect().await;
+        net.settle().await;
+        let applied = || {
+            std::fs::read_to_string(place.path("calls"))
+                .unwrap()
+                .lines()
+                .filter(|line| *line == "-f -")
+                .count()
+        };
+        let before = applied();
+        let index = place.links.make_bridge("vpn0", "").await.unwrap();
+        place
+            .links
+            .add_address(index, "192.0.2.1/24".parse().unwrap())
+            .await
+            .unwrap();
+        place.links.set_up(index).await.unwrap();
+        let began = Instant::now();
+        until("rules with the network", async || applied() > before).await;
+        assert!(
+            began.elapsed() < LOOK / 2,
+            "only by the look now and then: {:?}",
+            began.elapsed()
+        );
+        net.network.close().await;
+    });
+}
+
+#[test]
 fn a_bridge_in_use_stays_whatever_comes_to_overlap_it() {
     at_a_place(async |place| {
         let net = place.keep().await;

@@ -1,4 +1,4 @@
-//! Word from the kernel: that our rules were changed by somebody else, or one of our links.
+//! Word from the kernel: that our rules were changed by somebody else, or one of our links, or what networks the host has.
 //!
 //! Where it cannot be had, the keeper's look now and then has to do.
 
@@ -17,12 +17,15 @@ pub(super) enum Told {
     Rules,
     /// A link of ours has come, gone or changed, by whomever.
     Links,
+    /// The host's addresses or routes are others: what is inside, and kept from guests, may be more.
+    Networks,
 }
 
 /// See the module.
 pub(super) struct Watch {
     rules: Option<nft::Watch>,
     links: Option<link::Watch>,
+    networks: Option<link::NetworkWatch>,
     bridge: String,
     pool: Pool,
 }
@@ -34,9 +37,11 @@ impl Watch {
         let kept = network.keeps_bridge();
         let rules = kept.then(|| nft::Watch::open(&filter::table(&bridge)));
         let links = kept.then(link::Watch::open);
+        let networks = kept.then(link::NetworkWatch::open);
         Self {
             rules: rules.and_then(|opened| opened.map_err(|e| deaf(&e)).ok()),
             links: links.and_then(|opened| opened.map_err(|e| deaf(&e)).ok()),
+            networks: networks.and_then(|opened| opened.map_err(|e| deaf(&e)).ok()),
             bridge,
             pool: network.hands.pool.clone(),
         }
@@ -59,7 +64,13 @@ impl Watch {
                 None => pending().await,
             }
         };
-        // Both are cancel-safe. Rules go first: what passes without them is open.
+        let networks = async {
+            match &mut self.networks {
+                Some(watch) => watch.changed().await,
+                None => pending().await,
+            }
+        };
+        // All are cancel-safe. Rules go first: what passes without them is open.
         tokio::select! {
             biased;
             changed = rules => {
@@ -75,6 +86,13 @@ impl Watch {
                     self.links = None;
                 }
                 Told::Links
+            }
+            changed = networks => {
+                if let Err(e) = changed {
+                    deaf(&e);
+                    self.networks = None;
+                }
+                Told::Networks
             }
         }
     }
