@@ -77,6 +77,11 @@ pub fn unfinished(tx: &Transaction<'_>) -> Result<Vec<SessionRow>, StoreError> {
     select(tx, "outcome IS NULL", &[])
 }
 
+/// Those that have ended, and were to take their machine along.
+pub fn that_end_their_machine(tx: &Transaction<'_>) -> Result<Vec<SessionRow>, StoreError> {
+    select(tx, "ends_machine AND outcome IS NOT NULL", &[])
+}
+
 /// One of a machine, by its name.
 pub fn find(tx: &Transaction<'_>, vm: &str, name: &str) -> Result<Option<SessionRow>, StoreError> {
     let sql = format!("SELECT {COLUMNS} FROM sessions WHERE vm = ?1 AND name = ?2");

@@ -147,6 +147,7 @@ fn dying_while_running() {
         "remove by force",
         "grow while running",
         "sessions",
+        "a session that ends its machine",
         "end by itself",
     ];
     die_everywhere(&scenarios, Deaths::New);

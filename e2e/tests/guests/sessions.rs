@@ -55,8 +55,8 @@ fn a_session_outlasts_clients_daemons_and_its_machine() {
     assert_eq!(waited.code(), 7, "{waited}");
     let all = daemon.banger(["session", "logs", "dev", "sh"]).run().expect(0);
     assert_eq!(
-        (all.out(), all.err()),
-        ("one\nthree".to_owned(), "two".to_owned())
+        (all.out().as_str(), all.err().as_str()),
+        ("one\nthree", "two\n")
     );
     let tail = daemon
         .banger(["session", "logs", "-n", "1", "dev", "sh"])

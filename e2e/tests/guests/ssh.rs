@@ -499,6 +499,8 @@ fn much_data_arrives_whole() {
     }
     let daemon = Daemon::start(&bed, Settings::prepared());
     let _guest = Guest::start(&daemon, "bulk", "debian");
+    // Who logs in while it boots is told so (pam_nologin), on standard error.
+    daemon.banger(["vm", "wait", "bulk"]).ok();
     let user = User::new(&daemon, "user");
     let mut bytes = vec![0; PART];
     let mut word = 0x9e37_79b9_7f4a_7c15_u64;

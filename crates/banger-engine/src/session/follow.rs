@@ -35,7 +35,7 @@ pub(crate) fn begin(host: &Arc<Host>, machines: &Machines, handle: &Handle, row:
         let outcome = follow(&host, handle.view.clone(), &row, &news).await;
         if let Some(outcome) = outcome {
             keep(&host, &row, &outcome).await;
-            if row.ends_machine && !matches!(outcome, Outcome::Lost(_)) {
+            if takes_along(&row, &outcome) {
                 stop(&host, handle).await;
             }
         }
@@ -44,9 +44,17 @@ pub(crate) fn begin(host: &Arc<Host>, machines: &Machines, handle: &Handle, row:
     });
 }
 
-/// Takes up the sessions that an earlier daemon has left.
+/// Whether the machine stops with its session.
+fn takes_along(row: &SessionRow, outcome: &Outcome) -> bool {
+    row.ends_machine && !matches!(outcome, Outcome::Lost(_))
+}
+
+/// Takes up the sessions that an earlier daemon has left, and stops the machines that it did not come to stop after theirs.
 pub(crate) async fn take_up(host: &Arc<Host>, machines: &Machines) {
-    let rows = match host.store.read(sessions::unfinished).await {
+    let rows = host
+        .store
+        .read(|tx| Ok((sessions::unfinished(tx)?, sessions::that_end_their_machine(tx)?)));
+    let (rows, ended) = match rows.await {
         Ok(rows) => rows,
         // Machines go on without them, which is better than no daemon.
         Err(e) => {
@@ -58,6 +66,27 @@ pub(crate) async fn take_up(host: &Arc<Host>, machines: &Machines) {
     for row in rows {
         if let Some(handle) = handles.iter().find(|handle| handle.id == row.vm) {
             begin(host, machines, handle, row);
+        }
+    }
+    for row in ended {
+        let outcome = row
+            .outcome
+            .as_deref()
+            .and_then(|text| super::outcome_of(text).ok());
+        let is_run = |handle: &&Handle| {
+            handle.id == row.vm
+                && handle
+                    .view
+                    .borrow()
+                    .phase
+                    .running()
+                    .is_some_and(|run| run.since == row.run)
+        };
+        if outcome.is_some_and(|outcome| takes_along(&row, &outcome))
+            && let Some(handle) = handles.iter().find(is_run)
+        {
+            let (host, handle) = (host.clone(), handle.clone());
+            machines.spawn(async move { stop(&host, handle).await });
         }
     }
 }

@@ -182,6 +182,13 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         act: sessions,
     },
     Scenario {
+        name: "a session that ends its machine",
+        before: Before::Running,
+        ends: false,
+        left: None,
+        act: session_ends_machine,
+    },
+    Scenario {
         name: "grow while running",
         before: Before::Running,
         ends: false,
@@ -509,6 +516,33 @@ fn sessions(_: &Bench, wire: &mut Wire) -> Option<()> {
     );
     asked(wire, "session.remove", &of)?;
     Some(())
+}
+
+/// The machine stops, whatever the daemon that knew of it has come to.
+fn session_ends_machine(_: &Bench, wire: &mut Wire) -> Option<()> {
+    let of = json!({"vm": VM});
+    let known = asked(wire, "session.list", &of)?;
+    let shown = asked(wire, "vm.show", &of)?;
+    // A run begins more than a second before its first session, so these order as text.
+    let since = shown["running"]["since"].as_str();
+    // One that the guest never came to know of is lost, and ends nothing.
+    let ends_this_run = |session: &Value| {
+        session["ends_machine"] == true && session["state"] != "lost" && session["started"].as_str() > since
+    };
+    let mut known = known.as_array().expect("sessions").iter();
+    if since.is_some() && !known.any(ends_this_run) {
+        let new = json!({"vm": VM, "command": ["/bin/true"], "ends_machine": true});
+        asked(wire, "session.start", &new)?;
+    }
+    let mut seen = Value::Null;
+    let stopped = wait_for(STEP, || match wire.ask("vm.show", &of) {
+        None => Some(None),
+        Some(vm) => {
+            seen = vm.expect("a machine");
+            (seen["state"] == "stopped").then_some(Some(()))
+        }
+    });
+    stopped.unwrap_or_else(|| panic!("it goes on: {seen:#}"))
 }
 
 fn end_by_itself(_: &Bench, wire: &mut Wire) -> Option<()> {
