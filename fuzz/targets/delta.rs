@@ -14,8 +14,7 @@ fuzz_target!(|difference: &[u8]| {
     let to = banger_fuzz::file(&banger_fuzz::scratch().join("disk"), &[7; 3000]);
     let mut pieces = Pieces::of(&to, |_| Ok(())).expect("a file");
     let applied = pieces.apply(difference, &to);
-    // A made difference of another length has the last piece anew; one that has not belongs to something else.
-    if applied.is_ok() && to.metadata().expect("a file").len() == 3000 {
+    if applied.is_ok() {
         let now = Pieces::of(&to, |_| Ok(())).expect("a file");
         assert_eq!(pieces, now, "what is known is what is there");
     }

@@ -99,10 +99,20 @@ impl Pieces {
             return Err(invalid("not a difference of disks"));
         }
         let length = number(&mut difference)?;
+        let former = to.metadata()?.len();
         // What is cut off is zero when the file grows again.
         to.set_len(length)?;
         drop(self.0.split_off(&length.div_ceil(PIECE_BYTES)));
         let mut bytes = vec![0; PIECE];
+        // The piece at the former end, or at the new one, is of another length, whether or not the difference has it.
+        let end = former.min(length);
+        if former != length && end % PIECE_BYTES != 0 {
+            let at = end - end % PIECE_BYTES;
+            let have = usize::try_from((length - at).min(PIECE_BYTES)).unwrap_or(PIECE);
+            let bytes = bytes.get_mut(..have).unwrap_or_default();
+            to.read_exact_at(bytes, at)?;
+            self.know(at / PIECE_BYTES, bytes);
+        }
         loop {
             let piece = number(&mut difference)?;
             if piece == END {
@@ -120,11 +130,15 @@ impl Pieces {
                 _ => return Err(invalid("a piece of an unknown kind")),
             }
             to.write_all_at(bytes, at)?;
-            match known_by(bytes) {
-                Some(digest) => self.0.insert(piece, digest),
-                None => self.0.remove(&piece),
-            };
+            self.know(piece, bytes);
         }
+    }
+
+    fn know(&mut self, piece: u64, bytes: &[u8]) {
+        match known_by(bytes) {
+            Some(digest) => self.0.insert(piece, digest),
+            None => self.0.remove(&piece),
+        };
     }
 }
 
@@ -225,6 +239,22 @@ mod tests {
                     let cut = difference.get(..end).unwrap();
                     prop_assert!(Pieces::default().apply(cut, &scratch).is_err());
                 }
+            }
+        }
+    }
+
+    /// One that nobody made: its file is longer, or shorter, and it says nothing of the piece at the end.
+    #[test]
+    fn what_is_known_is_what_is_there_whatever_was_applied() {
+        for length in [0u64, 1, 2999, 3001, PIECE_BYTES, PIECE_BYTES + 1, 5 * PIECE_BYTES] {
+            for from in [3000, PIECE_BYTES, PIECE_BYTES + 3000] {
+                let to = file(from, &[(0, 7), (from - 1, 7)]);
+                let mut known = Pieces::of(&to, |_| Ok(())).unwrap();
+                let mut forged = MAGIC.to_vec();
+                forged.extend(length.to_le_bytes());
+                forged.extend(END.to_le_bytes());
+                known.apply(forged.as_slice(), &to).unwrap();
+                assert_eq!(known, Pieces::of(&to, |_| Ok(())).unwrap(), "{from} to {length}");
             }
         }
     }

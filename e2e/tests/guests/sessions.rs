@@ -54,10 +54,7 @@ fn a_session_outlasts_clients_daemons_and_its_machine() {
     let waited = daemon.banger(["session", "wait", "dev", "sh"]).run();
     assert_eq!(waited.code(), 7, "{waited}");
     let all = daemon.banger(["session", "logs", "dev", "sh"]).run().expect(0);
-    assert_eq!(
-        (all.out().as_str(), all.err().as_str()),
-        ("one\nthree", "two\n")
-    );
+    assert_eq!((all.out().as_str(), all.err().as_str()), ("one\nthree", "two\n"));
     let tail = daemon
         .banger(["session", "logs", "-n", "1", "dev", "sh"])
         .run()
